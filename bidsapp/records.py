@@ -1,0 +1,57 @@
+"""The small frozen records that pass between the rooms. No heavy imports, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Session:
+    """One session of single-trial betas: a 4-D file, a volume a trial.
+
+    Attributes
+    ----------
+    label : str
+        BIDS session label without ``ses-`` ("" where the file has none).
+    betas : Path
+        4-D ``*_statmap.nii.gz`` (or ``.nii``).
+    trials : Path
+        ``*_trials.tsv`` with one row a volume.
+    stimulus_ids : tuple of str
+        The stimulus of every volume, in volume order, as in ``stimuli.tsv`` without ``stim-``.
+    scale : float
+        Stored values divided by this are percent signal change (NSD: 300).
+    """
+
+    label: str
+    betas: Path
+    trials: Path
+    stimulus_ids: tuple[str, ...]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class SubjectInputs:
+    """Everything the participant level needs of one subject.
+
+    ``masks`` maps the name of each chosen ROI to its 3-D mask file; voxels are where any is > 0.
+    """
+
+    label: str
+    task: str
+    space: str
+    sessions: tuple[Session, ...]
+    masks: dict[str, Path] = field(default_factory=dict)
+    noise_ceiling: Path | None = None
+    #: reference of the betas' space (an image or URI), for ``SpatialReference`` of outputs
+    spatial_reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The stimuli of the training and test set, as ids without ``stim-``, each sorted."""
+
+    name: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]

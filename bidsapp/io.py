@@ -1,0 +1,298 @@
+"""Small files, written whole or not at all, and read strictly.
+
+Everything is written to a temporary name in the same folder and renamed at the end, so a reader (or
+a job that was killed and started again) never meets half a file under its final name.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bidsapp.errors import AppError, ExitCode
+
+#: What marks a name as unfinished; see :func:`atomic_path`.
+PARTIAL = ".partial-"
+
+_COMPRESSION = {".gz", ".bz2", ".xz", ".zst"}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_DAY = 24 * 3600.0
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path to write to; rename it to ``path`` on success, remove it on failure.
+
+    The temporary file lies in the same folder (made if need be) and keeps the suffix, because some
+    writers choose their format by it: ``x.nii.gz`` is written as
+    ``.x.partial-<host>-<pid>-<random>.nii.gz``. No data are flushed to the disk by force: the promise
+    holds against a killed process, not against a power cut.
+
+    Parameters
+    ----------
+    path : path
+        Final name; an existing file is replaced.
+
+    Yields
+    ------
+    Path
+        Where to write. The body must create it.
+
+    Raises
+    ------
+    AppError
+        Exit code 73 where the file can't be created, 74 where the disk is full.
+    """
+    final = Path(path)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(final, error) from error
+    temporary = final.with_name(_partial_name(final.name))
+    try:
+        yield temporary
+        os.replace(temporary, final)
+    except OSError as error:
+        # The body may also fail in reading its input; only what can be about writing is translated.
+        about_us = error.errno in _FULL or error.filename in (os.fspath(temporary), None)
+        if about_us and error.errno in _FULL | _FORBIDDEN:
+            raise _cannot_write(final, error) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _partial_name(name: str) -> str:
+    stem, suffix = os.path.splitext(name)
+    if suffix in _COMPRESSION:
+        stem, inner = os.path.splitext(stem)
+        suffix = inner + suffix
+    host = "".join(c for c in socket.gethostname() if c.isalnum())[:16] or "host"
+    return f".{stem}{PARTIAL}{host}-{os.getpid()}-{secrets.token_hex(3)}{suffix}"
+
+
+def _cannot_write(path: Path, error: OSError) -> AppError:
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        mend = "Free some space there (or choose another folder) and run the same command again."
+        return AppError(f"Cannot write {path}: {reason}. {mend}", exit_code=ExitCode.IO_ERROR)
+    mend = "Choose a folder that this user may write to; in a container, check that it is bound read-write."
+    return AppError(f"Cannot write {path}: {reason}. {mend}", exit_code=ExitCode.CANNOT_CREATE)
+
+
+def clear_partials(folder: str | os.PathLike[str], *, max_age: float = _DAY) -> list[Path]:
+    """Remove what killed processes left unfinished in ``folder`` (not in its sub-folders).
+
+    A file is left alone while the process that writes it may still live: on this machine that is
+    asked of the system, on another one everything younger than ``max_age`` seconds is kept.
+
+    Returns
+    -------
+    list of Path
+        The files removed, sorted.
+    """
+    removed = []
+    here = "".join(c for c in socket.gethostname() if c.isalnum())[:16] or "host"
+    for path in sorted(Path(folder).glob(f".*{PARTIAL}*")):
+        fields = path.name.rpartition(PARTIAL)[2].split("-")
+        try:
+            old = time.time() - path.stat().st_mtime > max_age
+            dead = len(fields) >= 3 and fields[0] == here and fields[1].isdigit() and not _alive(int(fields[1]))
+            if old or dead:
+                path.unlink()
+                removed.append(path)
+        except FileNotFoundError:
+            continue  # another process was faster
+    return removed
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write ``text`` as UTF-8 with ``\\n`` line ends, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | os.PathLike[str], obj: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically: keys in the order given, two spaces' indent, no nulls.
+
+    Keys whose value is None are left out at every depth (BIDS metadata has no nulls). NumPy scalars
+    and arrays and paths are written as numbers, lists and strings.
+
+    Raises
+    ------
+    ValueError
+        For NaN and infinities, which JSON does not have, and for None inside a list.
+    """
+    text = json.dumps(_without_nulls(obj), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def _without_nulls(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # NumPy, without importing it
+        value = value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(k): _without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, (list, tuple)):
+        if any(v is None for v in value):
+            raise ValueError("a JSON list for BIDS metadata cannot hold None")
+        return [_without_nulls(v) for v in value]
+    return value
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    AppError
+        Exit code 66 where there is no such file, 65 where it is not a JSON object; the message has
+        the path, and the line where that is known.
+    """
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _bad(path, error.lineno, f"is not valid JSON ({error.msg})") from error
+    except (RecursionError, ValueError) as error:
+        # Nested too deeply, or a number of more digits than Python converts.
+        raise _bad(path, None, f"cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise _bad(path, None, "must hold a JSON object ({...})")
+    return value
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a UTF-8 text file (a byte-order mark is dropped, ``\\r\\n`` becomes ``\\n``).
+
+    Raises
+    ------
+    AppError
+        Exit code 66 where there is no such file, 65 where it is not UTF-8, 74 where reading fails.
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        message = f"{os.fspath(path)}: there is no such file. Check the path and, in a container, the mounts."
+        raise AppError(message, exit_code=ExitCode.NO_INPUT) from error
+    except OSError as error:
+        message = f"{os.fspath(path)}: cannot be read ({error.strerror}). Check its permissions."
+        raise AppError(message, exit_code=ExitCode.IO_ERROR) from error
+    try:
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise _bad(path, line, "is not UTF-8 text; save it as UTF-8") from error
+
+
+def write_tsv(path: str | os.PathLike[str], columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write a BIDS table atomically: tab-separated, a header, ``n/a`` for what is missing.
+
+    Parameters
+    ----------
+    path : path
+    columns : mapping of str to sequence
+        Name of each column and its cells, all of one length. None, NaN and empty strings become
+        ``n/a``; floats have six significant digits; truth values are ``true`` and ``false``. Tabs
+        and line ends inside a text become blanks, since the format cannot hold them.
+
+    Raises
+    ------
+    ValueError
+        Where the columns differ in length.
+    """
+    lengths = {len(cells) for cells in columns.values()}
+    if len(lengths) > 1:
+        raise ValueError(f"columns of unequal length: { {k: len(v) for k, v in columns.items()} }")
+    rows = ["\t".join(_cell(name) for name in columns)]
+    rows += ["\t".join(_cell(v) for v in row) for row in zip(*columns.values(), strict=True)]
+    write_text(path, "\n".join(rows) + "\n")
+
+
+def _cell(value: Any) -> str:
+    if hasattr(value, "item") and not isinstance(value, str):
+        value = value.item()
+    if value is None:
+        return "n/a"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return "n/a" if math.isnan(value) else f"{value:.6g}"
+    text = str(value)
+    if any(c in text for c in "\t\r\n\0"):
+        text = " ".join(text.replace("\0", " ").split())
+    return text or "n/a"
+
+
+def read_tsv(path: str | os.PathLike[str]) -> dict[str, list[str]]:
+    """Read a tab-separated table with a header, every cell as text.
+
+    A byte-order mark, ``\\r\\n`` line ends and blank lines at the end are tolerated. Quotes mean
+    nothing, as BIDS has it.
+
+    Returns
+    -------
+    dict of str to list of str
+        Columns in file order.
+
+    Raises
+    ------
+    AppError
+        Exit code 65, with path and line, for an empty file, a column without a name or named twice,
+        a row with more or fewer cells than the header, and a NUL byte; 66 where there is no file.
+    """
+    text = read_text(path)
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise _bad(path, line, "holds a NUL byte, so it is damaged or not a text table")
+    # Not splitlines(): captions may hold characters such as U+2028, which are no line ends in TSV.
+    lines = text.rstrip("\n").split("\n")
+    names = lines[0].split("\t")
+    if not lines[0].strip():
+        raise _bad(path, 1, "has no header row")
+    for index, name in enumerate(names):
+        if not name.strip():
+            raise _bad(path, 1, f"column {index + 1} has no name")
+        if name in names[:index]:
+            raise _bad(path, 1, f"has two columns named {name!r}")
+    cells = [line.split("\t") for line in lines[1:]]
+    for number, row in enumerate(cells, start=2):
+        if len(row) != len(names):
+            what = f"has {len(row)} cell{'s' if len(row) != 1 else ''} where the header has {len(names)}"
+            raise _bad(path, number, what)
+    if not cells:
+        return {name: [] for name in names}
+    return {name: list(column) for name, column in zip(names, zip(*cells, strict=True), strict=True)}
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _bad(path: str | os.PathLike[str], line: int | None, what: str) -> AppError:
+    where = f"{os.fspath(path)}, line {line}" if line is not None else os.fspath(path)
+    return AppError(f"{where}: {what}.", exit_code=ExitCode.BAD_DATA)

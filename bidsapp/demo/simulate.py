@@ -1,0 +1,297 @@
+"""Write the simulated dataset: a BIDS derivative of single-trial betas, designed as NSD is."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bidsapp import __version__
+from bidsapp.demo import scenes, sidecars
+from bidsapp.demo.brain import ROI_NAMES, Brain, make_brain
+from bidsapp.demo.design import DEMO_FAMILY, SessionDesign, SubjectDesign, make_design
+from bidsapp.demo.encoding import INPUT_SIDE, higher_signal, make_early_model, make_higher_weights
+from bidsapp.demo.noise import SessionNoise, VoxelStatistics, make_statistics
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.io import atomic_path, read_json, write_json, write_text, write_tsv
+
+#: Called with what is being done, how much of it is done, and how much there is.
+Progress = Callable[[str, int, int], None]
+
+_TRIALS_A_BLOCK = 64
+
+
+def write_dataset(
+    bids_dir: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    n_subjects: int = 2,
+    n_sessions: int = 3,
+    n_train: int = 1000,
+    n_test: int = 100,
+    image_size: int = 128,
+    repeats: int = 3,
+    n_cpus: int = 2,
+    progress: Progress | None = None,
+) -> Path:
+    """Simulate subjects that look at drawn scenes, and write their betas as a BIDS dataset.
+
+    The same arguments give the same bytes. A folder that already holds the very dataset is left as it
+    is; one that was left unfinished is written anew.
+
+    Parameters
+    ----------
+    bids_dir : path
+        Where to write: a new or empty folder, or one of an earlier call with the same settings.
+    seed : int
+        Everything random follows from it, stimuli included.
+    n_subjects, n_sessions : int
+        Number of subjects, and of sessions of each.
+    n_train, n_test : int
+        Number of scenes of each subject's own, and of those that all subjects share.
+    image_size : int
+        Side of the stimuli in pixels; at least 64.
+    repeats : int
+        How often a scene is shown.
+    n_cpus : int
+        Number of threads; does not change the result.
+    progress : callable, optional
+        ``progress(what, done, total)`` is called as the work goes on.
+
+    Returns
+    -------
+    Path
+        ``bids_dir``.
+
+    Raises
+    ------
+    AppError
+        Exit code 73 if the folder holds something else.
+    ValueError
+        For counts below 1 or an ``image_size`` below 64.
+
+    Notes
+    -----
+    Peak memory is about ``n_images * 12 kB`` (images at 64 pixels) and, a subject at a time,
+    ``n_images * n_voxels * 20`` bytes for the signal: about 0.2 GB with the defaults.
+    """
+    if image_size < INPUT_SIDE:
+        raise ValueError(f"image_size is {image_size}, it must be at least {INPUT_SIDE}")
+    if n_subjects < 1:
+        raise ValueError(f"n_subjects is {n_subjects}, it must be at least 1")
+    counts = {"n_sessions": n_sessions, "n_train": n_train, "n_test": n_test, "repeats": repeats}
+    settings = ", ".join(
+        f"{k} {v}" for k, v in {"seed": seed, "n_subjects": n_subjects, **counts, "size": image_size}.items()
+    )
+    root = Path(bids_dir)
+    if _already_written(root, settings):
+        return root
+    report = progress or (lambda what, done, total: None)
+    write_text(root / "README.md", sidecars.readme(settings))
+    write_text(root / ".bidsignore", "\n".join(sidecars.BIDSIGNORE) + "\n")
+
+    designs = [make_design(s, seed=seed, **counts) for s in range(n_subjects)]
+    family = DEMO_FAMILY + seed
+    with ThreadPoolExecutor(max_workers=max(1, n_cpus)) as pool:
+        images = _write_stimuli(root / "stimuli", family, designs, image_size, pool, report)
+        total = n_subjects * n_sessions
+        for s, design in enumerate(designs):
+            subject = _Subject(root, seed, design)
+            subject.write_anatomy(repeats)
+            shown = np.array(design.scenes)
+            signal = subject.signal(images[shown], family)
+            jobs = [pool.submit(subject.write_session, session, signal) for session in design.sessions]
+            for done, job in enumerate(jobs, start=1 + s * n_sessions):
+                job.result()
+                report("simulating sessions", done, total)
+    columns = {
+        "participant_id": [f"sub-{d.label}" for d in designs],
+        "n_sessions": [len(d.sessions) for d in designs],
+        "n_trials": [sum(len(s.scenes) for s in d.sessions) for d in designs],
+    }
+    write_tsv(root / "participants.tsv", columns)
+    write_json(root / "participants.json", sidecars.PARTICIPANTS_COLUMNS)
+    # Last, since it says that the dataset is whole.
+    write_json(root / "dataset_description.json", sidecars.dataset_description(settings))
+    return root
+
+
+def stimulus_label(scene: int) -> str:
+    """Label of a scene's stimulus, without ``stim-``."""
+    return f"scene{scene:05d}"
+
+
+def _already_written(root: Path, settings: str) -> bool:
+    """Say whether the very dataset is there, and refuse to write into anything else."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    readme = root / "README.md"
+    ours = readme.is_file() and readme.read_bytes() == sidecars.readme(settings).encode()
+    if not ours:
+        raise AppError(
+            f"{root} is not empty and holds no simulated dataset with these settings ({settings}) of "
+            f"bidsapp-recon {__version__}. Nothing was written. Name a new folder, or remove this one.",
+            exit_code=ExitCode.CANNOT_CREATE,
+        )
+    description = root / "dataset_description.json"
+    return description.is_file() and read_json(description) == sidecars.dataset_description(settings)
+
+
+def _write_stimuli(
+    folder: Path,
+    family: int,
+    designs: list[SubjectDesign],
+    size: int,
+    pool: ThreadPoolExecutor,
+    report: Progress,
+) -> NDArray[np.uint8]:
+    """Draw every scene once, write it with its captions; give all at 64 pixels, by scene index."""
+    shown_to = dict.fromkeys(designs[0].test, "all")
+    for design in designs:
+        shown_to.update(dict.fromkeys(design.train, f"sub-{design.label}"))
+    n = len(shown_to)
+    small = np.empty((n, INPUT_SIDE, INPUT_SIDE, 3), np.uint8)
+
+    def draw(index: int) -> tuple[str, str]:
+        scene = scenes.make_scene(family, index)
+        image = Image.fromarray(scenes.draw(scene, size))
+        with atomic_path(folder / f"stim-{stimulus_label(index)}_image.png") as temporary:
+            image.save(temporary, format="PNG", compress_level=6)
+        small[index] = np.asarray(image.resize((INPUT_SIDE, INPUT_SIDE), Image.Resampling.BOX))
+        return scenes.captions(scene)
+
+    captions = []
+    for index, pair in enumerate(pool.map(draw, range(n))):
+        captions.append(pair)
+        report("drawing stimuli", index + 1, n)
+    ids = [f"stim-{stimulus_label(i)}" for i in range(n)]
+    columns: dict[str, list[Any]] = {
+        "stimulus_id": ids,
+        "file": [f"{i}_image.png" for i in ids],
+        "type": ["image"] * n,
+        "present": [True] * n,
+        "split": ["test" if shown_to[i] == "all" else "train" for i in range(n)],
+        "shown_to": [shown_to[i] for i in range(n)],
+        "scene_family": [family] * n,
+        "scene_index": list(range(n)),
+    }
+    write_tsv(folder / "stimuli.tsv", columns)
+    write_json(folder / "stimuli.json", sidecars.STIMULI_COLUMNS)
+    rows = [(i, caption) for i, pair in zip(ids, captions, strict=True) for caption in pair]
+    write_tsv(folder / "captions.tsv", {"stimulus_id": [r[0] for r in rows], "caption": [r[1] for r in rows]})
+    write_json(folder / "captions.json", sidecars.CAPTIONS_COLUMNS)
+    return small
+
+
+class _Subject:
+    """Simulates and writes one subject."""
+
+    def __init__(self, root: Path, seed: int, design: SubjectDesign) -> None:
+        self._root, self._seed, self._design = root, seed, design
+        self._brain: Brain = make_brain(seed, design.label)
+        self._statistics: VoxelStatistics = make_statistics(seed, design.label, self._brain)
+
+    def write_anatomy(self, repeats: int) -> None:
+        """Write the reference image, the ROIs and the noise ceiling."""
+        label, brain = self._design.label, self._brain
+        space, task = f"space-{sidecars.SPACE}", f"task-{sidecars.TASK}"
+        anatomy = 600 + 8 * self._statistics.noise_sd + 400 * (brain.labels > 0)
+        reference = np.where(brain.inside, anatomy, 0).astype(np.int16)
+        self._write_map(f"{task}_{space}_boldref", reference, sidecars.boldref(label))
+        mask = (brain.labels > 0).astype(np.uint8)
+        self._write_map(f"{space}_label-nsdgeneral_mask", mask, sidecars.roi_mask(label))
+        self._write_map(f"{space}_seg-visualrois_dseg", brain.labels, sidecars.segmentation(label))
+        table = self._root / sidecars.func(label, f"{space}_seg-visualrois_dseg.tsv")
+        write_tsv(table, {"index": range(1, 1 + len(ROI_NAMES)), "name": ROI_NAMES})
+        ceiling = self._statistics.noise_ceiling(repeats)
+        name = f"{task}_{space}_desc-noiseceiling_statmap"
+        self._write_map(name, ceiling, sidecars.noise_ceiling(label, repeats))
+
+    def _write_map(self, name: str, data: NDArray[Any], sidecar: dict[str, Any]) -> None:
+        path = self._root / sidecars.func(self._design.label, name)
+        _write_nifti(path.with_name(path.name + ".nii.gz"), data.shape, data.dtype, self._brain.affine, [data])
+        write_json(path.with_name(path.name + ".json"), sidecar)
+
+    def signal(self, images: NDArray[np.uint8], family: int) -> NDArray[np.float32]:
+        """Noise-free responses (n_scenes, n_voxels of both ROIs), percent signal change about the mean.
+
+        ``images`` (n_scenes, 64, 64, 3) and the rows of the result follow ``design.scenes``.
+        """
+        label, brain, statistics = self._design.label, self._brain, self._statistics
+        early = make_early_model(self._seed, label, brain).signal(images)
+        attributes = np.stack([scenes.attributes(scenes.make_scene(family, i)) for i in self._design.scenes])
+        higher = higher_signal(attributes, make_higher_weights(self._seed, label, brain))
+        index = tuple(self._roi_voxels().T)
+        amplitude = statistics.ncsnr[index] * statistics.noise_sd[index]
+        return np.concatenate([early, higher], axis=1) * amplitude
+
+    def _roi_voxels(self) -> NDArray[np.int64]:
+        return np.concatenate([self._brain.voxels(roi) for roi in ROI_NAMES])
+
+    def write_session(self, session: SessionDesign, signal: NDArray[np.float32]) -> None:
+        """Write one session's betas and trials."""
+        label, n = self._design.label, len(session.scenes)
+        task = f"task-{sidecars.TASK}"
+        name = f"{task}_space-{sidecars.SPACE}_stat-effect_desc-singletrial_statmap"
+        path = self._root / sidecars.func(label, f"{name}.nii.gz", session.label)
+        volumes = self._volumes(session, signal)
+        _write_nifti(path, (*self._brain.shape, n), np.dtype(np.int16), self._brain.affine, volumes)
+        sidecar = self._root / sidecars.func(label, f"{name}.json", session.label)
+        write_json(sidecar, sidecars.betas(label, n))
+        trials = self._root / sidecars.func(label, f"{task}_desc-singletrial_trials", session.label)
+        columns = {
+            "session": [session.label] * n,
+            "run": session.runs,
+            "beta_index": range(n),
+            "stim_id": [f"stim-{stimulus_label(i)}" for i in session.scenes.tolist()],
+        }
+        write_tsv(trials.with_name(trials.name + ".tsv"), columns)
+        write_json(trials.with_name(trials.name + ".json"), sidecars.TRIALS_COLUMNS)
+
+    def _volumes(self, session: SessionDesign, signal: NDArray[np.float32]) -> Iterator[NDArray[np.int16]]:
+        """Betas of a session as stored, a volume (x, y, z) at a time."""
+        n = len(session.scenes)
+        noise = SessionNoise(self._seed, self._design.label, session.label, self._statistics, n)
+        voxels = tuple(self._roi_voxels().T)
+        rows = np.searchsorted(self._design.scenes, session.scenes)
+        for start in range(0, n, _TRIALS_A_BLOCK):
+            block = noise.draw(min(_TRIALS_A_BLOCK, n - start))
+            block += self._statistics.mean
+            block[(slice(None), *voxels)] += signal[rows[start : start + len(block)]]
+            block *= sidecars.SCALE_FACTOR
+            np.rint(block, out=block)
+            yield from np.clip(block, -32768, 32767).astype(np.int16)
+
+
+def _write_nifti(
+    path: Path,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    affine: NDArray[np.float64],
+    volumes: Iterable[NDArray[Any]],
+) -> None:
+    """Stream volumes into a NIfTI-1 file; its bytes depend on the arguments only, not on the clock."""
+    import nibabel as nib
+
+    header = nib.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(dtype)
+    header.set_qform(affine, code=1)
+    header.set_sform(affine, code=1)
+    header.set_xyzt_units("mm", "sec")
+    header["vox_offset"] = 352
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "wb") as raw,
+        gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=1, mtime=0) as stream,
+    ):
+        stream.write(header.binaryblock + bytes(4))
+        for volume in volumes:
+            stream.write(np.asfortranarray(volume, dtype=dtype).tobytes(order="F"))

@@ -12,6 +12,8 @@ GENERATOR = "bidsapp-recon demo"
 BIDS_VERSION = "1.11.1"
 TASK = "scenes"
 SPACE = "func3mm"
+#: How the names of all maps begin.
+MAP = f"task-{TASK}_space-{SPACE}"
 #: Stored betas divided by this are percent signal change, as in NSD.
 SCALE_FACTOR = 300
 
@@ -34,8 +36,6 @@ def dataset_description(settings: str) -> dict[str, Any]:
                 "Description": settings,
             }
         ],
-        "SourceDatasets": [{"URL": "https://naturalscenesdataset.org", "Version": "design only, no data"}],
-        "DatasetLinks": {"stimuli": "stimuli"},
     }
 
 
@@ -77,7 +77,7 @@ def roi_mask(subject: str) -> dict[str, Any]:
         "Description": "The simulated visual cortex: the early and the higher ROI together.",
         "Type": "ROI",
         "SpatialReference": reference(subject),
-        "Sources": [f"bids::{func(subject, f'space-{SPACE}_seg-visualrois_dseg.nii.gz')}"],
+        "Sources": [f"bids::{func(subject, f'{MAP}_seg-visualrois_dseg.nii.gz')}"],
     }
 
 
@@ -90,12 +90,12 @@ def segmentation(subject: str) -> dict[str, Any]:
     }
 
 
-def boldref(subject: str) -> dict[str, Any]:
-    """Sidecar of the mean functional image, which defines the space."""
+def anatomy(subject: str) -> dict[str, Any]:
+    """Sidecar of the anatomical image, whose grid defines the space."""
     return {
-        "Description": f"Mean functional image; defines space-{SPACE}, the subject's own.",
-        "SpatialReference": "orig",
-        "TaskName": TASK,
+        "Description": f"Simulated anatomy, grey matter around white; its grid defines space-{SPACE}.",
+        "SpatialReference": reference(subject),
+        "SkullStripped": True,
     }
 
 
@@ -168,4 +168,4 @@ def func(subject: str, suffix: str, session: str | None = None) -> str:
 
 def reference(subject: str) -> str:
     """BIDS URI of the image that defines the subject's space."""
-    return f"bids::{func(subject, f'task-{TASK}_space-{SPACE}_boldref.nii.gz')}"
+    return f"bids::sub-{subject}/anat/sub-{subject}_space-{SPACE}_T1w.nii.gz"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.ndimage
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -201,22 +202,26 @@ class _Subject:
     def write_anatomy(self, repeats: int) -> None:
         """Write the reference image, the ROIs and the noise ceiling."""
         label, brain = self._design.label, self._brain
-        space, task = f"space-{sidecars.SPACE}", f"task-{sidecars.TASK}"
-        anatomy = 600 + 8 * self._statistics.noise_sd + 400 * (brain.labels > 0)
-        reference = np.where(brain.inside, anatomy, 0).astype(np.int16)
-        self._write_map(f"{task}_{space}_boldref", reference, sidecars.boldref(label))
-        mask = (brain.labels > 0).astype(np.uint8)
-        self._write_map(f"{space}_label-nsdgeneral_mask", mask, sidecars.roi_mask(label))
-        self._write_map(f"{space}_seg-visualrois_dseg", brain.labels, sidecars.segmentation(label))
-        table = self._root / sidecars.func(label, f"{space}_seg-visualrois_dseg.tsv")
-        write_tsv(table, {"index": range(1, 1 + len(ROI_NAMES)), "name": ROI_NAMES})
-        ceiling = self._statistics.noise_ceiling(repeats)
-        name = f"{task}_{space}_desc-noiseceiling_statmap"
-        self._write_map(name, ceiling, sidecars.noise_ceiling(label, repeats))
+        core = scipy.ndimage.binary_erosion(brain.inside, iterations=3)
+        anatomy = np.where(brain.inside, np.where(core, 900, 600), 0).astype(np.int16)
+        head = self._root / f"sub-{label}" / "anat" / f"sub-{label}_space-{sidecars.SPACE}_T1w"
+        self._write_map(head, anatomy, sidecars.anatomy(label))
 
-    def _write_map(self, name: str, data: NDArray[Any], sidecar: dict[str, Any]) -> None:
-        path = self._root / sidecars.func(self._design.label, name)
-        _write_nifti(path.with_name(path.name + ".nii.gz"), data.shape, data.dtype, self._brain.affine, [data])
+        def path(suffix: str) -> Path:
+            return self._root / sidecars.func(label, f"{sidecars.MAP}_{suffix}")
+
+        mask = (brain.labels > 0).astype(np.uint8)
+        self._write_map(path("label-nsdgeneral_mask"), mask, sidecars.roi_mask(label))
+        self._write_map(path("seg-visualrois_dseg"), brain.labels, sidecars.segmentation(label))
+        write_tsv(path("seg-visualrois_dseg.tsv"), {"index": range(1, 1 + len(ROI_NAMES)), "name": ROI_NAMES})
+        ceiling = self._statistics.noise_ceiling(repeats)
+        sidecar = sidecars.noise_ceiling(label, repeats)
+        self._write_map(path("desc-noiseceiling_statmap"), ceiling, sidecar)
+
+    def _write_map(self, path: Path, data: NDArray[Any], sidecar: dict[str, Any]) -> None:
+        """Write a map and its sidecar; ``path`` is without their extensions."""
+        image = path.with_name(path.name + ".nii.gz")
+        _write_nifti(image, data.shape, data.dtype, self._brain.affine, [data])
         write_json(path.with_name(path.name + ".json"), sidecar)
 
     def signal(self, images: NDArray[np.uint8], family: int) -> NDArray[np.float32]:
@@ -238,14 +243,13 @@ class _Subject:
     def write_session(self, session: SessionDesign, signal: NDArray[np.float32]) -> None:
         """Write one session's betas and trials."""
         label, n = self._design.label, len(session.scenes)
-        task = f"task-{sidecars.TASK}"
-        name = f"{task}_space-{sidecars.SPACE}_stat-effect_desc-singletrial_statmap"
+        name = f"{sidecars.MAP}_stat-effect_desc-singletrial_statmap"
         path = self._root / sidecars.func(label, f"{name}.nii.gz", session.label)
         volumes = self._volumes(session, signal)
         _write_nifti(path, (*self._brain.shape, n), np.dtype(np.int16), self._brain.affine, volumes)
         sidecar = self._root / sidecars.func(label, f"{name}.json", session.label)
         write_json(sidecar, sidecars.betas(label, n))
-        trials = self._root / sidecars.func(label, f"{task}_desc-singletrial_trials", session.label)
+        trials = self._root / sidecars.func(label, f"task-{sidecars.TASK}_desc-singletrial_trials", session.label)
         columns = {
             "session": [session.label] * n,
             "run": session.runs,

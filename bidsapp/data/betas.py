@@ -1,0 +1,229 @@
+"""Single-trial betas: from 4-D NIfTI sessions to (trials x voxels) arrays of the masked voxels.
+
+A session is streamed volume by volume; only the voxels of the mask are kept. Peak memory is one
+volume plus one row of voxels, whatever the number of trials.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bidsapp.data._volumes import VolumeHeader, open_volumes, refuse
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.io import atomic_path
+from bidsapp.records import Session
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The voxels that are decoded: where any of the chosen ROI masks is above zero.
+
+    Attributes
+    ----------
+    data : ndarray of bool, (x, y, z)
+    affine : ndarray of float64, (4, 4)
+        Voxel indices to mm.
+    flat_index : ndarray of int64, (voxels,)
+        The voxels' places in a volume flattened in Fortran order, ascending. It fixes the order of
+        the voxels in every array of this app.
+    names : tuple of str
+        The ROIs of which this is the union.
+    zooms : tuple of float
+        Voxel sizes, mm.
+    sform_code, qform_code : int
+        NIfTI's codes of the space, for writing the mask again.
+    """
+
+    data: npt.NDArray[np.bool_]
+    affine: npt.NDArray[np.float64]
+    flat_index: npt.NDArray[np.int64]
+    names: tuple[str, ...] = ()
+    zooms: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    sform_code: int = 1
+    qform_code: int = 0
+
+    @property
+    def n_voxels(self) -> int:
+        """Number of voxels in the mask."""
+        return int(self.flat_index.size)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(x, y, z)."""
+        x, y, z = self.data.shape
+        return x, y, z
+
+    def to_volume(self, values: npt.ArrayLike, fill: float = np.nan) -> npt.NDArray[np.float32]:
+        """Put a value of each voxel back into its place.
+
+        Parameters
+        ----------
+        values : array-like, (voxels,)
+        fill : float
+            Value outside the mask.
+
+        Returns
+        -------
+        ndarray of float32, (x, y, z)
+        """
+        values = np.asarray(values)
+        if values.shape != (self.n_voxels,):
+            raise ValueError(f"values of shape {values.shape} given for {self.n_voxels} voxels")
+        flat = np.full(self.data.size, fill, dtype=np.float32)
+        flat[self.flat_index] = values
+        return flat.reshape(self.data.shape, order="F")
+
+
+def load_mask(masks: Mapping[str, Path]) -> Mask:
+    """Load ROI masks and form their union.
+
+    A voxel belongs to a mask where its value is above 0. (NSD's ``nsdgeneral`` also holds -1 for
+    cortex outside the ROI, so "not zero" would be wrong.)
+
+    Parameters
+    ----------
+    masks : mapping of str to Path
+        Name of each ROI and its 3-D NIfTI file; all on one grid.
+
+    Returns
+    -------
+    Mask
+
+    Raises
+    ------
+    AppError
+        Exit code 65 where a file is damaged, the masks differ in shape or affine, or no voxel is
+        left; 66 where a file is missing.
+    """
+    if not masks:
+        raise ValueError("at least one mask is needed")
+    union: npt.NDArray[np.bool_] | None = None
+    first: tuple[Path, VolumeHeader] | None = None
+    for path in masks.values():
+        with open_volumes(path) as (header, volumes):
+            if header.n_volumes != 1:
+                refuse(
+                    path, f"A mask must be 3-D, this has {header.n_volumes} volumes.", "Choose a 3-D mask."
+                )
+            if first is None:
+                first = (path, header)
+            elif header.shape != first[1].shape or not np.allclose(header.affine, first[1].affine, atol=1e-3):
+                refuse(
+                    path,
+                    f"This mask (shape {header.shape}) and {first[0]} (shape {first[1].shape}) lie on "
+                    "different grids.",
+                    "Resample them to the grid of the betas, or choose masks of one space.",
+                )
+            values = next(volumes)
+            inside = values.astype(np.float64) * header.slope + header.intercept > 0
+        union = inside if union is None else union | inside
+    assert union is not None and first is not None
+    path, header = first
+    if not union.any():
+        refuse(
+            path,
+            f"No voxel of {', '.join(masks)} is above 0.",
+            "Choose another ROI, or a mask whose voxels are 1 inside.",
+        )
+    return Mask(
+        data=union.reshape(header.shape, order="F"),
+        affine=header.affine,
+        flat_index=np.flatnonzero(union).astype(np.int64),
+        names=tuple(masks),
+        zooms=header.zooms,
+        sform_code=header.sform_code,
+        qform_code=header.qform_code,
+    )
+
+
+def mask_session(session: Session, mask: Mask, out: Path) -> np.memmap[tuple[int, int], np.dtype[np.float32]]:
+    """Take the mask's voxels of every trial of a session, as percent signal change.
+
+    Values are ``(stored * scl_slope + scl_inter) / session.scale``, computed in float64 and kept as
+    float32. NaN stays NaN (see :func:`bidsapp.data.responses.find_bad_voxels`). Grids are compared by
+    shape only: the preflight compares affines, before any computing.
+
+    Parameters
+    ----------
+    session : Session
+        Its ``betas`` must have one volume for each of ``stimulus_ids``.
+    mask : Mask
+    out : Path
+        ``.npy`` file to write; it appears under this name only when complete.
+
+    Returns
+    -------
+    memmap of float32, (trials, voxels)
+        Read-only. Rows in volume order, columns in the order of ``mask.flat_index``.
+
+    Raises
+    ------
+    AppError
+        Exit code 65 for a truncated or damaged file, a shape other than the mask's, or a number of
+        volumes other than the number of trials; 66 for a missing file.
+    """
+    with atomic_path(out) as partial, open(partial, "wb") as stream:
+        shape = (len(session.stimulus_ids), mask.n_voxels)
+        # Rows are written rather than assigned to a map: a full disk is then an error, not a bus fault.
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for row in iterate_trials(session, mask):
+            stream.write(row.astype("<f4", copy=False).data)
+    return open_betas(out)
+
+
+def iterate_trials(session: Session, mask: Mask) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield each trial of a session, (voxels,) float32 percent signal change; see :func:`mask_session`."""
+    path = session.betas
+    if not math.isfinite(session.scale) or session.scale == 0:
+        refuse(path, f"The scale factor is {session.scale}.", "Mend ScaleFactor in the JSON sidecar.")
+    with open_volumes(path) as (header, volumes):
+        if header.shape != mask.shape:
+            refuse(
+                path,
+                f"Its volumes have the shape {header.shape}, the mask has {mask.shape}.",
+                "Choose a mask of the same space (--space, --roi).",
+            )
+        if header.n_volumes != len(session.stimulus_ids):
+            refuse(
+                path,
+                f"It has {header.n_volumes} volumes, but {session.trials} lists "
+                f"{len(session.stimulus_ids)} trials.",
+                "Both must have one entry a trial, in the same order.",
+            )
+        for volume in volumes:
+            row = volume.take(mask.flat_index).astype(np.float64)
+            row *= header.slope
+            row += header.intercept
+            row /= session.scale
+            yield row.astype(np.float32)
+
+
+def open_betas(path: Path) -> np.memmap[tuple[int, int], np.dtype[np.float32]]:
+    """Open the array written by :func:`mask_session`, read-only and memory-mapped.
+
+    Raises
+    ------
+    AppError
+        Exit code 65 where the file is not such an array or is incomplete, 66 where it is missing.
+    """
+    try:
+        betas = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise AppError(f"{path}: There is no such file.", exit_code=ExitCode.NO_INPUT) from error
+    except (ValueError, EOFError) as error:
+        raise AppError(
+            f"{path}: This is not a complete array of betas ({error}). Remove it and run again.",
+            exit_code=ExitCode.BAD_DATA,
+        ) from error
+    if not isinstance(betas, np.memmap) or betas.dtype != np.float32 or betas.ndim != 2:
+        raise AppError(
+            f"{path}: This is not an array of betas (trials x voxels, float32). Remove it and run again.",
+            exit_code=ExitCode.BAD_DATA,
+        )
+    return betas

@@ -1,0 +1,221 @@
+"""One run's settings, frozen, and the recipes (TOML files) that hold every hyperparameter."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from bidsapp.errors import AppError, ExitCode
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class ModelsSection:
+    """Where the weights are: in the package, or in the models folder, and in which sub-folders."""
+
+    location: str
+    vdvae: str
+    diffusion: str
+
+
+@dataclass(frozen=True)
+class VdvaeSection:
+    """Stage 1: how many blocks' latents are predicted, and how images are read out."""
+
+    layers: int
+    sample_latents: bool
+    sample_pixels: bool
+    temperature: float
+    batch: int
+
+
+@dataclass(frozen=True)
+class DiffusionSection:
+    """Stage 2: the image-to-image loop."""
+
+    steps: int
+    strength: float
+    guidance: float
+    text_share: float
+    noise_one_step_higher: bool
+    sample_posterior: bool
+    batch: int
+
+
+@dataclass(frozen=True)
+class TargetSection:
+    """One regression target: its ridge penalty."""
+
+    alpha: float
+
+
+@dataclass(frozen=True)
+class CalibrationSection:
+    """How predictions get the spread of the training targets."""
+
+    method: str
+    max_rows: int
+
+
+@dataclass(frozen=True)
+class MetricsSection:
+    """Protocol, image size (pixels) and judging networks."""
+
+    protocol: str
+    size: int
+    networks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ControlsSection:
+    """Null and oracle runs, and on how many test images."""
+
+    null: bool
+    oracle: bool
+    max_images: int
+
+
+#: The regression targets of every recipe, in the order they are reported.
+TARGETS = ("vdvae", "clip_vision", "clip_text")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number of a pipeline; see ``recipes/*.toml`` for their sources."""
+
+    name: str
+    title: str
+    reference: str
+    models: ModelsSection
+    vdvae: VdvaeSection
+    diffusion: DiffusionSection
+    targets: dict[str, TargetSection]
+    calibration: CalibrationSection
+    metrics: MetricsSection
+    controls: ControlsSection
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain nested dict, for run records and hashes."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a user asked for, after checks; one object for the whole run."""
+
+    bids_dir: Path
+    output_dir: Path
+    work_dir: Path
+    recipe: Recipe
+    participants: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    task: str | None = None
+    space: str | None = None
+    filters: Path | None = None
+    roi: tuple[str, ...] = ("nsdgeneral",)
+    split_file: Path | None = None
+    models_dir: Path | None = None
+    device: str = "auto"
+    n_cpus: int = 1
+    memory: int | None = None
+    seed: int = 0
+    skip_bids_validation: bool = False
+    stop_on_first_crash: bool = False
+    verbose: int = 0
+    command: str = ""
+    extra: dict[str, str] = field(default_factory=dict)
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Read a recipe by its name or from a TOML file.
+
+    Raises
+    ------
+    AppError
+        Exit code 64 if there is no such recipe; 65 if the file is not a recipe.
+    """
+    known = sorted(p.stem for p in RECIPES.glob("*.toml"))
+    path = RECIPES / f"{name_or_path}.toml" if name_or_path in known else Path(name_or_path)
+    if not path.is_file():
+        raise AppError(
+            f"--recipe {name_or_path}: no recipe of this name and no such file. "
+            f"Choose one of {', '.join(known)}, or give the path of a TOML file.",
+            exit_code=ExitCode.USAGE,
+        )
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        recipe: Recipe = _build(Recipe, content, "")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, _Misfit) as error:
+        raise AppError(
+            f"--recipe {path}: not a recipe: {error}. Start from a copy of {RECIPES / 'embedded.toml'}.",
+            exit_code=ExitCode.BAD_DATA,
+        ) from error
+    _check(recipe, path)
+    return recipe
+
+
+class _Misfit(ValueError):
+    """A recipe file that does not have the recipe's form."""
+
+
+T = TypeVar("T")
+
+
+def _build(kind: type[T], content: Any, where: str) -> T:
+    """Make a frozen section from a TOML table: no key missing, none unknown, each of its type."""
+    if not isinstance(content, dict):
+        raise _Misfit(f"[{where}] should be a table")
+    hints = get_type_hints(kind)
+    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    unknown = sorted(set(content) - set(names))
+    missing = [n for n in names if n not in content]
+    if unknown or missing:
+        place = f"[{where}] " if where else ""
+        raise _Misfit(f"{place}" + ("; ".join(
+            [f"unknown key {k!r}" for k in unknown] + [f"missing key {k!r}" for k in missing]
+        )))
+    values = {n: _value(hints[n], content[n], f"{where}.{n}".lstrip(".")) for n in names}
+    return kind(**values)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(hint, type) and hint.__module__ == __name__:
+        return _build(hint, value, where)
+    if hint == dict[str, TargetSection]:
+        if not isinstance(value, dict):
+            raise _Misfit(f"[{where}] should be a table of tables")
+        return {key: _build(TargetSection, table, f"{where}.{key}") for key, table in value.items()}
+    if hint == tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise _Misfit(f"{where} should be a list of words")
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise _Misfit(f"{where} should be of type {hint.__name__}, got {value!r}")
+    return value
+
+
+def _check(recipe: Recipe, path: Path) -> None:
+    wrong = []
+    if set(recipe.targets) != set(TARGETS):
+        wrong.append(f"[targets] should be exactly {', '.join(TARGETS)}")
+    wrong += [f"targets.{k}.alpha should be above 0" for k, t in recipe.targets.items() if t.alpha <= 0]
+    if not 0 < recipe.diffusion.strength <= 1:
+        wrong.append("diffusion.strength should lie in (0, 1]")
+    if not 0 <= recipe.diffusion.text_share <= 1:
+        wrong.append("diffusion.text_share should lie in [0, 1]")
+    for name in ("steps", "batch"):
+        if getattr(recipe.diffusion, name) < 1:
+            wrong.append(f"diffusion.{name} should be at least 1")
+    if recipe.vdvae.layers < 1 or recipe.vdvae.batch < 1 or recipe.vdvae.temperature < 0:
+        wrong.append("vdvae.layers and vdvae.batch should be at least 1, vdvae.temperature at least 0")
+    if recipe.models.location not in ("package", "models-dir"):
+        wrong.append("models.location should be 'package' or 'models-dir'")
+    if recipe.calibration.method not in ("train-cv", "transductive", "none"):
+        wrong.append("calibration.method should be 'train-cv', 'transductive' or 'none'")
+    if wrong:
+        raise AppError(f"--recipe {path}: " + "; ".join(wrong), exit_code=ExitCode.BAD_DATA)

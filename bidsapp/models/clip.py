@@ -1,0 +1,187 @@
+"""CLIP tokens with Versatile Diffusion's normalisations: the conditioning targets of stage 2.
+
+CLIP: Radford et al. 2021 (arXiv 2103.00020). Normalisations: Versatile Diffusion
+(Xu et al. 2023, arXiv 2211.08332), as used by Brain-Diffuser (arXiv 2303.05334).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+#: CLIP's own normalisation (openai/CLIP), of RGB in [0, 1]
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ClipTokens:
+    """An image and a text encoder whose tokens guide stage 2.
+
+    Parameters
+    ----------
+    vision, text : transformers CLIPVisionModelWithProjection, CLIPTextModelWithProjection
+    tokenizer : transformers tokenizer
+        Its ``model_max_length`` is the length captions are padded to.
+    """
+
+    def __init__(self, vision: Any, text: Any, tokenizer: Any) -> None:
+        self.vision, self.text, self.tokenizer = vision, text, tokenizer
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> ClipTokens:
+        """Load from a local folder in the hub's layout (image_encoder, text_encoder, tokenizer).
+
+        Nothing is fetched; weights are read as safetensors or, with ``weights_only``, as torch files.
+        """
+        from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+        vision = CLIPVisionModelWithProjection.from_pretrained(
+            folder / "image_encoder", local_files_only=True, dtype=dtype
+        )
+        text = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", local_files_only=True, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        return cls(vision.to(device).eval(), text.to(device).eval(), tokenizer)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the image the vision encoder takes."""
+        return int(self.vision.config.image_size)
+
+    @property
+    def vision_shape(self) -> tuple[int, int]:
+        """Tokens an image, values a token."""
+        c = self.vision.config
+        return (c.image_size // c.patch_size) ** 2 + 1, int(c.projection_dim)
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """Tokens a caption, values a token."""
+        return int(self.text.config.max_position_embeddings), int(self.text.config.projection_dim)
+
+    def pixels(self, images: np.ndarray) -> Tensor:
+        """Preprocess uint8 images as CLIP does: bicubic, centre crop, normalise.
+
+        Only uint8 is taken: a float image would be open to a second rescaling by 1/255, after which
+        the encoder sees an almost black picture.
+
+        Parameters
+        ----------
+        images : ndarray of uint8, shape (n, H, W, 3)
+
+        Returns
+        -------
+        Tensor of float32, shape (n, 3, S, S)
+
+        Raises
+        ------
+        TypeError
+            If the images are not uint8.
+        """
+        if images.dtype != np.uint8:
+            raise TypeError(f"CLIP takes uint8 images, got {images.dtype}")
+        side = self.image_size
+        rows = [np.asarray(_resize_and_crop(Image.fromarray(im), side)) for im in images]
+        x = torch.from_numpy(np.stack(rows)).float() / 255
+        x = (x - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
+        return x.permute(0, 3, 1, 2).contiguous()
+
+    @torch.no_grad()
+    def vision_tokens(self, images: np.ndarray) -> np.ndarray:
+        """Projected tokens of images, divided by the norm of their CLS token.
+
+        last_hidden_state -> post_layernorm on all tokens -> visual_projection -> / ||CLS||.
+
+        Parameters
+        ----------
+        images : ndarray of uint8, shape (n, H, W, 3)
+
+        Returns
+        -------
+        ndarray of float32, shape (n, tokens, dims)
+        """
+        return self._vision_tokens(self.pixels(images)).float().cpu().numpy()
+
+    def _vision_tokens(self, pixels: Tensor) -> Tensor:
+        model = self.vision.vision_model
+        hidden = self.vision.vision_model(pixels.to(self.vision.device, self.vision.dtype)).last_hidden_state
+        tokens = self.vision.visual_projection(model.post_layernorm(hidden))
+        return tokens / tokens[:, :1].norm(dim=-1, keepdim=True)
+
+    @torch.no_grad()
+    def text_tokens(self, captions: Sequence[str]) -> np.ndarray:
+        """Projected tokens of captions, divided by the norm of their end-of-text token.
+
+        Parameters
+        ----------
+        captions : sequence of n str
+
+        Returns
+        -------
+        ndarray of float32, shape (n, tokens, dims)
+        """
+        return self._text_tokens(self.token_ids(captions)).float().cpu().numpy()
+
+    def token_ids(self, captions: Sequence[str]) -> Tensor:
+        """Token ids, padded or cut to the encoder's length, shape (n, tokens)."""
+        batch = self.tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=self.text_shape[0], return_tensors="pt"
+        )
+        ids: Tensor = batch["input_ids"]
+        return ids
+
+    def _text_tokens(self, ids: Tensor) -> Tensor:
+        output = self.text(ids.to(self.text.device))
+        tokens = self.text.text_projection(output.last_hidden_state)
+        # text_embeds is the projected end-of-text token
+        return tokens / output.text_embeds[:, None].norm(dim=-1, keepdim=True)
+
+    def mean_text_tokens(self, captions: Sequence[Sequence[str]]) -> np.ndarray:
+        """Tokens averaged over each image's captions, shape (n_images, tokens, dims)."""
+        flat = [caption for image in captions for caption in image]
+        tokens = self.text_tokens(flat)
+        ends = np.cumsum([len(image) for image in captions])
+        return np.stack([part.mean(0) for part in np.split(tokens, ends[:-1])])
+
+    @torch.no_grad()
+    def image_embeddings(self, images: np.ndarray) -> np.ndarray:
+        """CLIP's image embedding (the projected CLS token), for two-way identification.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, dims)
+        """
+        pixels = self.pixels(images).to(self.vision.device, self.vision.dtype)
+        embeds: np.ndarray = self.vision(pixels).image_embeds.float().cpu().numpy()
+        return embeds
+
+    def unconditional_vision(self) -> np.ndarray:
+        """Vision tokens of a 0.5 grey image, the guidance's reference, shape (1, tokens, dims).
+
+        The public code hands zeros in [-1, 1] to CLIP's preprocessing, which are 0.5 in [0, 1].
+        """
+        with torch.no_grad():
+            grey = torch.full((1, 3, self.image_size, self.image_size), 0.5)
+            mean, std = (torch.tensor(t).view(1, 3, 1, 1) for t in (CLIP_MEAN, CLIP_STD))
+            return self._vision_tokens((grey - mean) / std).float().cpu().numpy()
+
+    def unconditional_text(self) -> np.ndarray:
+        """Text tokens of the empty caption, shape (1, tokens, dims)."""
+        return self.text_tokens([""])
+
+
+def _resize_and_crop(image: Image.Image, side: int) -> Image.Image:
+    """Shortest side to ``side`` (bicubic), then the centre."""
+    width, height = image.size
+    if (width, height) == (side, side):
+        return image
+    scale = side / min(width, height)
+    new = (max(side, int(width * scale)), max(side, int(height * scale)))
+    image = image.resize(new, Image.Resampling.BICUBIC)
+    left, top = (new[0] - side) // 2, (new[1] - side) // 2
+    return image.crop((left, top, left + side, top + side))

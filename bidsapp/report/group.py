@@ -1,0 +1,137 @@
+"""The report of the group."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+from bidsapp.report import words
+from bidsapp.report.figures import GAP, SIDE
+from bidsapp.report.labels import (
+    STAGE_TITLES,
+    format_interval,
+    format_value,
+    is_two_way,
+    metric_label,
+    primary_metric,
+)
+from bidsapp.report.page import render
+from bidsapp.report.plots import group_plots, ordered
+from bidsapp.report.records import CONDITIONS, Column, GroupReport
+
+_SECTIONS = ("Summary", "Subjects", "Scores", "Table", "Missing", "About")
+
+
+def write_group_report(path: str | Path, report: GroupReport) -> Path:
+    """Write ``group.html``; its links and pictures are those that the subjects' reports left.
+
+    Parameters
+    ----------
+    path : path
+        The HTML file; its folder is the root of the output dataset.
+    report : GroupReport
+
+    Returns
+    -------
+    Path
+        The HTML file.
+    """
+    path = Path(path)
+    headline, sentences = words.group_summary(report)
+    brain = [c for c in report.columns if c.condition == "brain"]
+    conditions = ordered({c.condition for c in report.columns}, CONDITIONS)
+    n = len(report.subjects)
+    render(
+        path,
+        "group.html.j2",
+        title="Group",
+        heading=f"{n} subject{'s' if n != 1 else ''}",
+        version=next(iter(report.versions.values()), ""),
+        sections=[(s.lower(), s, len(report.missing) if s == "Missing" else 0) for s in _SECTIONS],
+        headline=headline,
+        sentences=sentences,
+        subjects=_cards(report, brain),
+        any_figure=any(s.figure for s in report.subjects),
+        tile_size=(3 * SIDE + 2 * GAP, SIDE),
+        legend_items=_legend(report, conditions),
+        plots_=group_plots(report),
+        tables=_tables(report),
+        table_href=report.table,
+        missing=report.missing,
+        command=report.command,
+        versions=list(report.versions.items()),
+    )
+    return path
+
+
+def _legend(report: GroupReport, conditions: list[str]) -> list[tuple[str, str]]:
+    texts = {"brain": "Brain, mean", "null": "Null, mean", "oracle": "Oracle, mean"}
+    items = [("subject", "A subject"), *((c, texts.get(c, c)) for c in conditions)]
+    return items + ([("chance", "Chance")] if report.chance else [])
+
+
+def _cards(report: GroupReport, brain: list[Column]) -> list[SimpleNamespace]:
+    metric = primary_metric(tuple(dict.fromkeys(c.metric for c in brain)))
+    stages = {c.stage for c in brain}
+    stage = "stage2" if "stage2" in stages else "stage1"
+    main = [c for c in brain if c.stage == stage and c.metric in (metric, "pixcorr")]
+    main.sort(key=lambda c: c.metric != metric)
+    cards = []
+    for s in report.subjects:
+        scores = []
+        for column in main:
+            if column.name in s.values:
+                name = "two-way" if is_two_way(column.metric) else metric_label(column.metric).title.lower()
+                scores.append((name, format_value(metric_label(column.metric), s.values[column.name])))
+        cards.append(SimpleNamespace(label=s.label, report=s.report, figure=s.figure, main=scores))
+    return cards
+
+
+def _tables(report: GroupReport) -> list[SimpleNamespace]:
+    """One table a task: a row a subject, two columns a metric, the means below."""
+    blocks = []
+    for task in dict.fromkeys(c.task for c in report.columns):
+        brain = [c for c in report.columns if c.condition == "brain" and c.task == task]
+        metrics = list(dict.fromkeys(c.metric for c in brain))
+        brain.sort(key=lambda c: (metrics.index(c.metric), c.stage))
+        spans = [(metric_label(m).title, sum(c.metric == m for c in brain)) for m in metrics]
+        rows = [
+            SimpleNamespace(
+                name=f"sub-{s.label}",
+                report=s.report,
+                n=s.n_images,
+                cells=[format_value(metric_label(c.metric), s.values.get(c.name)) for c in brain],
+            )
+            for s in report.subjects
+        ]
+        blocks.append(
+            SimpleNamespace(
+                caption=f"Scores from the brain{f', {task}' if task else ''}",
+                metrics=spans,
+                stages=[STAGE_TITLES.get(c.stage, c.stage) for c in brain],
+                rows=rows,
+                feet=_feet(report, brain, task),
+            )
+        )
+    return blocks
+
+
+def _feet(report: GroupReport, brain: list[Column], task: str) -> list[tuple[str, list[tuple[str, str]]]]:
+    titles = {"brain": "Mean", "null": "Null, mean", "oracle": "Oracle, mean"}
+    names = {(c.condition, c.stage, c.metric): c.name for c in report.columns if c.task == task}
+    feet = []
+    for condition in ordered({c.condition for c in report.columns if c.task == task}, CONDITIONS):
+        cells = []
+        for column in brain:
+            label = metric_label(column.metric)
+            estimate = report.estimates.get(names.get((condition, column.stage, column.metric), ""))
+            if estimate is None:
+                cells.append(("–", ""))
+            else:
+                span = format_interval(label, estimate.low, estimate.high)
+                cells.append((format_value(label, estimate.mean), span))
+        feet.append((titles.get(condition, condition), cells))
+    chance = [(format_value(metric_label(c.metric), report.chance.get(c.name)), "") for c in brain]
+    if any(c.name in report.chance for c in brain):
+        feet.append(("Chance", chance))
+    return feet

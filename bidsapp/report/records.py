@@ -1,0 +1,216 @@
+"""What a report is made of: frozen records of plain values, filled by the levels that call us.
+
+A score's name is ``<stage>_<metric>``, e.g. ``stage2_two_way_clip``, as in the columns of the metrics
+tables; metrics without an entry in :mod:`bidsapp.report.labels` are shown under their own name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: The conditions of a run, in the order in which they are shown.
+CONDITIONS = ("brain", "null", "oracle")
+STAGES = ("stage1", "stage2")
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One row of the summary table: the mean of one metric in one condition and stage.
+
+    Attributes
+    ----------
+    condition : str
+        ``brain``; ``null`` (responses and images shuffled against each other in training);
+        ``oracle`` (true latents in place of the predicted ones).
+    stage : str
+        ``stage1`` or ``stage2``.
+    metric : str
+        e.g. ``pixcorr``, ``ssim``, ``two_way_clip``.
+    mean, low, high : float
+        Mean over test images and the ends of its 95 % interval (None where there is none).
+    chance, chance_low, chance_high : float or None
+        Chance level, and the 95 % range of the metric when the pairing is permuted.
+    n_images : int or None
+        Number of test images in the mean.
+    """
+
+    condition: str
+    stage: str
+    metric: str
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    chance: float | None = None
+    chance_low: float | None = None
+    chance_high: float | None = None
+    n_images: int | None = None
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """How well one target was predicted before any picture was made.
+
+    ``correlation`` is the mean over the target's dimensions of the Pearson correlation, over test
+    images, of predicted and true values; ``low`` and ``high`` span its middle 95 % over dimensions
+    (say so if they are anything else: ``note`` is printed beside the row).
+    """
+
+    target: str
+    correlation: float
+    low: float | None = None
+    high: float | None = None
+    n_dims: int | None = None
+    alpha: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ExtraFigure:
+    """A figure that lies in the output tree already.
+
+    Attributes
+    ----------
+    section : str
+        Where it is shown: ``reconstructions``, ``scores`` or ``data``.
+    path : str
+        Relative to the folder of the report, with forward slashes.
+    title, alt, caption : str
+        ``alt`` says in words what the picture shows, for those who can't see it.
+    """
+
+    section: str
+    path: str
+    title: str
+    alt: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class SubjectReport:
+    """Everything shown in ``sub-XX.html``.
+
+    Attributes
+    ----------
+    subject, task, space : str
+        BIDS labels without ``sub-``, ``task-``, ``space-``.
+    recipe : str
+        Name of the recipe; chooses the wording of the methods text.
+    stimulus_ids, captions : tuple of str
+        One entry a test image (``captions`` may be empty).
+    stimuli, stage1, stage2 : ndarray of uint8, shape (n, H, W, 3), or None
+        Test images in the order of ``stimulus_ids``; the three may differ in H and W. None where
+        the run did not get so far.
+    per_image : mapping of str to ndarray, shape (n,)
+        Score name (``stage2_pixcorr``) to its value for each image, brain condition.
+    scores : tuple of ScoreRow
+    targets : tuple of TargetRow
+    counts : mapping of str to int
+        What was counted, in the order to show: ``{"sessions": 3, "trials": 2250, ...}``.
+    settings : mapping of str to value
+        The recipe's settings and the options of the run; nested mappings are shown as ``a.b``.
+    command : str
+        The exact command line.
+    versions : mapping of str to str
+        Software and its versions, this app first.
+    seed : int
+        Seed of the run; it also draws the sample of images.
+    rank_by : tuple of str
+        Score names by which best, median and worst are chosen, ties broken by the next; empty for
+        the default (two-way identification of stage 2, then pixel correlation).
+    errors, warnings : tuple of str
+        Shown in full as text; the first line of each is its heading.
+    figures : tuple of ExtraFigure
+    run_id : str
+        Name of the run's folder in ``logs``.
+    duration_s : float or None
+        Wall time of the run in seconds.
+    """
+
+    subject: str
+    task: str = ""
+    space: str = ""
+    recipe: str = ""
+    stimulus_ids: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+    stimuli: NDArray[np.uint8] | None = None
+    stage1: NDArray[np.uint8] | None = None
+    stage2: NDArray[np.uint8] | None = None
+    per_image: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+    scores: tuple[ScoreRow, ...] = ()
+    targets: tuple[TargetRow, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
+    command: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+    rank_by: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    figures: tuple[ExtraFigure, ...] = ()
+    run_id: str = ""
+    duration_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the group table: a metric of a stage in a condition (and task)."""
+
+    name: str
+    condition: str
+    stage: str
+    metric: str
+    task: str = ""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over subjects with its 95 % t interval (None where there are fewer than two)."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class SubjectEntry:
+    """One subject of the group: its values by column name and what can be linked.
+
+    ``report`` and ``figure`` are paths relative to the group report, or None where there is no file.
+    """
+
+    label: str
+    values: Mapping[str, float]
+    n_images: int
+    report: str | None = None
+    figure: str | None = None
+
+
+@dataclass(frozen=True)
+class MissingSubject:
+    """A subject that was expected and has no scores, and why."""
+
+    label: str
+    why: str
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """Everything shown in ``group.html``.
+
+    ``columns`` are those of the table in order, all conditions; ``estimates`` and ``chance`` are
+    keyed by column name (``chance`` may lack some).
+    """
+
+    subjects: tuple[SubjectEntry, ...]
+    columns: tuple[Column, ...]
+    estimates: Mapping[str, Estimate]
+    chance: Mapping[str, float] = field(default_factory=dict)
+    missing: tuple[MissingSubject, ...] = ()
+    table: str = "phenotype/reconmetrics.tsv"
+    command: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)

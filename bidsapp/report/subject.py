@@ -1,0 +1,218 @@
+"""The report of one subject."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+from bidsapp.report import words
+from bidsapp.report.figures import GAP, SIDE, write_tiles
+from bidsapp.report.labels import (
+    CONDITION_TITLES,
+    STAGE_TITLES,
+    format_interval,
+    format_value,
+    metric_label,
+)
+from bidsapp.report.methods import describe
+from bidsapp.report.page import render
+from bidsapp.report.plots import ordered, score_plots
+from bidsapp.report.records import CONDITIONS, STAGES, ScoreRow, SubjectReport
+
+_SECTIONS = ("Summary", "Reconstructions", "Scores", "Data", "Methods", "About", "Errors")
+_FIGURE_SECTIONS = ("reconstructions", "scores", "data")
+
+
+def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
+    """Write ``sub-XX.html`` and its pictures in ``sub-XX/figures`` beside it.
+
+    Parameters
+    ----------
+    path : path
+        The HTML file; its folder is the root of the output dataset.
+    report : SubjectReport
+
+    Returns
+    -------
+    Path
+        The HTML file.
+
+    Raises
+    ------
+    ValueError
+        Where ids, images and scores differ in their number.
+    AppError
+        Exit code 73 or 74 where the files can't be written.
+    """
+    path = Path(path)
+    check(report)
+    groups = write_tiles(path.parent, report)
+    headline, sentences = words.subject_summary(report)
+    version = next(iter(report.versions.values()), "")
+    metrics = tuple(dict.fromkeys(r.metric for r in report.scores))
+    conditions = ordered({r.condition for r in report.scores}, CONDITIONS)
+    render(
+        path,
+        "subject.html.j2",
+        title=f"sub-{report.subject}",
+        version=version,
+        sections=[(s.lower(), s, len(report.errors) if s == "Errors" else 0) for s in _SECTIONS],
+        group_href="group.html" if (path.parent / "group.html").is_file() else "",
+        labels=[text for text in (report.task, report.space, report.recipe) if text],
+        headline=headline,
+        sentences=sentences,
+        facts=_facts(report),
+        errors=report.errors,
+        methods=describe(report.recipe, version=version, counts=report.counts, metrics=metrics),
+        groups=groups,
+        tile_size=(3 * SIDE + 2 * GAP, SIDE),
+        plots_=score_plots(report.scores),
+        legend_items=_legend(report.scores, conditions),
+        conditions=[CONDITION_TITLES.get(c, c) for c in conditions],
+        table=score_table(report.scores, conditions),
+        n_images=max((r.n_images or 0 for r in report.scores), default=0),
+        counts=[(name.capitalize(), _count(value)) for name, value in report.counts.items()],
+        targets=_targets(report),
+        figures={s: [f for f in report.figures if f.section == s] for s in _FIGURE_SECTIONS},
+        command=report.command,
+        run=_run(report),
+        versions=list(report.versions.items()),
+        settings=list(flatten(report.settings).items()),
+        messages=_messages(report),
+    )
+    return path
+
+
+def check(report: SubjectReport) -> None:
+    """Raise ValueError where the parts of a report don't fit together."""
+    n = len(report.stimulus_ids)
+    for name in ("stimuli", "stage1", "stage2"):
+        images = getattr(report, name)
+        if images is not None and (images.ndim != 4 or len(images) != n or images.shape[3] != 3):
+            raise ValueError(f"{name} has shape {images.shape}; ({n}, H, W, 3) was expected")
+    if report.captions and len(report.captions) != n:
+        raise ValueError(f"{len(report.captions)} captions for {n} test images")
+    for name, values in report.per_image.items():
+        if len(values) != n:
+            raise ValueError(f"{name} has {len(values)} values for {n} test images")
+    for figure in report.figures:
+        if figure.section not in _FIGURE_SECTIONS:
+            raise ValueError(f"{figure.section!r} is no section for a figure; choose of {_FIGURE_SECTIONS}")
+        if ":" in figure.path or figure.path.startswith(("/", "\\")) or ".." in figure.path.split("/"):
+            raise ValueError(f"{figure.path!r} must be relative to the report's folder and stay inside it")
+
+
+def _facts(report: SubjectReport) -> list[tuple[str, str, str]]:
+    """The figures on top: the main score of each kind, and how many images and voxels there were."""
+    facts = []
+    stage = "stage2" if any(r.stage == "stage2" for r in report.scores) else "stage1"
+    main = words.main_metric(report.scores)
+    for row in report.scores:
+        if row.condition == "brain" and row.stage == stage and row.metric in (main, "pixcorr"):
+            label = metric_label(row.metric)
+            chance = f"chance {format_value(label, row.chance)}" if row.chance is not None else ""
+            name = f"{label.title}, {STAGE_TITLES[stage].lower()}"
+            facts.append((row.metric != main, name, format_value(label, row.mean), chance))
+    shown = [fact[1:] for fact in sorted(facts)]
+    for key in ("test images", "voxels"):
+        if key in report.counts:
+            shown.append((key.capitalize(), _count(report.counts[key]), ""))
+    return shown
+
+
+def _legend(rows: tuple[ScoreRow, ...], conditions: list[str]) -> list[tuple[str, str]]:
+    texts = {"brain": "Brain", "null": "Null: shuffled in training", "oracle": "Oracle: true latents"}
+    items = [(c, texts.get(c, c)) for c in conditions]
+    if any(r.chance_low is not None for r in rows):
+        items.append(("band", "Chance and its 95 % range"))
+    elif any(r.chance is not None for r in rows):
+        items.append(("chance", "Chance"))
+    return items
+
+
+def score_table(rows: tuple[ScoreRow, ...], conditions: list[str]) -> list[SimpleNamespace]:
+    """The rows of the score table: one a metric and stage, a cell a condition and one for chance."""
+    cells = {(r.metric, r.stage, r.condition): r for r in rows}
+    table = []
+    for metric in dict.fromkeys(r.metric for r in rows):
+        label = metric_label(metric)
+        stages = ordered(dict.fromkeys(r.stage for r in rows if r.metric == metric), STAGES)
+        for stage in stages:
+            here = [cells.get((metric, stage, c)) for c in conditions]
+            shown = [
+                (format_value(label, r.mean), format_interval(label, r.low, r.high)) if r else ("–", "")
+                for r in here
+            ]
+            chance = next((r for r in here if r is not None and r.chance is not None), None)
+            shown.append(
+                (format_value(label, chance.chance), format_interval(label, chance.chance_low, chance.chance_high))
+                if chance
+                else ("–", "")
+            )
+            table.append(
+                SimpleNamespace(
+                    metric=label.title,
+                    lower_better=not label.higher_is_better,
+                    stage=STAGE_TITLES.get(stage, stage),
+                    first=stage == stages[0],
+                    span=len(stages),
+                    cells=shown,
+                )
+            )
+    return table
+
+
+def _targets(report: SubjectReport) -> list[tuple[str, ...]]:
+    correlation = metric_label("pixcorr")
+    return [
+        (
+            t.target,
+            format_value(correlation, t.correlation),
+            format_interval(correlation, t.low, t.high),
+            "–" if t.n_dims is None else _count(t.n_dims),
+            "–" if t.alpha is None else f"{t.alpha:,g}",
+            t.note,
+        )
+        for t in report.targets
+    ]
+
+
+def _run(report: SubjectReport) -> list[tuple[str, str]]:
+    run = [("Participant", f"sub-{report.subject}")]
+    for name, value in (("Task", report.task), ("Space", report.space), ("Recipe", report.recipe)):
+        if value:
+            run.append((name, value))
+    run.append(("Seed", str(report.seed)))
+    if report.run_id:
+        run.append(("Run", report.run_id))
+    if report.duration_s is not None:
+        minutes, seconds = divmod(round(report.duration_s), 60)
+        run.append(("Wall time", f"{minutes} min {seconds} s" if minutes else f"{seconds} s"))
+    return run
+
+
+def _messages(report: SubjectReport) -> list[tuple[str, str, str]]:
+    messages = [("error", *words.split_message(text)) for text in report.errors]
+    return messages + [("warning", *words.split_message(text)) for text in report.warnings]
+
+
+def flatten(settings: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Nested settings as ``{"a.b": "value"}``; what is None or empty is left out."""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{name}.")
+        elif isinstance(value, bool):
+            flat[name] = "yes" if value else "no"
+        elif isinstance(value, (list, tuple)):
+            if value:
+                flat[name] = ", ".join(str(v) for v in value)
+        elif value is not None and value != "":
+            flat[name] = str(value)
+    return flat
+
+
+def _count(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,168 @@
+"""An index of a dataset's files and their BIDS entities, made by pybids.
+
+pybids knows neither ``statmap`` nor ``trials`` files nor the ``stat`` entity, so it is given patterns
+of its own. They look at the file's name alone: pybids' stock patterns search the whole path, and a
+folder called ``ses-x`` above the dataset would then give its label to every file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.io import read_json
+
+#: Entity name in pybids (and in BIDS filter files) -> its key in file names.
+ENTITY_KEYS = {
+    "session": "ses",
+    "task": "task",
+    "acquisition": "acq",
+    "reconstruction": "rec",
+    "direction": "dir",
+    "run": "run",
+    "echo": "echo",
+    "part": "part",
+    "space": "space",
+    "res": "res",
+    "den": "den",
+    "hemi": "hemi",
+    "stat": "stat",
+    "segmentation": "seg",
+    "label": "label",
+    "desc": "desc",
+}
+
+_IN_NAME = r"(?=[^/\\]*$)"
+_ENTITIES = [
+    {"name": "subject", "pattern": rf"[/\\]sub-([a-zA-Z0-9+]+)_{_IN_NAME}"},
+    *(
+        {"name": name, "pattern": rf"[_/\\]{key}-([a-zA-Z0-9+]+)_{_IN_NAME}"}
+        for name, key in ENTITY_KEYS.items()
+    ),
+    {"name": "suffix", "pattern": r"[_/\\]([a-zA-Z0-9]+)\.[^/\\]+$"},
+    {"name": "datatype", "pattern": r"[/\\](anat|func|dwi|fmap|perf|meg|eeg|pet)[/\\][^/\\]+$"},
+    {"name": "extension", "pattern": r"[^./\\](\.[^/\\]+)$"},
+]
+_CONFIG = {"name": "bidsapp-recon", "entities": _ENTITIES}
+
+#: At the root only subject folders and loose files count: never stimuli/, logs/, derivatives/ ...
+_IGNORE = (
+    re.compile(r"^/(?!sub-)[^/.]+(/|$)"),
+    re.compile(r"^/(?!sub-)[^/]+/"),
+    re.compile(r"/figures(/|$)"),
+)
+
+
+@dataclass(frozen=True)
+class IndexedFile:
+    """A file and the entities of its name, under pybids' names and with ``suffix``, ``extension``."""
+
+    path: Path
+    entities: Mapping[str, str]
+
+    def get(self, entity: str) -> str:
+        """Value of an entity, "" where the name has none."""
+        return self.entities.get(entity, "")
+
+
+class Index:
+    """Files of one dataset, sorted by path; see :func:`build_index`."""
+
+    def __init__(self, root: Path, files: Iterable[IndexedFile]) -> None:
+        self.root = root
+        self.files = tuple(sorted(files, key=lambda f: natural_key(str(f.path))))
+        self._sidecars: dict[str, list[IndexedFile]] = {}
+        for file in self.files:
+            if file.get("extension") == ".json":
+                self._sidecars.setdefault(file.get("suffix"), []).append(file)
+
+    def metadata(self, file: IndexedFile) -> dict[str, Any]:
+        """Metadata of a file by the inheritance principle: deeper and more specific sidecars win.
+
+        Raises
+        ------
+        AppError
+            Where a sidecar that applies is not a JSON object.
+        """
+        applies = []
+        for sidecar in self._sidecars.get(file.get("suffix"), []):
+            above = sidecar.path.parent == file.path.parent or sidecar.path.parent in file.path.parents
+            wanted = {k: v for k, v in sidecar.entities.items() if k not in ("extension", "datatype")}
+            if above and all(file.get(k) == v for k, v in wanted.items()):
+                applies.append((len(sidecar.path.parts), len(wanted), sidecar.path))
+        merged: dict[str, Any] = {}
+        for _, _, path in sorted(applies):
+            merged.update(read_json(path))
+        return merged
+
+
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Sort key under which ``ses-2`` comes before ``ses-10``."""
+    parts = re.split(r"(\d+)", text)
+    return [(1, int(p), p) if p.isdecimal() else (0, 0, p) for p in parts]
+
+
+def build_index(root: Path) -> Index:
+    """Index the subject folders of a dataset with pybids.
+
+    Parameters
+    ----------
+    root : Path
+        Folder that holds ``sub-*``.
+
+    Returns
+    -------
+    Index
+
+    Raises
+    ------
+    AppError
+        Where the folder can't be read.
+    """
+    # Here, not at the top: it takes most of a second, and --help must not wait for it.
+    from bids.layout import BIDSLayout, BIDSLayoutIndexer
+
+    loops = [re.compile("^" + re.escape("/" + rel) + "(/|$)") for rel in _looping_links(root)]
+    indexer = BIDSLayoutIndexer(
+        validate=False,
+        index_metadata=False,
+        ignore=[*_IGNORE, *loops],
+        # A name that no dataset has: a layout_config.json in the data must not change our patterns.
+        config_filename=".bidsapp-no-layout-config.json",
+    )
+    try:
+        layout = BIDSLayout(root, validate=False, config=[_CONFIG], indexer=indexer)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"{root}: cannot be indexed ({error}). Check dataset_description.json and the permissions."
+        raise AppError(message, exit_code=ExitCode.INVALID_BIDS) from error
+    try:
+        found = [
+            IndexedFile(Path(file.path), {str(k): str(v) for k, v in file.entities.items()})
+            for file in layout.get(return_type="object", invalid_filters="allow")
+        ]
+    finally:
+        layout.session.close()
+    return Index(root, found)
+
+
+def _looping_links(root: Path) -> Iterator[str]:
+    """Links to folders that lead back into the dataset: indexed, they would never end."""
+    top = os.path.realpath(root)
+    pending = [e.path for e in os.scandir(root) if e.name.startswith("sub-") and e.is_dir()]
+    seen = {top}
+    while pending:
+        folder = pending.pop()
+        real = os.path.realpath(folder)
+        if real in seen or top.startswith(real + os.sep):
+            yield os.path.relpath(folder, root)
+            continue
+        seen.add(real)
+        try:
+            pending += [e.path for e in os.scandir(folder) if not e.name.startswith(".") and e.is_dir()]
+        except OSError:
+            continue  # pybids will say what is wrong with it

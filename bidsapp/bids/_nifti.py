@@ -1,0 +1,178 @@
+"""NIfTI headers checked without reading the data, and small 3-D volumes read and written."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.io import atomic_path
+
+#: Data types that betas, masks and maps may have; RGB and complex numbers make no sense here.
+_NUMBERS = "iuf"
+#: deflate cannot shrink below about 1/1032, so a header that declares more than that is a lie.
+_MOST_INFLATION = 1100
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a NIfTI file says of itself.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Trailing axes of length 1 beyond the third are dropped when ``shape[3:]`` holds only ones.
+    affine : ndarray of float64, shape (4, 4)
+        Voxel indices to mm.
+    """
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A 3-D image: ``data`` (x, y, z) of any number type, ``affine`` (4, 4) float64 in mm."""
+
+    data: NDArray[Any]
+    affine: NDArray[np.float64]
+
+
+def read_header(path: Path) -> Header:
+    """Read a header and check that the file can hold what it declares.
+
+    The size is checked by the gzip trailer, which holds the length of the data modulo 2^32; only
+    where that disagrees is the file inflated, block by block, to tell a truncated one from one of
+    several gzip members.
+
+    Raises
+    ------
+    AppError
+        Exit code 66 for a missing file, 65 for one that is no NIfTI file of numbers, is truncated,
+        or declares more data than it can hold.
+    """
+    import nibabel as nib
+
+    if not path.is_file():
+        link = " (a link to nothing: if this is a DataLad dataset, run `datalad get` on it)"
+        raise _bad(path, "there is no such file" + (link if path.is_symlink() else ""), ExitCode.NO_INPUT)
+    try:
+        image: Any = nib.load(path)
+        shape = tuple(int(n) for n in image.shape)
+        dtype = np.dtype(image.get_data_dtype())
+        offset = int(image.dataobj.offset)
+        affine = np.asarray(image.affine, float)
+    except AppError:
+        raise
+    except Exception as error:  # nibabel raises a dozen kinds on damaged headers
+        detail = str(error).replace(str(path), "").strip() or type(error).__name__
+        raise _bad(path, f"is no readable NIfTI file ({detail})") from error
+    if dtype.kind not in _NUMBERS:
+        raise _bad(path, f"has the data type {dtype}; integers or floating-point numbers are needed")
+    if not shape or min(shape) < 1:
+        raise _bad(path, f"has the shape {shape}, which holds no data")
+    if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise _bad(path, "has an affine that is not invertible")
+    _check_length(path, offset + _product(shape) * dtype.itemsize)
+    if len(shape) > 3 and all(n == 1 for n in shape[3:]):
+        shape = shape[:3]
+    return Header(shape, affine)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    result = 1
+    for n in shape:
+        result *= n  # Python's integers: NumPy's would overflow on a malicious header
+    return result
+
+
+def _check_length(path: Path, expected: int) -> None:
+    size = path.stat().st_size
+    if path.suffix != ".gz":
+        if size < expected:
+            raise _bad(path, f"is truncated: its header declares {expected} bytes, the file has {size}")
+        return
+    if expected > size * _MOST_INFLATION:
+        raise _bad(path, f"declares {expected} bytes of data, more than a file of {size} bytes can hold")
+    with path.open("rb") as stream:
+        stream.seek(-4, os.SEEK_END)
+        (declared,) = struct.unpack("<I", stream.read(4))
+    if declared == expected % 2**32:
+        return
+    if _inflated_length(path) < expected:
+        raise _bad(path, "is truncated or damaged: it holds less data than its header declares")
+
+
+def _inflated_length(path: Path) -> int:
+    total = 0
+    try:
+        with gzip.open(path, "rb") as stream:
+            while block := stream.read(_BLOCK):
+                total += len(block)
+    except (EOFError, OSError, zlib.error):
+        return -1
+    return total
+
+
+def displacement(a: NDArray[np.float64], b: NDArray[np.float64], shape: tuple[int, ...]) -> float:
+    """Largest distance in voxels of ``a`` by which the corners of a volume differ under two affines.
+
+    Parameters
+    ----------
+    a, b : ndarray of float64, shape (4, 4)
+    shape : tuple of int
+        The first three axes count.
+    """
+    grid = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]], indexing="ij"), float).reshape(3, -1)
+    corners = np.vstack([grid, np.ones(grid.shape[1])])
+    distance = np.linalg.norm(((a - b) @ corners)[:3], axis=0)
+    voxel = np.sqrt((a[:3, :3] ** 2).sum(axis=0)).min()
+    return float(distance.max() / voxel)
+
+
+def load_volume(path: Path) -> Volume:
+    """Read a 3-D image after its header was checked (see :func:`read_header` for the errors)."""
+    import nibabel as nib
+
+    header = read_header(path)
+    if len(header.shape) != 3:
+        raise _bad(path, f"must be 3-D, but its shape is {header.shape}")
+    image: Any = nib.load(path)
+    try:
+        data = np.asanyarray(image.dataobj)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise _bad(path, f"cannot be read ({error})") from error
+    return Volume(data.reshape(header.shape), header.affine)
+
+
+def save_volume(path: Path, data: NDArray[Any], affine: NDArray[np.float64]) -> None:
+    """Write a 3-D image atomically, with mm as its unit; the same data give the same bytes.
+
+    Parameters
+    ----------
+    path : Path
+        ``*.nii`` or ``*.nii.gz``.
+    data : ndarray, shape (x, y, z)
+    affine : ndarray of float64, shape (4, 4)
+    """
+    import nibabel as nib
+
+    image: Any = nib.Nifti1Image(data, affine)  # type: ignore[no-untyped-call]
+    image.header.set_xyzt_units("mm", "sec")
+    raw = image.to_bytes()
+    with atomic_path(path) as temporary:
+        # Not nib.save: gzip would put the temporary file's name into the result.
+        temporary.write_bytes(gzip.compress(raw, compresslevel=6, mtime=0) if path.suffix == ".gz" else raw)
+
+
+def _bad(path: Path, what: str, code: ExitCode = ExitCode.BAD_DATA) -> AppError:
+    return AppError(f"{path}: {what}.", exit_code=code)

@@ -1,0 +1,166 @@
+"""Gather one subject's sessions, regions of interest and noise ceiling from the index."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from bidsapp.bids import _rois
+from bidsapp.bids._filters import Filters
+from bidsapp.bids._index import Index, IndexedFile, natural_key
+from bidsapp.bids._trials import read_trials
+from bidsapp.errors import AppError, ExitCode, Problem
+from bidsapp.records import Session, SubjectInputs
+
+#: Sidecar key of the betas: stored values divided by it are percent signal change (NSD: 300).
+SCALE_KEY = "ScaleFactor"
+
+
+class Finder:
+    """Collects each subject's files, and the problems met on the way."""
+
+    def __init__(
+        self,
+        index: Index,
+        base: Path,
+        filters: Filters,
+        betas: list[IndexedFile],
+        task: str,
+        space: str,
+        roi: tuple[str, ...],
+    ) -> None:
+        self._index, self._base, self._task, self._space, self._roi = index, base, task, space, roi
+        self._betas = _by_subject(betas)
+        self._trials = _by_subject(filters.select(index, "trials"))
+        self._masks = _by_subject(filters.select(index, "mask"))
+        self._ceilings = _by_subject(filters.select(index, "noiseceiling"))
+        self.problems: list[Problem] = []
+        self.rois: dict[str, dict[str, _rois.Roi]] = {}
+
+    def subject(self, label: str) -> SubjectInputs:
+        betas = self._betas.get(label, [])
+        reference = None
+        sessions = []
+        if not betas:
+            what = f"No betas of sub-{label} for this task, space and these sessions."
+            mend = "Leave the participant out, or choose a task, space or session that it has."
+            self._problem(self._index.root / f"sub-{label}", what, mend, ExitCode.NOTHING_MATCHED)
+        for file in _one_per_session(betas, self._problem):
+            session, session_reference = self._session(file)
+            reference = reference or session_reference
+            if session is not None:
+                sessions.append(session)
+        self.rois[label] = self._find_rois(label)
+        return SubjectInputs(
+            label=label,
+            task=self._task,
+            space=self._space,
+            sessions=tuple(sessions),
+            masks={name: roi.path for name, roi in self.rois[label].items()},
+            noise_ceiling=_best_ceiling(self._fitting(self._ceilings.get(label, []))),
+            spatial_reference=reference,
+        )
+
+    def _problem(self, path: Path, what: str, mend: str, code: ExitCode = ExitCode.BAD_DATA) -> None:
+        self.problems.append(Problem(str(path), what, mend, code))
+
+    def _fitting(self, files: Iterable[IndexedFile]) -> list[IndexedFile]:
+        """Files of no other task or space than the betas'."""
+        return [
+            f
+            for f in files
+            if f.get("task") in ("", self._task) and (f.get("space") in ("", self._space) or not self._space)
+        ]
+
+    def _session(self, file: IndexedFile) -> tuple[Session | None, str | None]:
+        label = file.get("session") + (f"run{file.get('run')}" if file.get("run") else "")
+        scale, reference = self._sidecar(file)
+        trials = _best_trials(file, self._trials.get(file.get("subject"), []))
+        if trials is None:
+            what = "No *_trials.tsv belongs to these betas, so the stimulus of each volume is unknown."
+            mend = "Put a table (beta_index, stim_id) beside them, of the same session, task and run."
+            self._problem(file.path, what, mend, ExitCode.NO_INPUT)
+            return None, reference
+        try:
+            ids = read_trials(trials)
+        except AppError as error:
+            mend = "Correct the table: a row a volume, columns beta_index and stim_id."
+            self._problem(trials, str(error).removeprefix(f"{trials}: "), mend, error.exit_code)
+            return None, reference
+        return Session(label, file.path, trials, ids, scale), reference
+
+    def _sidecar(self, file: IndexedFile) -> tuple[float, str | None]:
+        try:
+            metadata = self._index.metadata(file)
+        except AppError as error:
+            self._problem(file.path, str(error), "Correct or remove that sidecar.", ExitCode.INVALID_BIDS)
+            return 1.0, None
+        scale = metadata.get(SCALE_KEY, 1.0)
+        number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+        if not number or not math.isfinite(scale) or scale <= 0:
+            what = f"{SCALE_KEY} in its sidecar is {scale!r}, which is no number above 0."
+            self._problem(file.path, what, "Give the number that turns values into percent (NSD: 300).")
+            scale = 1.0
+        reference = metadata.get("SpatialReference")
+        return float(scale), reference if isinstance(reference, str) else None
+
+    def _find_rois(self, label: str) -> dict[str, _rois.Roi]:
+        found = {}
+        files = self._fitting(self._masks.get(label, []))
+        for name in dict.fromkeys(self._roi):
+            try:
+                found[name] = _rois.find_roi(name, label, files, self._base)
+            except AppError as error:
+                mend = "Name one that is there with --roi, or add the mask to the dataset."
+                self._problem(self._index.root / f"sub-{label}", str(error), mend, error.exit_code)
+        return found
+
+
+def _by_subject(files: Iterable[IndexedFile]) -> dict[str, list[IndexedFile]]:
+    grouped: dict[str, list[IndexedFile]] = {}
+    for file in files:
+        grouped.setdefault(file.get("subject"), []).append(file)
+    return grouped
+
+
+def _one_per_session(betas: list[IndexedFile], report: Callable[[Path, str, str], None]) -> list[IndexedFile]:
+    """One file for each session (and run); several are a problem, unless one is called singletrial."""
+    groups: dict[tuple[str, str], list[IndexedFile]] = {}
+    for file in betas:
+        groups.setdefault((file.get("session"), file.get("run")), []).append(file)
+    kept = []
+    for (session, _), files in sorted(groups.items(), key=lambda item: [natural_key(p) for p in item[0]]):
+        named = [f for f in files if f.get("desc").lower().startswith("singletrial")]
+        files = named if len(named) == 1 else files
+        kept.append(files[0])
+        if len(files) > 1:
+            listed = ", ".join(f.path.name for f in files)
+            what = f"Several files could be the betas of session {session!r}: {listed}."
+            report(files[0].path, what, "Choose by a filter file (--bids-filter-file), key 'betas'.")
+    return kept
+
+
+def _best_trials(betas: IndexedFile, tables: Iterable[IndexedFile]) -> Path | None:
+    """The table all of whose entities the betas share; the same ``desc`` and more entities win."""
+    free = ("suffix", "extension", "desc", "stat", "datatype", "space")
+    fitting = []
+    for table in tables:
+        own = {k: v for k, v in table.entities.items() if k not in free}
+        same_space = table.get("space") in ("", betas.get("space"))
+        if same_space and all(betas.get(k) == v for k, v in own.items()):
+            same = table.get("desc").lower() == betas.get("desc").lower()
+            fitting.append((same, len(own), table.path))
+    return max(fitting, key=lambda item: item[:2])[2] if fitting else None
+
+
+def _best_ceiling(maps: list[IndexedFile]) -> Path | None:
+    """The map over all sessions rather than one's, plainly named rather than of a selection.
+
+    LAION-fMRI has ``Noiseceiling4rep``, ``12rep`` and ``Allrep`` at the subject's level and
+    ``Noiseceiling`` in each session; a session's own map is never taken for the subject's.
+    """
+    whole = [f for f in maps if not f.get("session")]
+    ranks = {"noiseceiling": 0, "noiseceilingallrep": 1}
+    ordered = sorted(whole, key=lambda f: (ranks.get(f.get("desc").lower(), 2), str(f.path)))
+    return ordered[0].path if ordered else None

@@ -1,0 +1,59 @@
+"""The table beside a session's betas: which stimulus each volume belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.io import read_tsv
+
+#: Columns that may name the stimulus, the first one present counts; ``label`` is LAION-fMRI's.
+ID_COLUMNS = ("stim_id", "stimulus_id", "label", "image_name")
+
+
+def read_trials(path: Path) -> tuple[str, ...]:
+    """Read the stimulus of every volume.
+
+    Parameters
+    ----------
+    path : Path
+        ``*_trials.tsv``, a row a volume. With a column ``beta_index`` (from 0) the rows may be in
+        any order; without it they are in volume order.
+
+    Returns
+    -------
+    tuple of str
+        Stimulus ids without ``stim-``, in volume order; "" where a trial had no stimulus (``n/a``).
+
+    Raises
+    ------
+    AppError
+        Where the table can't be read, names no stimuli, or its ``beta_index`` is not 0, 1, ... n-1.
+    """
+    table = read_tsv(path)
+    column = next((name for name in ID_COLUMNS if name in table), None)
+    if column is None:
+        what = f"has no column that names the stimulus (one of {', '.join(ID_COLUMNS)})"
+        raise _bad(path, f"{what}; its columns are {', '.join(table)}")
+    ids = ["" if v.strip() in ("", "n/a") else v.strip().removeprefix("stim-") for v in table[column]]
+    if not ids:
+        raise _bad(path, "has no trials")
+    if "beta_index" not in table:
+        return tuple(ids)
+    try:
+        order = [int(v) for v in table["beta_index"]]
+    except ValueError as error:
+        raise _bad(path, f"column beta_index must hold whole numbers ({error})") from error
+    if sorted(order) != list(range(len(ids))):
+        twice = sorted({i for i in order if order.count(i) > 1})[:3] if len(order) < 100_000 else []
+        why = f"; {', '.join(map(str, twice))} appears twice" if twice else ""
+        span = f"it runs from {min(order)} to {max(order)} over {len(ids)} rows{why}"
+        raise _bad(path, f"column beta_index must number the volumes 0 to {len(ids) - 1}, each once; {span}")
+    ordered = [""] * len(ids)
+    for position, stimulus in zip(order, ids, strict=True):
+        ordered[position] = stimulus
+    return tuple(ordered)
+
+
+def _bad(path: Path, what: str) -> AppError:
+    return AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA)

@@ -1,0 +1,280 @@
+"""Find single-trial betas and what belongs to them in a BIDS derivative dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bidsapp.bids import _rois
+from bidsapp.bids._filters import Filters, read_filters
+from bidsapp.bids._index import Index, IndexedFile, build_index, natural_key
+from bidsapp.bids._subjects import SCALE_KEY, Finder
+from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
+from bidsapp.io import read_json
+from bidsapp.records import SubjectInputs
+
+__all__ = ["SCALE_KEY", "Dataset", "mask_files", "open_dataset"]
+
+_MOUNTS = (
+    "In a container, check that the folder is mounted and at this path: "
+    "`docker run -v /path/to/bids:/data:ro ...`, `apptainer run -B /path/to/bids:/data:ro ...`."
+)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a dataset offers to the participant level.
+
+    Attributes
+    ----------
+    root : Path
+        Folder that holds the ``sub-*`` folders of the betas.
+    name : str
+        ``Name`` of its description.
+    subjects : tuple of SubjectInputs
+        In natural order of labels. A subject of which something is wrong is listed with what was
+        found, and ``problems`` says the rest.
+    problems : tuple of Problem
+        What was noticed while indexing; :func:`bidsapp.bids.preflight.check` passes them on.
+    generated_by : str
+        Name of the first ``GeneratedBy`` entry, "" where there is none.
+    rois : mapping
+        Subject label -> ROI name -> where its voxels are (a segmentation's ROI has its label values;
+        ``SubjectInputs.masks`` has the file alone, see :func:`mask_files`).
+    """
+
+    root: Path
+    name: str
+    subjects: tuple[SubjectInputs, ...]
+    problems: tuple[Problem, ...] = ()
+    generated_by: str = ""
+    rois: Mapping[str, Mapping[str, _rois.Roi]] = field(default_factory=dict)
+
+    def subject(self, label: str) -> SubjectInputs:
+        """The subject of a label (KeyError where there is none)."""
+        for subject in self.subjects:
+            if subject.label == label:
+                return subject
+        raise KeyError(label)
+
+
+def open_dataset(
+    bids_dir: str | os.PathLike[str],
+    *,
+    participants: Sequence[str] | None = None,
+    sessions: Sequence[str] | None = None,
+    task: str | None = None,
+    space: str | None = None,
+    roi: Sequence[str] = ("nsdgeneral",),
+    filters: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """Index a dataset and choose the files that the app needs. Reads no betas.
+
+    Parameters
+    ----------
+    bids_dir : path
+        A derivative dataset with ``sub-*`` at its root, or a dataset's root one of whose
+        ``derivatives/*`` holds the betas.
+    participants, sessions : sequence of str, optional
+        Labels to use, with or without ``sub-`` and ``ses-``; all by default.
+    task, space : str, optional
+        Needed where the betas have several.
+    roi : sequence of str
+        ROIs whose union of voxels is used: names of masks or of a segmentation's labels, or path
+        patterns with ``{subject}`` (relative ones start at ``bids_dir``).
+    filters : path, optional
+        BIDS filter file with the keys ``betas``, ``trials``, ``mask``, ``noiseceiling``.
+
+    Returns
+    -------
+    Dataset
+
+    Raises
+    ------
+    AppError
+        Exit code 66 for a missing or empty folder, 16 without a valid dataset_description.json, 18
+        where nothing matches or a participant is unknown, 64 for a bad filter file.
+    InputProblems
+        Where several tasks or spaces are there and none was chosen.
+    """
+    base = Path(bids_dir)
+    chosen = read_filters(Path(filters) if filters is not None else None)
+    _check_folder(base)
+    index, betas = _find_betas(base, chosen)
+    description = _read_description(base, index.root)
+
+    labels = _unique(f.get("subject") for f in betas)
+    wanted = _choose_participants(participants, labels, base)
+    betas = [f for f in betas if f.get("subject") in wanted]
+    betas = _choose_sessions(betas, sessions, base)
+    betas, task, space = _choose_task_and_space(betas, task, space, base)
+
+    finder = Finder(index, base, chosen, betas, task, space, tuple(roi))
+    subjects = tuple(finder.subject(label) for label in wanted)
+    return Dataset(
+        root=index.root,
+        name=str(description.get("Name", "")),
+        subjects=subjects,
+        problems=tuple(finder.problems),
+        generated_by=_first_generator(description),
+        rois=finder.rois,
+    )
+
+
+def mask_files(dataset: Dataset, subject: str, folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Give a 3-D mask file for every ROI of a subject, voxels > 0 inside.
+
+    Masks are given as they are. A ROI that is some labels of a segmentation is written as a mask of
+    its own into ``folder`` (``label-<roi>_mask.nii.gz``).
+
+    Returns
+    -------
+    dict of str to Path
+        In the order of the ROIs asked for.
+    """
+    files = {}
+    for name, roi in dataset.rois.get(subject, {}).items():
+        files[name] = roi.path
+        if roi.indices:
+            safe = "".join(c for c in name if c.isalnum())
+            files[name] = Path(folder) / f"sub-{subject}_label-{safe}_mask.nii.gz"
+            _rois.write_roi_mask(roi, files[name])
+    return files
+
+
+def _check_folder(base: Path) -> None:
+    if not base.is_dir():
+        what = "is not a folder" if base.exists() else "does not exist"
+        raise AppError(f"BIDS_DIR {base} {what}. {_MOUNTS}", exit_code=ExitCode.NO_INPUT)
+    try:
+        empty = not any(base.iterdir())
+    except OSError as error:
+        message = f"BIDS_DIR {base} cannot be read ({error.strerror}). Check its permissions."
+        raise AppError(message, exit_code=ExitCode.NO_INPUT) from error
+    if empty:
+        raise AppError(f"BIDS_DIR {base} is empty. {_MOUNTS}", exit_code=ExitCode.NO_INPUT)
+
+
+def _find_betas(base: Path, filters: Filters) -> tuple[Index, list[IndexedFile]]:
+    """The betas of the folder itself, else of the one derivative in it that has any."""
+    own = build_index(base)
+    betas = filters.select(own, "betas")
+    if betas:
+        return own, betas
+    found = []
+    derivatives = base / "derivatives"
+    for folder in sorted(derivatives.iterdir()) if derivatives.is_dir() else []:
+        if folder.is_dir() and any(folder.glob("sub-*")):
+            index = build_index(folder)
+            betas = filters.select(index, "betas")
+            if betas:
+                found.append((index, betas))
+    if len(found) > 1:
+        listed = ", ".join(str(index.root) for index, _ in found)
+        message = f"{base}: several derivatives hold single-trial betas: {listed}. Give one as BIDS_DIR."
+        raise AppError(message, exit_code=ExitCode.USAGE)
+    if found:
+        return found[0]
+    if not (base / "dataset_description.json").is_file():
+        raise _no_description(base)
+    by = f" under the filters of {filters.path}" if filters.path else ""
+    names = "sub-*_stat-effect*_statmap.nii.gz"
+    message = f"{base}: no single-trial betas found{by} (files named like {names})."
+    mend = "Check BIDS_DIR, or name your files by a filter file (--bids-filter-file)."
+    raise AppError(f"{message} {mend} {_MOUNTS}", exit_code=ExitCode.NOTHING_MATCHED)
+
+
+def _no_description(base: Path) -> AppError:
+    message = (
+        f"{base / 'dataset_description.json'} is missing, so this is no BIDS dataset. Write one with at "
+        'least {"Name": "...", "BIDSVersion": "1.11.1", "DatasetType": "derivative", '
+        '"GeneratedBy": [{"Name": "..."}]}, or check that BIDS_DIR is the dataset\'s root.'
+    )
+    return AppError(message, exit_code=ExitCode.INVALID_BIDS)
+
+
+def _read_description(base: Path, root: Path) -> dict[str, object]:
+    path = next((p for p in (root, base) if (p / "dataset_description.json").is_file()), None)
+    if path is None:
+        raise _no_description(base)
+    path = path / "dataset_description.json"
+    try:
+        description = read_json(path)
+    except AppError as error:
+        raise AppError(str(error), exit_code=ExitCode.INVALID_BIDS) from error
+    missing = [key for key in ("Name", "BIDSVersion") if not isinstance(description.get(key), str)]
+    if missing:
+        message = f"{path}: lacks {' and '.join(missing)}, which BIDS requires as text."
+        raise AppError(message, exit_code=ExitCode.INVALID_BIDS)
+    return description
+
+
+def _first_generator(description: Mapping[str, object]) -> str:
+    entries = description.get("GeneratedBy")
+    if isinstance(entries, list) and entries and isinstance(entries[0], dict):
+        return str(entries[0].get("Name", ""))
+    return ""
+
+
+def _unique(values: Iterable[str]) -> list[str]:
+    return sorted({v for v in values if v}, key=natural_key)
+
+
+def _choose_participants(asked: Sequence[str] | None, found: list[str], base: Path) -> list[str]:
+    if not asked:
+        return found
+    labels = list(dict.fromkeys(label.removeprefix("sub-") for label in asked))
+    unknown = [label for label in labels if label not in found]
+    if not unknown:
+        return sorted(labels, key=natural_key)
+    near = [f for f in found for u in unknown if f.lstrip("0").lower() == u.lstrip("0").lower()]
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    message = (
+        f"No betas of participant{'s' if len(unknown) > 1 else ''} {', '.join(unknown)} in {base}. "
+        f"Participants found: {_listed(found)}.{hint} {_MOUNTS}"
+    )
+    raise AppError(message, exit_code=ExitCode.NOTHING_MATCHED)
+
+
+def _listed(values: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return (", ".join(values[:most]) or "none") + more
+
+
+def _choose_sessions(
+    betas: list[IndexedFile], asked: Sequence[str] | None, base: Path
+) -> list[IndexedFile]:
+    if not asked:
+        return betas
+    labels = {label.removeprefix("ses-") for label in asked}
+    found = _unique(f.get("session") for f in betas)
+    unknown = sorted(labels - set(found), key=natural_key)
+    if unknown:
+        message = f"No betas of session {', '.join(unknown)} in {base}. Sessions found: {_listed(found, 60)}."
+        raise AppError(message, exit_code=ExitCode.NOTHING_MATCHED)
+    return [f for f in betas if f.get("session") in labels]
+
+
+def _choose_task_and_space(
+    betas: list[IndexedFile], task: str | None, space: str | None, base: Path
+) -> tuple[list[IndexedFile], str, str]:
+    problems = []
+    result = {}
+    for entity, given in (("task", task), ("space", space)):
+        asked = given.removeprefix(f"{entity}-") if given else None
+        found = _unique(f.get(entity) for f in betas)
+        option = "--task-label" if entity == "task" else "--space"
+        if asked is not None and asked not in found:
+            message = f"{base}: no betas with {entity}-{asked}. Found: {_listed(found)}."
+            raise AppError(message, exit_code=ExitCode.NOTHING_MATCHED)
+        if asked is None and len(found) > 1:
+            what = f"The betas have several values of {entity}: {_listed(found)}."
+            problems.append(Problem(str(base), what, f"Choose one with {option}.", ExitCode.USAGE))
+            continue
+        result[entity] = asked if asked is not None else (found[0] if found else "")
+        betas = [f for f in betas if f.get(entity) == result[entity]]
+    if problems:
+        raise InputProblems(problems)
+    return betas, result["task"], result["space"]

@@ -29,6 +29,10 @@ N_ENERGY = len(WAVELENGTHS) * N_ORIENTATIONS
 #: Energy channels, then luminance, red-green and blue-yellow.
 N_CHANNELS = N_ENERGY + 3
 
+#: Share of the signal's variance that no known feature explains, by ROI: encoding models of measured
+#: responses explain early areas better than higher ones.
+UNEXPLAINED = {"early": 0.25, "higher": 0.45}
+
 _FADE_PIXELS = 5
 _BATCH = 64
 
@@ -266,6 +270,32 @@ def higher_signal(attributes: NDArray[np.float32], weights: NDArray[np.float32])
     spread = centred.std(axis=0)
     standard = centred / np.where(spread > 0, spread, 1)
     return _standardise(standard.astype(np.float32) @ weights.T)
+
+
+def add_unexplained(
+    rng: np.random.Generator, signal: NDArray[np.float32], share: float
+) -> NDArray[np.float32]:
+    """Let a share of the signal follow no known feature, as in measured responses.
+
+    It is the same whenever a scene is shown, so that it counts as signal, but it is unrelated to what
+    the scene holds. Its covariance over voxels is that of the signal: more voxels do not average it out.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    signal : ndarray of float32, shape (n, n_voxels)
+        Z-scores over the scenes.
+    share : float
+        Share of the signal's variance, 0 to 1.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, n_voxels)
+        Z-scores over the scenes.
+    """
+    mixing = rng.standard_normal((len(signal), len(signal)), dtype=np.float32) / np.sqrt(len(signal))
+    other = mixing.astype(np.float32) @ signal
+    return _standardise(np.sqrt(np.float32(1 - share)) * signal + np.sqrt(np.float32(share)) * other)
 
 
 def _neighbourly(rng: np.random.Generator, brain: Brain, roi: str, n: int) -> NDArray[np.float64]:

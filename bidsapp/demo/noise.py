@@ -22,8 +22,10 @@ from bidsapp.demo.design import generator
 MAX_NCSNR = 1.05
 BETA_PARAMETERS = (2.2, 2.4)
 
-#: Shares of the noise variance: shared by neighbouring voxels, by the whole brain, and a voxel's own.
-LOCAL_SHARE, GLOBAL_SHARE = 0.30, 0.08
+#: Shares of the noise variance: of neighbouring voxels, of the whole brain, and, in the ROIs, noise whose
+#: covariance is that of the signal ("information-limiting", Moreno-Bote et al. 2014,
+#: doi:10.1038/nn.3807); the rest is a voxel's own.
+LOCAL_SHARE, GLOBAL_SHARE, SIGNAL_LIKE_SHARE = 0.25, 0.08, 0.20
 LOCAL_WIDTH = 1.0
 _N_GLOBAL = 8
 
@@ -99,18 +101,35 @@ class SessionNoise:
         Labels.
     statistics : VoxelStatistics
         Of the subject.
+    voxels : ndarray of int64, shape (n_voxels, 3)
+        Indices of the voxels that have a signal.
+    patterns : ndarray of float32, shape (n_scenes, n_voxels)
+        Their signal as z-scores over the scenes.
     n_trials : int
         Trials of the session.
     """
 
     def __init__(
-        self, seed: int, subject: str, session: str, statistics: VoxelStatistics, n_trials: int
+        self,
+        seed: int,
+        subject: str,
+        session: str,
+        *,
+        statistics: VoxelStatistics,
+        voxels: NDArray[np.int64],
+        patterns: NDArray[np.float32],
+        n_trials: int,
     ) -> None:
         self._sd = statistics.noise_sd
+        self._voxels = tuple(voxels.T)
+        self._patterns = patterns
         shape = self._sd.shape
         # The pattern of the whole-brain fluctuations is the subject's own, their course the session's.
         loadings = smooth_fields(generator(seed, subject, "global noise"), shape, _N_GLOBAL, width=4.0)
         self._loadings = loadings / np.linalg.norm(loadings, axis=0)
+        own = np.full(shape, 1 - LOCAL_SHARE - GLOBAL_SHARE, np.float32)
+        own[self._voxels] -= np.where(patterns.any(axis=0), np.float32(SIGNAL_LIKE_SHARE), 0)
+        self._own = np.sqrt(own)
         self._rng = generator(seed, subject, "noise", session)
         drift = smooth_fields(self._rng, shape, 2, width=1.5)
         self._offset, self._trend = _SESSION_MEAN * drift[0], _SESSION_TREND * drift[1]
@@ -130,16 +149,21 @@ class SessionNoise:
             Percent signal change, with the session's offset and trend.
         """
         shape = self._sd.shape
-        out = self._rng.standard_normal((n, *shape), dtype=np.float32)
-        out *= np.float32(np.sqrt(1 - LOCAL_SHARE - GLOBAL_SHARE))
-        local = smooth(self._rng.standard_normal((n, *shape), dtype=np.float32), LOCAL_WIDTH)
+        out = self._normal(n, *shape)
+        out *= self._own
+        local = smooth(self._normal(n, *shape), LOCAL_WIDTH)
         local *= np.float32(np.sqrt(LOCAL_SHARE))
         out += local
-        course = self._rng.standard_normal((n, _N_GLOBAL), dtype=np.float32)
-        course *= np.float32(np.sqrt(GLOBAL_SHARE))
+        course = self._normal(n, _N_GLOBAL) * np.float32(np.sqrt(GLOBAL_SHARE))
         out += (course @ self._loadings.reshape(_N_GLOBAL, -1)).reshape(n, *shape)
+        mixing = self._normal(n, len(self._patterns))
+        mixing *= np.float32(np.sqrt(SIGNAL_LIKE_SHARE / len(self._patterns)))
+        out[(slice(None), *self._voxels)] += mixing @ self._patterns
         time = (self._done + np.arange(n, dtype=np.float32)) / max(1, self._n_trials - 1) - np.float32(0.5)
         out += self._offset + time[:, None, None, None] * self._trend
         self._done += n
         out *= self._sd
         return out
+
+    def _normal(self, *shape: int) -> NDArray[np.float32]:
+        return self._rng.standard_normal(shape, dtype=np.float32)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from bidsapp import __version__
-from bidsapp.demo.noise import GLOBAL_SHARE, LOCAL_SHARE
+from bidsapp.demo.encoding import UNEXPLAINED
+from bidsapp.demo.noise import GLOBAL_SHARE, LOCAL_SHARE, SIGNAL_LIKE_SHARE
 
 #: ``GeneratedBy`` name of the simulated dataset.
 GENERATOR = "bidsapp-recon demo"
@@ -149,10 +150,12 @@ Made with {GENERATOR} {__version__}: {settings}.
 - **Early ROI**: contrast-normalised oriented energy, luminance and opponent colour within population
   receptive fields that grow with eccentricity.
 - **Higher ROI**: sparse tuning to the setting, the kinds of object, their colours and coarse places.
+- **Unknown features**: {UNEXPLAINED["early"]:.0%} of the signal's variance in the early and {UNEXPLAINED["higher"]:.0%} in the higher ROI
+  repeats with the scene but follows nothing that it shows.
 - **Noise**: set to noise ceilings like those of that dataset; about a third of single-trial variance
-  is explainable in good voxels. {LOCAL_SHARE:.0%} of the noise variance is shared with neighbouring voxels,
-  {GLOBAL_SHARE:.0%} over the whole brain; every session has a drift of its own. Voxels outside the two
-  ROIs hold noise alone.
+  is explainable in good voxels. Of the noise variance in the ROIs {LOCAL_SHARE:.0%} is shared with neighbouring
+  voxels, {GLOBAL_SHARE:.0%} over the whole brain, {SIGNAL_LIKE_SHARE:.0%} has the covariance of the signal. Every session has a
+  drift of its own. Voxels outside the two ROIs hold noise alone.
 - **Betas**: percent signal change times {SCALE_FACTOR}, as int16, a volume a trial.
 
 The files named in `.bidsignore` (`statmap`, `trials`) have no place in BIDS yet.

@@ -17,8 +17,15 @@ from PIL import Image
 from bidsapp import __version__
 from bidsapp.demo import scenes, sidecars
 from bidsapp.demo.brain import ROI_NAMES, Brain, make_brain
-from bidsapp.demo.design import DEMO_FAMILY, SessionDesign, SubjectDesign, make_design
-from bidsapp.demo.encoding import INPUT_SIDE, higher_signal, make_early_model, make_higher_weights
+from bidsapp.demo.design import DEMO_FAMILY, SessionDesign, SubjectDesign, generator, make_design
+from bidsapp.demo.encoding import (
+    INPUT_SIDE,
+    UNEXPLAINED,
+    add_unexplained,
+    higher_signal,
+    make_early_model,
+    make_higher_weights,
+)
 from bidsapp.demo.noise import SessionNoise, VoxelStatistics, make_statistics
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.io import atomic_path, read_json, write_json, write_text, write_tsv
@@ -81,7 +88,7 @@ def write_dataset(
     Notes
     -----
     Peak memory is about ``n_images * 12 kB`` (images at 64 pixels) and, a subject at a time,
-    ``n_images * n_voxels * 20`` bytes for the signal: about 0.2 GB with the defaults.
+    ``n_images * n_voxels * 30`` bytes for the signal: about 0.2 GB with the defaults.
     """
     if image_size < INPUT_SIDE:
         raise ValueError(f"image_size is {image_size}, it must be at least {INPUT_SIDE}")
@@ -107,8 +114,8 @@ def write_dataset(
             subject = _Subject(root, seed, design)
             subject.write_anatomy(repeats)
             shown = np.array(design.scenes)
-            signal = subject.signal(images[shown], family)
-            jobs = [pool.submit(subject.write_session, session, signal) for session in design.sessions]
+            patterns = subject.patterns(images[shown], family)
+            jobs = [pool.submit(subject.write_session, session, patterns) for session in design.sessions]
             for done, job in enumerate(jobs, start=1 + s * n_sessions):
                 job.result()
                 report("simulating sessions", done, total)
@@ -224,28 +231,27 @@ class _Subject:
         _write_nifti(image, data.shape, data.dtype, self._brain.affine, [data])
         write_json(path.with_name(path.name + ".json"), sidecar)
 
-    def signal(self, images: NDArray[np.uint8], family: int) -> NDArray[np.float32]:
-        """Noise-free responses (n_scenes, n_voxels of both ROIs), percent signal change about the mean.
+    def patterns(self, images: NDArray[np.uint8], family: int) -> NDArray[np.float32]:
+        """Noise-free responses of the voxels of both ROIs, as z-scores: (n_scenes, n_voxels).
 
         ``images`` (n_scenes, 64, 64, 3) and the rows of the result follow ``design.scenes``.
         """
-        label, brain, statistics = self._design.label, self._brain, self._statistics
-        early = make_early_model(self._seed, label, brain).signal(images)
+        label, brain = self._design.label, self._brain
         attributes = np.stack([scenes.attributes(scenes.make_scene(family, i)) for i in self._design.scenes])
-        higher = higher_signal(attributes, make_higher_weights(self._seed, label, brain))
-        index = tuple(self._roi_voxels().T)
-        amplitude = statistics.ncsnr[index] * statistics.noise_sd[index]
-        return np.concatenate([early, higher], axis=1) * amplitude
+        known = {
+            "early": make_early_model(self._seed, label, brain).signal(images),
+            "higher": higher_signal(attributes, make_higher_weights(self._seed, label, brain)),
+        }
+        rng = generator(self._seed, label, "unexplained")
+        parts = [add_unexplained(rng, known[roi], UNEXPLAINED[roi]) for roi in ROI_NAMES]
+        return np.concatenate(parts, axis=1)
 
-    def _roi_voxels(self) -> NDArray[np.int64]:
-        return np.concatenate([self._brain.voxels(roi) for roi in ROI_NAMES])
-
-    def write_session(self, session: SessionDesign, signal: NDArray[np.float32]) -> None:
+    def write_session(self, session: SessionDesign, patterns: NDArray[np.float32]) -> None:
         """Write one session's betas and trials."""
         label, n = self._design.label, len(session.scenes)
         name = f"{sidecars.MAP}_stat-effect_desc-singletrial_statmap"
         path = self._root / sidecars.func(label, f"{name}.nii.gz", session.label)
-        volumes = self._volumes(session, signal)
+        volumes = self._volumes(session, patterns)
         _write_nifti(path, (*self._brain.shape, n), np.dtype(np.int16), self._brain.affine, volumes)
         sidecar = self._root / sidecars.func(label, f"{name}.json", session.label)
         write_json(sidecar, sidecars.betas(label, n))
@@ -259,16 +265,26 @@ class _Subject:
         write_tsv(trials.with_name(trials.name + ".tsv"), columns)
         write_json(trials.with_name(trials.name + ".json"), sidecars.TRIALS_COLUMNS)
 
-    def _volumes(self, session: SessionDesign, signal: NDArray[np.float32]) -> Iterator[NDArray[np.int16]]:
+    def _volumes(self, session: SessionDesign, patterns: NDArray[np.float32]) -> Iterator[NDArray[np.int16]]:
         """Betas of a session as stored, a volume (x, y, z) at a time."""
-        n = len(session.scenes)
-        noise = SessionNoise(self._seed, self._design.label, session.label, self._statistics, n)
-        voxels = tuple(self._roi_voxels().T)
+        n, statistics = len(session.scenes), self._statistics
+        voxels = np.concatenate([self._brain.voxels(roi) for roi in ROI_NAMES])
+        index = tuple(voxels.T)
+        noise = SessionNoise(
+            self._seed,
+            self._design.label,
+            session.label,
+            statistics=statistics,
+            voxels=voxels,
+            patterns=patterns,
+            n_trials=n,
+        )
+        amplitude = statistics.ncsnr[index] * statistics.noise_sd[index]
         rows = np.searchsorted(self._design.scenes, session.scenes)
         for start in range(0, n, _TRIALS_A_BLOCK):
             block = noise.draw(min(_TRIALS_A_BLOCK, n - start))
-            block += self._statistics.mean
-            block[(slice(None), *voxels)] += signal[rows[start : start + len(block)]]
+            block += statistics.mean
+            block[(slice(None), *index)] += patterns[rows[start : start + len(block)]] * amplitude
             block *= sidecars.SCALE_FACTOR
             np.rint(block, out=block)
             yield from np.clip(block, -32768, 32767).astype(np.int16)

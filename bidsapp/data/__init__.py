@@ -1,0 +1,1 @@
+"""Betas, responses, stimuli, captions and splits: what a dataset's files become in memory."""

@@ -43,7 +43,7 @@ class Brain:
         return x, y, z
 
     def voxels(self, roi: str) -> NDArray[np.int64]:
-        """Indices (n_voxels, 3) of an ROI's voxels, in C order; ``roi`` is one of ``ROI_NAMES``."""
+        """Give the indices (n_voxels, 3) of an ROI's voxels, in C order; ``roi`` is one of ``ROI_NAMES``."""
         return np.argwhere(self.labels == 1 + ROI_NAMES.index(roi))
 
 
@@ -93,6 +93,7 @@ def smooth_fields(
     Parameters
     ----------
     rng : numpy.random.Generator
+        Source of the randomness.
     shape : tuple of int
         (x, y, z).
     n : int

@@ -7,12 +7,13 @@ one set of images is shared by all subjects (the test set), the others are of ea
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bidsapp.seeds import seed_for
 
 #: The stimuli are scenes of the family ``DEMO_FAMILY + seed``; the embedded models learn from others.
 DEMO_FAMILY = 20_000
@@ -27,22 +28,21 @@ _FREE_SESSION_SHARE = 0.3
 _MAX_LOST_SHARE = 0.02
 
 
-def generator(seed: int, *names: str | int) -> np.random.Generator:
+def generator(seed: int, *names: str) -> np.random.Generator:
     """Give a random generator of its own to each purpose, so that none depends on another's draws.
 
     Parameters
     ----------
     seed : int
         The run's seed.
-    *names : str or int
+    *names : str
         What the numbers are for, e.g. ``("01", "noise", "02")``.
 
     Returns
     -------
     numpy.random.Generator
     """
-    digest = hashlib.sha256("/".join(str(n) for n in names).encode()).digest()
-    return np.random.default_rng([seed, *np.frombuffer(digest, dtype="<u4").tolist()])
+    return np.random.default_rng(seed_for(seed, "demo", *names))
 
 
 @dataclass(frozen=True)
@@ -181,9 +181,9 @@ def _shuffle(rng: np.random.Generator, scenes: NDArray[np.int64]) -> NDArray[np.
         same = np.flatnonzero(order[1:] == order[:-1]) + 1
         if len(same) == 0:
             break
-        for i in same:
+        for i in same.tolist():
             j = int(rng.integers(len(order)))
-            order[[i, j]] = order[[j, i]]
+            order[i], order[j] = order[j], order[i]
     return order
 
 

@@ -110,7 +110,8 @@ def _normalise(energy: NDArray[np.float32], wavelength: float) -> NDArray[np.flo
     semi_saturation = np.float32(0.02)
     out: NDArray[np.float32] = energy / (semi_saturation + pool[:, None])
     # A ratio alone would lose how much contrast there is: keep part of it, as a saturating gain.
-    return out * np.sqrt(pool / (semi_saturation + pool))[:, None]
+    out *= np.sqrt(pool / (semi_saturation + pool))[:, None]
+    return out
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ class EarlyModel:
         rows = np.exp(-0.5 * ((centres - self.y[:, None]) / self.size[:, None]) ** 2)
         columns = np.exp(-0.5 * ((centres - self.x[:, None]) / self.size[:, None]) ** 2)
         fields = (rows[:, :, None] * columns[:, None, :]).reshape(len(self.x), -1)
-        return (fields / fields.sum(axis=1, keepdims=True)).astype(np.float32)
+        fields /= fields.sum(axis=1, keepdims=True)
+        return np.asarray(fields, np.float32)
 
     def signal(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Noise-free responses to images (n, 64, 64, 3) as z-scores over them: (n, n_voxels)."""
@@ -283,6 +285,7 @@ def add_unexplained(
     Parameters
     ----------
     rng : numpy.random.Generator
+        Source of the randomness.
     signal : ndarray of float32, shape (n, n_voxels)
         Z-scores over the scenes.
     share : float

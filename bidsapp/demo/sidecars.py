@@ -67,7 +67,10 @@ def noise_ceiling(subject: str, repeats: int) -> dict[str, Any]:
         "SpatialReference": reference(subject),
         "Units": "percent",
         "NumberOfRepeats": repeats,
-        "Formula": "100 * ncsnr^2 / (ncsnr^2 + 1 / NumberOfRepeats), ncsnr = signal SD / single-trial noise SD",
+        "Formula": (
+            "100 * ncsnr^2 / (ncsnr^2 + 1 / NumberOfRepeats), with "
+            "ncsnr = signal standard deviation / single-trial noise standard deviation"
+        ),
         "TaskName": TASK,
     }
 
@@ -135,6 +138,8 @@ PARTICIPANTS_COLUMNS: dict[str, Any] = {
 
 def readme(settings: str) -> str:
     """README of the dataset; the same settings give the same text."""
+    early, higher = (f"{UNEXPLAINED[roi]:.0%}" for roi in ("early", "higher"))
+    local, everywhere, alike = (f"{s:.0%}" for s in (LOCAL_SHARE, GLOBAL_SHARE, SIGNAL_LIKE_SHARE))
     return f"""# Simulated responses to drawn scenes
 
 No person was scanned for this dataset: `bidsapp-recon demo` drew the images and simulated the
@@ -150,12 +155,12 @@ Made with {GENERATOR} {__version__}: {settings}.
 - **Early ROI**: contrast-normalised oriented energy, luminance and opponent colour within population
   receptive fields that grow with eccentricity.
 - **Higher ROI**: sparse tuning to the setting, the kinds of object, their colours and coarse places.
-- **Unknown features**: {UNEXPLAINED["early"]:.0%} of the signal's variance in the early and {UNEXPLAINED["higher"]:.0%} in the higher ROI
+- **Unknown features**: of the signal's variance, {early} in the early and {higher} in the higher ROI
   repeats with the scene but follows nothing that it shows.
 - **Noise**: set to noise ceilings like those of that dataset; about a third of single-trial variance
-  is explainable in good voxels. Of the noise variance in the ROIs {LOCAL_SHARE:.0%} is shared with neighbouring
-  voxels, {GLOBAL_SHARE:.0%} over the whole brain, {SIGNAL_LIKE_SHARE:.0%} has the covariance of the signal. Every session has a
-  drift of its own. Voxels outside the two ROIs hold noise alone.
+  is explainable in good voxels. Of the noise variance in the ROIs {local} is shared with neighbouring
+  voxels, {everywhere} over the whole brain, {alike} has the covariance of the signal. Every session
+  has a drift of its own. Voxels outside the two ROIs hold noise alone.
 - **Betas**: percent signal change times {SCALE_FACTOR}, as int16, a volume a trial.
 
 The files named in `.bidsignore` (`statmap`, `trials`) have no place in BIDS yet.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,7 @@ from bidsapp.demo.encoding import (
 from bidsapp.demo.noise import SessionNoise, VoxelStatistics, make_statistics
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.io import atomic_path, read_json, write_json, write_text, write_tsv
-
-#: Called with what is being done, how much of it is done, and how much there is.
-Progress = Callable[[str, int, int], None]
+from bidsapp.progress import track
 
 _TRIALS_A_BLOCK = 64
 
@@ -47,7 +45,6 @@ def write_dataset(
     image_size: int = 128,
     repeats: int = 3,
     n_cpus: int = 2,
-    progress: Progress | None = None,
 ) -> Path:
     """Simulate subjects that look at drawn scenes, and write their betas as a BIDS dataset.
 
@@ -70,8 +67,6 @@ def write_dataset(
         How often a scene is shown.
     n_cpus : int
         Number of threads; does not change the result.
-    progress : callable, optional
-        ``progress(what, done, total)`` is called as the work goes on.
 
     Returns
     -------
@@ -83,7 +78,7 @@ def write_dataset(
     AppError
         Exit code 73 if the folder holds something else.
     ValueError
-        For counts below 1 or an ``image_size`` below 64.
+        For counts below 1, an ``image_size`` below 64 or a negative seed.
 
     Notes
     -----
@@ -94,6 +89,8 @@ def write_dataset(
         raise ValueError(f"image_size is {image_size}, it must be at least {INPUT_SIDE}")
     if n_subjects < 1:
         raise ValueError(f"n_subjects is {n_subjects}, it must be at least 1")
+    if seed < 0:  # the families of scenes below DEMO_FAMILY belong to the training of models
+        raise ValueError(f"seed is {seed}, it must not be negative")
     counts = {"n_sessions": n_sessions, "n_train": n_train, "n_test": n_test, "repeats": repeats}
     settings = ", ".join(
         f"{k} {v}" for k, v in {"seed": seed, "n_subjects": n_subjects, **counts, "size": image_size}.items()
@@ -101,25 +98,22 @@ def write_dataset(
     root = Path(bids_dir)
     if _already_written(root, settings):
         return root
-    report = progress or (lambda what, done, total: None)
     write_text(root / "README.md", sidecars.readme(settings))
     write_text(root / ".bidsignore", "\n".join(sidecars.BIDSIGNORE) + "\n")
 
     designs = [make_design(s, seed=seed, **counts) for s in range(n_subjects)]
     family = DEMO_FAMILY + seed
     with ThreadPoolExecutor(max_workers=max(1, n_cpus)) as pool:
-        images = _write_stimuli(root / "stimuli", family, designs, image_size, pool, report)
-        total = n_subjects * n_sessions
-        for s, design in enumerate(designs):
+        images = _write_stimuli(root / "stimuli", family, designs, image_size, pool)
+        for design in designs:
             subject = _Subject(root, seed, design)
             subject.write_anatomy(repeats)
             shown = np.array(design.scenes)
             patterns = subject.patterns(images[shown], family)
             jobs = [pool.submit(subject.write_session, session, patterns) for session in design.sessions]
-            for done, job in enumerate(jobs, start=1 + s * n_sessions):
+            for job in track(jobs, f"simulating the sessions of sub-{design.label}"):
                 job.result()
-                report("simulating sessions", done, total)
-    columns = {
+    columns: dict[str, Any] = {
         "participant_id": [f"sub-{d.label}" for d in designs],
         "n_sessions": [len(d.sessions) for d in designs],
         "n_trials": [sum(len(s.scenes) for s in d.sessions) for d in designs],
@@ -158,7 +152,6 @@ def _write_stimuli(
     designs: list[SubjectDesign],
     size: int,
     pool: ThreadPoolExecutor,
-    report: Progress,
 ) -> NDArray[np.uint8]:
     """Draw every scene once, write it with its captions; give all at 64 pixels, by scene index."""
     shown_to = dict.fromkeys(designs[0].test, "all")
@@ -175,10 +168,8 @@ def _write_stimuli(
         small[index] = np.asarray(image.resize((INPUT_SIDE, INPUT_SIDE), Image.Resampling.BOX))
         return scenes.captions(scene)
 
-    captions = []
-    for index, pair in enumerate(pool.map(draw, range(n))):
-        captions.append(pair)
-        report("drawing stimuli", index + 1, n)
+    drawn = pool.map(draw, range(n))
+    captions = [pair for _, pair in zip(track(range(n), "drawing the stimuli"), drawn, strict=False)]
     ids = [f"stim-{stimulus_label(i)}" for i in range(n)]
     columns: dict[str, list[Any]] = {
         "stimulus_id": ids,
@@ -255,8 +246,9 @@ class _Subject:
         _write_nifti(path, (*self._brain.shape, n), np.dtype(np.int16), self._brain.affine, volumes)
         sidecar = self._root / sidecars.func(label, f"{name}.json", session.label)
         write_json(sidecar, sidecars.betas(label, n))
-        trials = self._root / sidecars.func(label, f"task-{sidecars.TASK}_desc-singletrial_trials", session.label)
-        columns = {
+        suffix = f"task-{sidecars.TASK}_desc-singletrial_trials"
+        trials = self._root / sidecars.func(label, suffix, session.label)
+        columns: dict[str, Any] = {
             "session": [session.label] * n,
             "run": session.runs,
             "beta_index": range(n),
@@ -300,7 +292,7 @@ def _write_nifti(
     """Stream volumes into a NIfTI-1 file; its bytes depend on the arguments only, not on the clock."""
     import nibabel as nib
 
-    header = nib.Nifti1Header()
+    header: Any = nib.Nifti1Header()  # type: ignore[no-untyped-call]
     header.set_data_shape(shape)
     header.set_data_dtype(dtype)
     header.set_qform(affine, code=1)

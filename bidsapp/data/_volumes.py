@@ -97,7 +97,7 @@ def open_volumes(path: Path) -> Iterator[tuple[VolumeHeader, Iterator[npt.NDArra
         truncated, damaged, of an unsupported type, or that declares more data than it can hold.
     """
     try:
-        raw = open(path, "rb")
+        raw = open(path, "rb")  # noqa: SIM115 (closed by the with below, after its own errors are told)
     except FileNotFoundError:
         refuse(
             path, "There is no such file.", "Check the dataset, and that it is mounted.", ExitCode.NO_INPUT

@@ -123,7 +123,8 @@ def load_mask(masks: Mapping[str, Path]) -> Mask:
             values = next(volumes)
             inside = values.astype(np.float64) * header.slope + header.intercept > 0
         union = inside if union is None else union | inside
-    assert union is not None and first is not None
+    assert union is not None
+    assert first is not None
     path, header = first
     if not union.any():
         refuse(

@@ -1,0 +1,1 @@
+"""From responses to targets: ridge regression and the calibration of its predictions."""

@@ -91,6 +91,49 @@ def _cannot_write(path: Path, error: OSError) -> AppError:
     return AppError(f"Cannot write {path}: {reason}. {mend}", exit_code=ExitCode.CANNOT_CREATE)
 
 
+@contextmanager
+def locked(path: str | os.PathLike[str], *, timeout: float = 600.0) -> Iterator[None]:
+    """Hold a lock file while the body runs, so that one process at a time changes a shared file.
+
+    The lock is the kernel's (``flock``), which NFS passes on to its server and which a killed process
+    gives up by itself. Where the file system has none, the lock file's existence takes its place;
+    after a kill that one has to be deleted by hand, and the message says so.
+
+    Parameters
+    ----------
+    path : path
+        The lock file, empty, left in place.
+    timeout : float
+        Seconds to wait for another process; 0 does not wait.
+
+    Raises
+    ------
+    AppError
+        Exit code 75 where another process still holds the lock, 73 where it can't be made.
+    """
+    from filelock import FileLock, SoftFileLock, Timeout
+
+    lock_file = Path(path)
+    mend = f"Wait for it to end; if none runs, delete {lock_file} and run the same command again."
+    lock: FileLock | SoftFileLock = FileLock(lock_file)
+    try:
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=timeout)
+        except NotImplementedError:
+            lock = SoftFileLock(lock_file.with_name(lock_file.name + ".soft"))
+            lock.acquire(timeout=timeout)
+    except Timeout as error:
+        message = f"{lock_file}: another process holds this lock. {mend}"
+        raise AppError(message, exit_code=ExitCode.TRY_AGAIN) from error
+    except OSError as error:
+        raise _cannot_write(lock_file, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def clear_partials(folder: str | os.PathLike[str], *, max_age: float = _DAY) -> list[Path]:
     """Remove what killed processes left unfinished in ``folder`` (not in its sub-folders).
 
@@ -108,7 +151,8 @@ def clear_partials(folder: str | os.PathLike[str], *, max_age: float = _DAY) -> 
         fields = path.name.rpartition(PARTIAL)[2].split("-")
         try:
             old = time.time() - path.stat().st_mtime > max_age
-            dead = len(fields) >= 3 and fields[0] == here and fields[1].isdigit() and not _alive(int(fields[1]))
+            ours = len(fields) >= 3 and fields[0] == here and fields[1].isdecimal()
+            dead = ours and not _alive(int(fields[1]))
             if old or dead:
                 path.unlink()
                 removed.append(path)

@@ -1,0 +1,202 @@
+"""What the output dataset says of itself: the files at its root, shared by all subjects' jobs.
+
+Their contents depend on the input dataset and the version only, never on which subject a job works
+on, so jobs that run at once write the same bytes; ``participants.tsv`` is merged under a lock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bidsapp.bids._index import natural_key
+from bidsapp.bids.outputs import DESCRIPTIONS
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.io import locked, read_json, read_text, read_tsv, write_json, write_text, write_tsv
+
+BIDS_VERSION = "1.11.1"
+APP = "bidsapp-recon"
+#: No slash behind folders: the validator would then report the folder itself.
+BIDSIGNORE = ("*.html", "figures", "*_statmap.*", "*_trials.*", "*_metrics.*", "*_model.*", "*_image.*")
+
+_REFERENCES = ("https://arxiv.org/abs/2303.05334",)
+_README = """# Images reconstructed from brain responses
+
+[BIDS](https://bids.neuroimaging.io) derivative dataset written by `{app}` {version}. For every test
+stimulus that a subject saw, it holds the image that the subject's fMRI responses were decoded to.
+
+- `sub-<label>.html`, `group.html`: the reports; start here.
+- `sub-<label>/func/*_desc-recon_image.png`: the reconstructions, `*_desc-vdvae_image.png` their first
+  stage. `descriptions.tsv` says what each `desc-` means.
+- `sub-<label>/func/*_metrics.tsv`: scores, a row an image; the `.json` beside it explains the columns.
+- `sub-<label>/func/*_mask.nii.gz`: the voxels used. `*_model.h5`: the fitted regressions.
+- `phenotype/reconmetrics.tsv`: a row a subject, written by the group level.
+- `logs/`: the settings and the log of every run.
+
+The file names listed in `.bidsignore` are not part of BIDS yet.
+"""
+
+
+def write_dataset_files(
+    out_dir: str | os.PathLike[str],
+    *,
+    source_dir: str | os.PathLike[str],
+    version: str,
+    container: Mapping[str, str] | None = None,
+    code_url: str | None = None,
+) -> None:
+    """Write the description of the output dataset; files that are up to date stay untouched.
+
+    ``dataset_description.json``, ``README.md``, ``CHANGES``, ``descriptions.tsv``, ``.bidsignore``.
+
+    Parameters
+    ----------
+    out_dir : path
+        Made if need be.
+    source_dir : path
+        The input dataset, to which ``bids:source:`` URIs refer (:attr:`Dataset.root`).
+    version : str
+        Version of this app.
+    container : mapping, optional
+        ``Type``, ``Tag`` and ``URI`` of the container that the app runs in.
+    code_url : str, optional
+        Where this version's source is.
+
+    Raises
+    ------
+    AppError
+        Exit code 73 where the folder can't be written, or is another pipeline's dataset.
+    """
+    out = Path(out_dir)
+    refuse_foreign_dataset(out)
+    link = Path(os.path.relpath(source_dir, out)).as_posix()
+    source = _optional_json(Path(source_dir) / "dataset_description.json")
+    generated: dict[str, Any] = {"Name": APP, "Version": version, "CodeURL": code_url}
+    generated["Container"] = dict(container) if container else None
+    origin = {"URL": link, "DOI": _text(source, "DatasetDOI"), "Version": _text(source, "DatasetVersion")}
+    description = {
+        "Name": f"{APP}: images reconstructed from {_text(source, 'Name') or 'fMRI responses'}",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [generated],
+        "SourceDatasets": [origin],
+        "DatasetLinks": {"source": link},
+        "ReferencesAndLinks": list(_REFERENCES),
+    }
+    _update_json(out / "dataset_description.json", description)
+    _update_text(out / "README.md", _README.format(app=APP, version=version))
+    _update_text(out / "CHANGES", f"{version}\n  - Written by {APP} {version}.\n")
+    rows = ["desc_id\tdescription", *(f"{k}\t{v}" for k, v in DESCRIPTIONS.items())]
+    _update_text(out / "descriptions.tsv", "\n".join(rows) + "\n")
+    ignore = out / ".bidsignore"
+    own = read_text(ignore).splitlines() if ignore.is_file() else []
+    _update_text(ignore, "\n".join(dict.fromkeys([*own, *BIDSIGNORE])) + "\n")
+
+
+def refuse_foreign_dataset(out_dir: Path) -> None:
+    """Raise AppError (exit code 73) where ``out_dir`` is a dataset that another pipeline made."""
+    path = out_dir / "dataset_description.json"
+    if not path.is_file():
+        return
+    entries = _optional_json(path).get("GeneratedBy")
+    names = [e.get("Name") for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+    if APP not in names:
+        message = (
+            f"{out_dir} already is a dataset of {', '.join(map(str, names)) or 'unknown origin'}, and its "
+            "description would be overwritten. Choose an output folder of its own for this app."
+        )
+        raise AppError(message, exit_code=ExitCode.CANNOT_CREATE)
+
+
+def update_participants(
+    out_dir: str | os.PathLike[str],
+    labels: Iterable[str],
+    *,
+    source_dir: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Add subjects to ``participants.tsv``; rows and columns that are there stay.
+
+    Safe when jobs of several subjects do it at once (a lock file at the dataset's root).
+
+    Parameters
+    ----------
+    out_dir : path
+    labels : iterable of str
+        With or without ``sub-``.
+    source_dir : path, optional
+        Input dataset whose ``participants.tsv`` (and ``.json``) the new rows' other columns come from.
+
+    Returns
+    -------
+    Path
+        The table: ``participant_id`` first, in natural order of labels.
+    """
+    path = Path(out_dir) / "participants.tsv"
+    names, known = _participants(Path(source_dir)) if source_dir is not None else ([], {})
+    with locked(Path(out_dir) / f".{APP}.lock"):
+        columns, rows = _participants(Path(out_dir))
+        for label in labels:
+            subject = "sub-" + label.removeprefix("sub-")
+            rows[subject] = {**known.get(subject, {}), **rows.get(subject, {})}
+        columns = list(dict.fromkeys([*columns, *names]))
+        subjects = sorted(rows, key=natural_key)
+        table: dict[str, Sequence[Any]] = {"participant_id": subjects}
+        table |= {c: [rows[s].get(c) for s in subjects] for c in columns}
+        if not path.is_file() or read_tsv(path) != _as_read(table):
+            write_tsv(path, table)
+        described = _optional_json(Path(source_dir) / "participants.json") if source_dir is not None else {}
+        described = {k: v for k, v in described.items() if k in columns and isinstance(v, dict)}
+        own = {"participant_id": {"Description": "Subject of the input dataset."}}
+        sidecar = path.with_suffix(".json")
+        _update_json(sidecar, {**own, **described, **_optional_json(sidecar)})
+    return path
+
+
+def _participants(folder: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Columns beside the id, and rows by id, of a participants table ([], {} where there is none)."""
+    path = folder / "participants.tsv"
+    if not path.is_file():
+        return [], {}
+    table = read_tsv(path)
+    ids = table.pop("participant_id", None)
+    if ids is None:
+        return [], {}
+    rows = {subject: {c: table[c][i] for c in table} for i, subject in enumerate(ids)}
+    return list(table), rows
+
+
+def _as_read(table: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
+    return {k: ["n/a" if cell in (None, "") else str(cell) for cell in v] for k, v in table.items()}
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    """A JSON object, {} where there is none that can be read: nothing depends on it."""
+    try:
+        return read_json(path)
+    except AppError:
+        return {}
+
+
+def _text(source: Mapping[str, Any], key: str) -> str | None:
+    value = source.get(key)
+    return value if isinstance(value, str) and value else None
+
+
+def _update_text(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
+
+
+def _update_json(path: Path, content: Mapping[str, Any]) -> None:
+    plain = json.loads(json.dumps(content))
+    if not path.is_file() or _optional_json(path) != _without_nulls(plain):
+        write_json(path, content)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,319 @@
+"""Names of everything the app writes for a subject, and small writers for each kind of file.
+
+Every name is made from one registry, :data:`NAMES`; nothing else in the app spells a file name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bidsapp.bids._nifti import save_volume
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.io import atomic_path, write_json, write_tsv
+
+#: Key -> path in the output folder. Brackets hold what is left out where a value is "".
+NAMES = {
+    "mask": "sub-{subject}/func/sub-{subject}[_task-{task}][_space-{space}]_label-{roi}_mask.nii.gz",
+    "model": "sub-{subject}/func/sub-{subject}[_task-{task}]_desc-{desc}_model.h5",
+    "metrics": "sub-{subject}/func/sub-{subject}[_task-{task}]_desc-{desc}_metrics.tsv",
+    "image": "sub-{subject}/func/sub-{subject}[_task-{task}]_stim-{stim}_desc-{desc}_image.png",
+    "image_sidecar": "sub-{subject}/func/sub-{subject}[_task-{task}]_desc-{desc}_image.json",
+    "report": "sub-{subject}.html",
+    "figures": "sub-{subject}/figures",
+    "figure": "sub-{subject}/figures/{name}.png",
+    "log_dir": "logs/sub-{subject}/{run_id}",
+    "log": "logs/sub-{subject}/{run_id}/run.log",
+    "settings": "logs/sub-{subject}/{run_id}/run.toml",
+}
+_DEFAULTS = {"model": {"desc": "ridge"}, "metrics": {"desc": "recon"}, "image": {"desc": "recon"}}
+_DEFAULTS["image_sidecar"] = _DEFAULTS["image"]
+
+#: What each ``desc`` means; written to ``descriptions.tsv``.
+DESCRIPTIONS = {
+    "recon": "Reconstruction from brain responses, after the last stage (latent diffusion).",
+    "vdvae": "Reconstruction from brain responses after the first stage (VDVAE), a low-level guess.",
+    "null": "The same pipeline with responses and images paired at random in training.",
+    "nullvdvae": "First stage of desc-null.",
+    "oracle": "The stimulus' own latents and tokens, decoded: the best that the models can do.",
+    "oraclevdvae": "First stage of desc-oracle.",
+    "ridge": "Ridge regressions from responses to latents and tokens.",
+}
+
+_FIELD = re.compile(r"\{(\w+)\}")
+_OPTIONAL = re.compile(r"\[([^\]]*)\]")
+_LABEL = re.compile(r"[0-9A-Za-z]+")
+_IMAGE_SUFFIX = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp)$", re.IGNORECASE)
+_LONGEST_LABEL = 100
+
+
+@dataclass(frozen=True)
+class OutputTree:
+    """Where the files of one subject, task and space go.
+
+    Attributes
+    ----------
+    out_dir : Path
+        Root of the output dataset.
+    subject, task, space : str
+        Labels without their keys; task and space may be "".
+    """
+
+    out_dir: Path
+    subject: str
+    task: str
+    space: str
+
+    def path(self, key: str, **fields: str) -> Path:
+        """Path of one output.
+
+        Parameters
+        ----------
+        key : str
+            One of :data:`NAMES`.
+        **fields : str
+            What the name needs beside subject, task and space: ``roi`` (a name, or several joined by
+            :func:`roi_label`), ``stim`` (a stimulus id, made a label by :func:`stimulus_label`),
+            ``desc``, ``run_id``, ``name``.
+
+        Raises
+        ------
+        KeyError
+            For an unknown key or a field that is missing.
+        ValueError
+            For a value that can't stand in a BIDS name.
+        """
+        values = {"subject": self.subject, "task": self.task, "space": self.space}
+        values |= _DEFAULTS.get(key, {}) | fields
+        if "stim" in values:
+            values["stim"] = stimulus_label(values["stim"])
+        if "roi" in values:
+            values["roi"] = roi_label([values["roi"]])
+        template = _OPTIONAL.sub(lambda m: m[1] if values[_FIELD.findall(m[1])[0]] else "", NAMES[key])
+        for name in _FIELD.findall(template):
+            allowed = r"[0-9A-Za-z._-]+" if name in ("run_id", "name") else _LABEL.pattern
+            if not re.fullmatch(allowed, values[name]) or values[name] in (".", ".."):
+                raise ValueError(f"{name}={values[name]!r} cannot stand in the name of {key!r}")
+        return self.out_dir / template.format_map(values)
+
+    def uri(self, path: Path) -> str:
+        """BIDS URI of a file of this dataset, ``bids::sub-01/...``."""
+        return "bids::" + path.relative_to(self.out_dir).as_posix()
+
+
+def stimulus_label(stimulus: str) -> str:
+    """Make the alphanumeric label of a stimulus id that a BIDS name needs.
+
+    An image file's suffix and all but ASCII letters and digits are dropped; a label of more than 100
+    characters keeps 80 and ends in part of the id's hash.
+
+    Raises
+    ------
+    AppError
+        Exit code 65 where nothing is left.
+    """
+    label = "".join(_LABEL.findall(_IMAGE_SUFFIX.sub("", stimulus)))
+    if not label:
+        message = f"Stimulus id {stimulus!r} has no letter a to z or digit to name files by. Rename it."
+        raise AppError(message, exit_code=ExitCode.BAD_DATA)
+    if len(label) > _LONGEST_LABEL:
+        label = label[:80] + hashlib.sha256(stimulus.encode()).hexdigest()[:12]
+    return label
+
+
+def stimulus_labels(stimuli: Iterable[str]) -> dict[str, str]:
+    """Labels of many stimuli, refusing two that would share a file.
+
+    Labels that differ in case alone count as the same, since some file systems ignore case.
+
+    Raises
+    ------
+    AppError
+        Exit code 65; the message names both ids.
+    """
+    labels: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for stimulus in stimuli:
+        label = stimulus_label(stimulus)
+        other = owners.setdefault(label.lower(), stimulus)
+        if other != stimulus:
+            message = (
+                f"Stimuli {other!r} and {stimulus!r} would both be written as stim-{label}, because names of "
+                "BIDS files hold letters and digits only. Rename one of them in stimuli.tsv and the trials."
+            )
+            raise AppError(message, exit_code=ExitCode.BAD_DATA)
+        labels[stimulus] = label
+    return labels
+
+
+def roi_label(names: Sequence[str]) -> str:
+    """One label for the union of ROIs: their names joined, ``union`` where that gets too long.
+
+    Of a path only the file's name is used, without ``.nii.gz``.
+    """
+    plain = [re.sub(r"\.nii(\.gz)?$", "", name.rpartition("/")[2]) for name in names]
+    label = "".join("".join(_LABEL.findall(name)) for name in plain)
+    return label if 0 < len(label) <= 60 else "union"
+
+
+def source_uri(path: Path, source_dir: Path) -> str:
+    """BIDS URI of a file of the input, ``bids:source:sub-01/...``; ``file://`` where it lies outside."""
+    absolute, root = Path(os.path.abspath(path)), Path(os.path.abspath(source_dir))
+    if absolute.is_relative_to(root):
+        return "bids:source:" + absolute.relative_to(root).as_posix()
+    return absolute.as_uri()
+
+
+def write_mask(
+    tree: OutputTree,
+    roi: str,
+    data: NDArray[Any],
+    affine: NDArray[np.float64],
+    *,
+    sources: Sequence[str],
+    spatial_reference: str | None = None,
+    description: str = "Voxels whose responses were decoded.",
+) -> Path:
+    """Write the mask of the voxels used, and its sidecar.
+
+    Parameters
+    ----------
+    tree : OutputTree
+    roi : str
+        Name of the ROI; see :func:`roi_label` for several.
+    data : ndarray of bool, shape (x, y, z)
+    affine : ndarray of float64, shape (4, 4)
+        Voxel indices to mm.
+    sources : sequence of str
+        BIDS URIs of the masks it comes from; see :func:`source_uri`.
+    spatial_reference : str, optional
+        ``SpatialReference`` of the betas; the first source where they name none (a ``bids::`` URI of
+        the input becomes a ``bids:source:`` one).
+    description : str
+
+    Returns
+    -------
+    Path
+        The mask.
+    """
+    path = tree.path("mask", roi=roi)
+    save_volume(path, np.asarray(data).astype(np.uint8), np.asarray(affine, float))
+    reference = spatial_reference or (sources[0] if sources else None)
+    if reference is not None and reference.startswith("bids::"):
+        reference = "bids:source:" + reference.removeprefix("bids::")
+    sidecar = {
+        "Description": description,
+        "Type": "ROI",
+        "Sources": list(sources),
+        "SpatialReference": reference,
+    }
+    write_json(sidecar_path(path), sidecar)
+    return path
+
+
+def write_metrics(
+    tree: OutputTree,
+    columns: Mapping[str, Sequence[Any]],
+    meta: Mapping[str, Any],
+    *,
+    desc: str = "recon",
+) -> Path:
+    """Write a table of metrics, a row an image, and its sidecar.
+
+    Parameters
+    ----------
+    tree : OutputTree
+    columns : mapping of str to sequence
+        ``stimulus_id`` first; see :func:`bidsapp.io.write_tsv`.
+    meta : mapping
+        Sidecar: for each column a text (its Description) or an object; other keys as they are.
+    desc : str
+        ``recon``, ``null`` or ``oracle``.
+
+    Returns
+    -------
+    Path
+        The table.
+    """
+    path = tree.path("metrics", desc=desc)
+    described = {k: {"Description": v} if k in columns and isinstance(v, str) else v for k, v in meta.items()}
+    write_tsv(path, columns)
+    write_json(sidecar_path(path), described)
+    return path
+
+
+def write_images(
+    tree: OutputTree,
+    stimuli: Sequence[str],
+    images: NDArray[np.uint8],
+    meta: Mapping[str, Any],
+    *,
+    desc: str = "recon",
+) -> list[Path]:
+    """Write images as PNG, and one sidecar that all of them inherit.
+
+    Parameters
+    ----------
+    tree : OutputTree
+    stimuli : sequence of str, length n
+        Ids without ``stim-``.
+    images : ndarray of uint8, shape (n, H, W, 3)
+        RGB, 0 to 255.
+    meta : mapping
+        Sidecar (``Sources``, model, seed, ...); a Description is added where it has none.
+    desc : str
+        One of :data:`DESCRIPTIONS`.
+
+    Returns
+    -------
+    list of Path
+        The images, in the order given.
+
+    Raises
+    ------
+    AppError
+        Where two stimuli would share a name.
+    ValueError
+        Where shapes or types do not fit.
+    """
+    from PIL import Image
+
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(stimuli):
+        got = f"{images.dtype} {images.shape}"
+        raise ValueError(f"{len(stimuli)} images of uint8 (n, H, W, 3) expected, got {got}")
+    stimulus_labels(stimuli)
+    paths = [tree.path("image", stim=stimulus, desc=desc) for stimulus in stimuli]
+    for path, image in zip(paths, images, strict=True):
+        with atomic_path(path) as temporary:
+            # Level and format fixed here, so that the same pixels always are the same bytes.
+            Image.fromarray(image).save(temporary, format="PNG", compress_level=6)
+    description = {"Description": DESCRIPTIONS[desc]} if desc in DESCRIPTIONS else {}
+    write_json(tree.path("image_sidecar", desc=desc), description | dict(meta))
+    return paths
+
+
+def write_model_sidecar(tree: OutputTree, meta: Mapping[str, Any], *, desc: str = "ridge") -> Path:
+    """Write the sidecar of the model file (the file itself is its maker's matter).
+
+    Returns
+    -------
+    Path
+        The sidecar.
+    """
+    path = sidecar_path(tree.path("model", desc=desc))
+    description = {"Description": DESCRIPTIONS[desc]} if desc in DESCRIPTIONS else {}
+    write_json(path, description | dict(meta))
+    return path
+
+
+def sidecar_path(path: Path) -> Path:
+    """Path of a file's own JSON sidecar."""
+    return path.with_name(path.name.removesuffix(".gz").rpartition(".")[0] + ".json")

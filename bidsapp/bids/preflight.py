@@ -1,0 +1,272 @@
+"""Everything that can be known to go wrong, found before anything is computed, all at once.
+
+Only headers, tables and the small 3-D masks are read, never the betas themselves.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from bidsapp.bids._nifti import Header, displacement, load_volume, read_header
+from bidsapp.bids.descriptions import refuse_foreign_dataset
+from bidsapp.bids.inputs import Dataset
+from bidsapp.bids.outputs import stimulus_labels
+from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
+from bidsapp.records import Session, Split, SubjectInputs
+
+#: Masks and betas may differ in place by this share of a voxel (rounding of stored affines).
+TOLERANCE = 0.1
+
+
+class Stimuli(Protocol):
+    """What of a :class:`~bidsapp.data.stimuli.StimulusSet` is checked."""
+
+    @property
+    def folder(self) -> Path:
+        """The stimuli folder."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Stimulus ids without ``stim-``."""
+
+    def captions(self, stimulus: str) -> tuple[str, ...]:
+        """Captions of one stimulus."""
+
+    def files_missing(self, ids: Sequence[str] | None = None) -> list[str]:
+        """Image files that are not there."""
+
+
+def check(
+    dataset: Dataset,
+    stimuli: Stimuli,
+    split: Split | Mapping[str, Split] | None,
+    out_dir: str | os.PathLike[str],
+    work_dir: str | os.PathLike[str],
+) -> list[Problem]:
+    """Check a dataset and the folders to write to.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Its own problems come first in the result.
+    stimuli : StimulusSet
+    split : Split, or mapping of subject label to Split, or None
+        None where making the split has already given problems of its own.
+    out_dir, work_dir : path
+        Need not exist.
+
+    Returns
+    -------
+    list of Problem
+        Empty where nothing is wrong; each problem once.
+    """
+    problems = list(dataset.problems)
+    for subject in dataset.subjects:
+        problems += _check_subject(dataset, subject)
+    splits = _splits_of(dataset, split)
+    problems += _check_stimuli(dataset.subjects, stimuli, splits)
+    for name in dict.fromkeys(splits.values()):
+        problems += _check_split(name, stimuli.folder)
+    problems += _check_folders(dataset, stimuli, Path(out_dir), Path(work_dir))
+    return list(dict.fromkeys(problems))
+
+
+def raise_for(problems: Sequence[Problem]) -> None:
+    """Raise :class:`~bidsapp.errors.InputProblems` where there are any."""
+    if problems:
+        raise InputProblems(problems)
+
+
+def _splits_of(dataset: Dataset, split: Split | Mapping[str, Split] | None) -> dict[str, Split]:
+    if split is None:
+        return {}
+    if isinstance(split, Split):
+        return {subject.label: split for subject in dataset.subjects}
+    return dict(split)
+
+
+def _check_subject(dataset: Dataset, subject: SubjectInputs) -> list[Problem]:
+    problems: list[Problem] = []
+    headers: list[tuple[Path, Header]] = []
+    for session in subject.sessions:
+        header = _header(session.betas, problems)
+        if header is not None:
+            problems += _check_betas(session, header)
+            headers.append((session.betas, header))
+    reference = headers[0] if headers else None
+    for path, header in headers[1:]:
+        problems += _compare(path, header, reference, "betas of all sessions")
+    inside = False
+    for name, roi in dataset.rois.get(subject.label, {}).items():
+        try:
+            volume = load_volume(roi.path)
+        except AppError as error:
+            problems.append(_from_error(error, roi.path, "Give a 3-D image in the betas' space."))
+            inside = True  # said already; not also "empty"
+            continue
+        problems += _compare(roi.path, Header(volume.data.shape, volume.affine), reference, f"ROI {name}")
+        # NaN is not above 0, and -1 marks voxels outside in NSD's volumes.
+        voxels = np.isin(volume.data, roi.indices) if roi.indices else volume.data > 0
+        inside = inside or bool(voxels.any())
+    rois = dataset.rois.get(subject.label, {})
+    if rois and not inside:
+        what = f"No voxel of sub-{subject.label} is in the ROI {' or '.join(rois)} (no value above 0)."
+        first = next(iter(rois.values())).path
+        problems.append(Problem(str(first), what, "Choose another ROI, or correct the mask."))
+    if subject.noise_ceiling is not None:
+        ceiling = _header(subject.noise_ceiling, problems)
+        if ceiling is not None:
+            problems += _compare(subject.noise_ceiling, ceiling, reference, "noise ceiling")
+    return problems
+
+
+def _header(path: Path, problems: list[Problem]) -> Header | None:
+    try:
+        return read_header(path)
+    except AppError as error:
+        problems.append(_from_error(error, path, "Copy or download the file again."))
+        return None
+
+
+def _from_error(error: AppError, path: Path, mend: str) -> Problem:
+    what = str(error).removeprefix(f"{path}: ")
+    return Problem(str(path), what[:1].upper() + what[1:], mend, error.exit_code)
+
+
+def _check_betas(session: Session, header: Header) -> list[Problem]:
+    # One trial only: a 4-D file whose last axis has length 1 is reported as 3-D by its header.
+    volumes = 1 if len(header.shape) == 3 else header.shape[3] if len(header.shape) == 4 else None
+    if volumes is None:
+        what = f"Betas must be 4-D, a volume a trial, but the shape is {header.shape}."
+        return [Problem(str(session.betas), what, "Give one 4-D file a session.")]
+    trials = len(session.stimulus_ids)
+    if volumes == trials:
+        return []
+    what = f"Holds {volumes} volume{'s' if volumes != 1 else ''}, but {session.trials} lists {trials} trials."
+    mend = "The table needs a row a volume: find which trials were left out, or take both files of one version."
+    return [Problem(str(session.betas), what, mend)]
+
+
+def _compare(
+    path: Path, header: Header, reference: tuple[Path, Header] | None, what: str
+) -> list[Problem]:
+    if reference is None:
+        return []
+    other, expected = reference
+    where = f"the betas {other}"
+    if header.shape[:3] != expected.shape[:3]:
+        text = f"{what}: the volume's shape is {header.shape[:3]}, that of {where} is {expected.shape[:3]}."
+        return [Problem(str(path), text, "All images of a subject must be in the same space and grid.")]
+    distance = displacement(expected.affine, header.affine, expected.shape)
+    if distance > TOLERANCE:
+        text = f"{what}: its affine differs from that of {where}, by up to {distance:.2f} voxels."
+        return [Problem(str(path), text, "Resample the image onto the betas' grid, or correct its affine.")]
+    return []
+
+
+def _check_stimuli(
+    subjects: Iterable[SubjectInputs], stimuli: Stimuli, splits: Mapping[str, Split]
+) -> list[Problem]:
+    table = str(stimuli.folder / "stimuli.tsv")
+    known = set(stimuli.ids)
+    problems = []
+    seen: dict[str, None] = {}
+    for subject in subjects:
+        for session in subject.sessions:
+            shown = dict.fromkeys(s for s in session.stimulus_ids if s)
+            unknown = [s for s in shown if s not in known]
+            if unknown:
+                what = f"{_count(unknown, 'stimulus', 'stimuli')} not listed in {table}: {_some(unknown)}"
+                mend = "List every stimulus that was shown, spelled as in the trials."
+                problems.append(Problem(str(session.trials), what, mend))
+            seen |= {s: None for s in shown if s in known}
+    used = {s for split in splits.values() for s in (*split.train, *split.test)} if splits else set(seen)
+    needed = [s for s in seen if s in used]
+    missing = stimuli.files_missing(needed)
+    if missing:
+        what = f"{_count(missing, 'image file is', 'image files are')} not there: {_some(missing)}"
+        mend = "Put the images into the stimuli folder, or correct the column 'file'."
+        problems.append(Problem(table, what, mend, ExitCode.NO_INPUT))
+    silent = [s for s in needed if not stimuli.captions(s)]
+    if silent:
+        what = f"{_count(silent, 'stimulus has', 'stimuli have')} no caption: {_some(silent)}"
+        mend = "Give each at least one row (stimulus_id, caption)."
+        problems.append(Problem(str(stimuli.folder / "captions.tsv"), what, mend))
+    tested = {s for split in splits.values() for s in split.test} if splits else set(needed)
+    try:
+        stimulus_labels(sorted(tested))
+    except AppError as error:
+        problems.append(Problem(table, str(error), "Rename one of them.", error.exit_code))
+    return problems
+
+
+def _count(items: Sequence[str], one: str, many: str) -> str:
+    return f"{len(items)} {one if len(items) == 1 else many}"
+
+
+def _some(items: Sequence[str], most: int = 5) -> str:
+    return ", ".join(items[:most]) + (" ..." if len(items) > most else ".")
+
+
+def _check_split(split: Split, folder: Path) -> list[Problem]:
+    where = str(folder / "stimuli.tsv") if split.name == "stimuli.tsv" else split.name
+    problems = []
+    for kind, ids in (("training", split.train), ("test", split.test)):
+        if not ids:
+            what = f"The {kind} set is empty."
+            problems.append(Problem(where, what, "Check the split and the sessions chosen."))
+        elif kind == "training" and len(ids) < 2:
+            problems.append(Problem(where, "The training set has one stimulus.", "Regression needs more."))
+    both = sorted(set(split.train) & set(split.test))
+    if both:
+        what = f"{_count(both, 'stimulus is', 'stimuli are')} in both the training and the test set: "
+        problems.append(Problem(where, what + _some(both), "Put each stimulus into one set."))
+    return problems
+
+
+def _check_folders(dataset: Dataset, stimuli: Stimuli, out_dir: Path, work_dir: Path) -> list[Problem]:
+    problems = []
+    roots = {Path(os.path.realpath(dataset.root)), Path(os.path.realpath(stimuli.folder.parent))}
+    for path, name in ((out_dir, "output"), (work_dir, "work")):
+        real = Path(os.path.realpath(path))
+        for root in roots:
+            # <dataset>/derivatives/<name> is BIDS' own place for results, and is never indexed as input.
+            proper = len(inner := _inner(real, root)) >= 2 and inner[0] == "derivatives"
+            if real.is_relative_to(root) and not proper:
+                what = f"The {name} folder is inside the input dataset {root}."
+                mend = f"Choose a folder outside of it, or {root / 'derivatives' / 'bidsapp-recon'}."
+                problems.append(Problem(str(path), what, mend, ExitCode.CANNOT_CREATE))
+                break
+        problem = _unwritable(path, name)
+        if problem is not None:
+            problems.append(problem)
+    try:
+        refuse_foreign_dataset(out_dir)
+    except AppError as error:
+        mend = "Choose another output folder."
+        problems.append(Problem(str(out_dir), str(error), mend, error.exit_code))
+    return problems
+
+
+def _inner(path: Path, root: Path) -> tuple[str, ...]:
+    return path.relative_to(root).parts if path.is_relative_to(root) else ()
+
+
+def _unwritable(path: Path, name: str) -> Problem | None:
+    """Problem where a folder can't be made or written; nothing is left behind by asking."""
+    existing = path.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    mend = "Choose a folder that this user may write to; in a container, check that it is bound read-write."
+    if not existing.is_dir():
+        what = f"The {name} folder cannot be made: {existing} is a file."
+        return Problem(str(path), what, mend, ExitCode.CANNOT_CREATE)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        what = f"The {name} folder cannot be written: no permission to write in {existing}."
+        return Problem(str(path), what, mend, ExitCode.CANNOT_CREATE)
+    return None

@@ -28,7 +28,7 @@ from bidsapp.demo.encoding import (
 )
 from bidsapp.demo.noise import SessionNoise, VoxelStatistics, make_statistics
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.io import atomic_path, read_json, write_json, write_text, write_tsv
+from bidsapp.io import atomic_path, clear_partials, read_json, write_json, write_text, write_tsv
 from bidsapp.progress import track
 
 _TRIALS_A_BLOCK = 64
@@ -142,6 +142,8 @@ def _already_written(root: Path, settings: str) -> bool:
             f"bidsapp-recon {__version__}. Nothing was written. Name a new folder, or remove this one.",
             exit_code=ExitCode.CANNOT_CREATE,
         )
+    for folder in [root, *(p for p in root.rglob("*") if p.is_dir())]:
+        clear_partials(folder)
     description = root / "dataset_description.json"
     return description.is_file() and read_json(description) == sidecars.dataset_description(settings)
 

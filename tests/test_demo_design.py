@@ -1,0 +1,91 @@
+"""The simulated trial design keeps to the rules of the Natural Scenes Dataset."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bidsapp.demo.design import generator, make_design, sessions_of_repeats, subject_labels
+
+FULL = {"seed": 0, "n_sessions": 3, "n_train": 1000, "n_test": 100, "repeats": 3}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    subject=st.integers(0, 3),
+    seed=st.integers(0, 5),
+    n_sessions=st.integers(1, 5),
+    n_train=st.integers(1, 60),
+    n_test=st.integers(1, 20),
+    repeats=st.integers(1, 4),
+)
+def test_every_scene_is_shown_as_often_as_it_should(
+    subject: int, seed: int, n_sessions: int, n_train: int, n_test: int, repeats: int
+) -> None:
+    counts = {"n_sessions": n_sessions, "n_train": n_train, "n_test": n_test, "repeats": repeats}
+    design = make_design(subject, seed=seed, **counts)
+    shown = np.concatenate([s.scenes for s in design.sessions])
+    times = {scene: int(np.sum(shown == scene)) for scene in design.scenes}
+    assert set(shown.tolist()) == set(design.scenes)
+    assert len(design.test) == n_test and len(design.train) == n_train
+    assert all(times[scene] == repeats for scene in design.test)
+    assert all(1 <= times[scene] <= repeats for scene in design.train)
+    lost = (n_train + n_test) * repeats - len(shown)
+    assert 0 <= lost <= 0.02 * (n_train + n_test) * repeats
+    for session in design.sessions:
+        assert len(session.runs) == len(session.scenes)
+        if len(session.runs):
+            assert session.runs[0] == 1
+            assert set(np.diff(session.runs)) <= {0, 1}
+            lengths = np.bincount(session.runs)[1:]
+            assert lengths.max() - lengths.min() <= 1 and len(lengths) <= 12
+
+
+def test_repeats_are_spread_over_sessions() -> None:
+    design = make_design(0, **FULL)
+    sessions = sessions_of_repeats(design, design.scenes)
+    n_different = np.array([len(set(labels)) for labels in sessions.values()])
+    assert np.mean(n_different == 3) > 0.5  # most scenes are seen in every session,
+    assert np.mean(n_different < 3) > 0.1  # but not all, as in NSD
+    assert all(list(labels) == sorted(labels) for labels in sessions.values())
+    lengths = [len(s.scenes) for s in design.sessions]
+    assert sum(lengths) < 3300 and max(lengths) <= 1100 and min(lengths) >= 0.98 * 1100
+
+
+def test_no_scene_follows_itself() -> None:
+    for session in make_design(1, **FULL).sessions:
+        assert np.all(session.scenes[1:] != session.scenes[:-1])
+
+
+def test_subjects_share_the_test_set_only() -> None:
+    designs = [make_design(s, **FULL) for s in range(3)]
+    assert len({d.test for d in designs}) == 1
+    own = [set(d.train) for d in designs]
+    assert not own[0] & own[1] and not own[1] & own[2] and not own[0] & own[2]
+    assert all(not set(d.test) & o for d, o in zip(designs, own, strict=True))
+    assert [d.label for d in designs] == list(subject_labels(3)) == ["01", "02", "03"]
+    assert not np.array_equal(designs[0].sessions[0].scenes[:50], designs[1].sessions[0].scenes[:50])
+
+
+def test_the_seed_decides_everything() -> None:
+    first, again, other = (make_design(0, **{**FULL, "seed": s}) for s in (0, 0, 1))
+    same = [np.array_equal(a.scenes, b.scenes) for a, b in zip(first.sessions, again.sessions, strict=True)]
+    assert all(same)
+    assert not np.array_equal(first.sessions[0].scenes[:50], other.sessions[0].scenes[:50])
+
+
+def test_generators_differ_by_every_name() -> None:
+    draws = {
+        generator(*key).integers(2**62)
+        for key in [(0, "a", "bc"), (0, "ab", "c"), (0, "abc"), (0, "bc", "a"), (1, "a", "bc"), (0,)]
+    }
+    assert len(draws) == 6
+    assert generator(3, "x").integers(2**62) == generator(3, "x").integers(2**62)
+
+
+@pytest.mark.parametrize("name", ["n_sessions", "n_train", "n_test", "repeats"])
+def test_a_count_of_zero_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        make_design(0, **{**FULL, name: 0})

@@ -265,6 +265,7 @@ class RidgeDecoder:
         gram = self._gram_matrix(alpha)
         shifted = gram.copy(order="F")
         shifted[np.diag_indices_from(shifted)] += alpha
+        lower: npt.NDArray[Any]
         lower, _ = linalg.cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
         self._factor = (alpha, lower)
         return lower

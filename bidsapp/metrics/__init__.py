@@ -1,0 +1,1 @@
+"""How good reconstructions are: pixel metrics, identification, their statistics, named protocols."""

@@ -1,0 +1,177 @@
+"""Identification: whether a reconstruction is more like its own stimulus than like others.
+
+``r[i, j]`` is the similarity of ground truth i and reconstruction j throughout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bidsapp.metrics.statistics import Interval, check_square, pairing_null, percentile_interval
+
+Matrix = npt.NDArray[np.float64]
+Vector = npt.NDArray[np.float64]
+
+#: Feature columns worked on at once are chosen so that a block has this many elements.
+_BLOCK = 1 << 23
+#: A feature vector whose spread is below this share of its size varies by rounding only.
+_CONSTANT = 1e-10
+#: Correlations are rounded to this many decimals, so that equal images tie rather than differ by rounding.
+_DECIMALS = 12
+
+
+@dataclass(frozen=True)
+class TwoWay:
+    """Result of two-way identification.
+
+    Attributes
+    ----------
+    per_image : ndarray of float64, (n,)
+        For each reconstruction the share of the other ground truths that are less similar to it than
+        its own.
+    mean : float
+        Chance is 0.5 (less half the share of ties).
+    ties : int
+        Pairs of a reconstruction and another ground truth exactly as similar as its own; they count
+        as lost, so many ties mean that the score says little. There are ``n * (n - 1)`` pairs.
+    """
+
+    per_image: Vector
+    mean: float
+    ties: int
+
+
+def similarity(f_gt: npt.ArrayLike, f_rec: npt.ArrayLike) -> Matrix:
+    """Pearson correlation of every ground truth's features with every reconstruction's.
+
+    Parameters
+    ----------
+    f_gt, f_rec : array-like, (n, ...)
+        Features of ground truths and reconstructions; further axes are flattened.
+
+    Returns
+    -------
+    ndarray of float64, (n, n)
+        Ground truths in rows: ``numpy.corrcoef(f_gt, f_rec)[:n, n:]``, rounded to 12 decimals, and 0
+        where a feature vector is constant (corrcoef has NaN there).
+
+    Raises
+    ------
+    ValueError
+        Where shapes differ, n < 1, or values are not finite.
+    """
+    a, b = (np.asarray(f).reshape(np.shape(f)[0], -1) for f in (f_gt, f_rec))
+    if a.shape != b.shape or a.shape[0] < 1 or a.shape[1] < 1:
+        raise ValueError(f"features of shapes {np.shape(f_gt)} and {np.shape(f_rec)} given; they must agree")
+    n, d = a.shape
+    mean_a, mean_b = (f.mean(axis=1, dtype=np.float64)[:, None] for f in (a, b))
+    if not (np.isfinite(mean_a).all() and np.isfinite(mean_b).all()):
+        raise ValueError("the features hold NaN or infinite values")
+    r = np.zeros((n, n))
+    squares_a, squares_b = np.zeros(n), np.zeros(n)
+    step = max(1, _BLOCK // n)
+    for start in range(0, d, step):
+        block_a = a[:, start : start + step] - mean_a
+        block_b = b[:, start : start + step] - mean_b
+        r += block_a @ block_b.T
+        squares_a += np.einsum("ij,ij->i", block_a, block_a)
+        squares_b += np.einsum("ij,ij->i", block_b, block_b)
+    r *= _inverse_norm(squares_a, mean_a[:, 0], d)[:, None]
+    r *= _inverse_norm(squares_b, mean_b[:, 0], d)
+    rounded: Matrix = np.round(np.clip(r, -1.0, 1.0), _DECIMALS)
+    return rounded
+
+
+def _inverse_norm(squares: Vector, mean: Vector, d: int) -> Vector:
+    """1 / norm of centred features; 0 where they vary by rounding only."""
+    norm = np.sqrt(squares)
+    flat = norm <= _CONSTANT * np.abs(mean) * np.sqrt(d)
+    return np.where(flat, 0.0, 1.0 / np.where(flat, 1.0, norm))
+
+
+def two_way(r: npt.NDArray[Any]) -> TwoWay:
+    """Two-way identification, ``sum_i(r[i, j] < r[j, j]) / (n - 1)`` for each reconstruction j.
+
+    Parameters
+    ----------
+    r : ndarray, (n, n)
+        From :func:`similarity`; ground truths in rows.
+
+    Returns
+    -------
+    TwoWay
+
+    Raises
+    ------
+    ValueError
+        For a matrix that is not square, of one image only, or not finite.
+    """
+    n = check_square(r)
+    own = np.diagonal(r)
+    per_image = np.count_nonzero(r < own, axis=0) / (n - 1)
+    ties = int(np.count_nonzero(r == own)) - n
+    return TwoWay(per_image=per_image, mean=float(per_image.mean()), ties=ties)
+
+
+def top1(r: npt.NDArray[Any]) -> Vector:
+    """Top-1 retrieval: 1 where a reconstruction is most similar to its own ground truth, else 0.
+
+    A tie counts as lost. Chance is 1 / n.
+
+    Parameters
+    ----------
+    r : ndarray, (n, n)
+
+    Returns
+    -------
+    ndarray of float64, (n,)
+    """
+    n = check_square(r)
+    return np.asarray(np.count_nonzero(r < np.diagonal(r), axis=0) == n - 1, dtype=np.float64)
+
+
+def two_way_table(r: npt.NDArray[Any]) -> Matrix:
+    """Two-way score of reconstruction j were ground truth i its own, for all i and j, (n, n).
+
+    Its diagonal is ``two_way(r).per_image``.
+    """
+    n = check_square(r)
+    table = np.empty((n, n))
+    for j in range(n):
+        # How many lie strictly below: the place of the first equal in the sorted column.
+        table[:, j] = np.searchsorted(np.sort(r[:, j]), r[:, j], side="left")
+    return table / (n - 1)
+
+
+def top1_table(r: npt.NDArray[Any]) -> Matrix:
+    """Top-1 score of reconstruction j were ground truth i its own, for all i and j, (n, n)."""
+    n = check_square(r)
+    return (two_way_table(r) * (n - 1) > n - 1.5).astype(np.float64)
+
+
+def two_way_null(r: npt.NDArray[Any], seed: int, n_permutations: int = 1000) -> Vector:
+    """Mean two-way scores under random pairings of reconstructions and ground truths.
+
+    Parameters
+    ----------
+    r : ndarray, (n, n)
+    seed : int
+    n_permutations : int
+
+    Returns
+    -------
+    ndarray of float64, (n_permutations,)
+        For :func:`~bidsapp.metrics.statistics.permutation_p` and intervals.
+    """
+    return pairing_null(two_way_table(r), seed, n_permutations)
+
+
+def two_way_null_interval(
+    r: npt.NDArray[Any], seed: int, n_permutations: int = 1000, level: float = 0.95
+) -> Interval:
+    """Interval of the mean two-way score were the pairing random; see :func:`two_way_null`."""
+    return percentile_interval(two_way_null(r, seed, n_permutations), level)

@@ -1,0 +1,123 @@
+"""Pixel metrics: correlation and structural similarity of image pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Images = npt.NDArray[np.uint8]
+Vector = npt.NDArray[np.float64]
+
+#: Weights of R, G, B in luminance, as in scikit-image's ``rgb2gray``.
+_LUMINANCE = np.array([0.2125, 0.7154, 0.0721])
+#: Wang et al. (2004): window sigma; constants (K1 L)^2 and (K2 L)^2 with data range L = 1.
+_SIGMA, _C1, _C2 = 1.5, 0.01**2, 0.03**2
+#: The window is cut at 3.5 sigma; means leave out a border of this width, where it overhangs.
+_TRUNCATE = 3.5
+_RADIUS = int(_TRUNCATE * _SIGMA + 0.5)
+
+
+def pixcorr(a: Images, b: Images) -> Vector:
+    """Pearson correlation over all RGB values of each pair of images.
+
+    Parameters
+    ----------
+    a, b : ndarray of uint8, (n, H, W, 3)
+
+    Returns
+    -------
+    ndarray of float64, (n,)
+        0 where an image is of one value throughout (the correlation is not defined there).
+    """
+    _check(a, b)
+    out = np.zeros(a.shape[0])
+    for i, (one, two) in enumerate(zip(a, b, strict=True)):
+        x, y = one.ravel().astype(np.float64), two.ravel().astype(np.float64)
+        x -= x.mean()
+        y -= y.mean()
+        norm = np.sqrt((x @ x) * (y @ y))
+        # uint8 values that vary at all give a sum of squares of at least one half.
+        out[i] = np.clip(x @ y / norm, -1, 1) if norm > 1e-3 else 0.0
+    return out
+
+
+def ssim(a: Images, b: Images) -> Vector:
+    """Structural similarity of each pair of images in gray.
+
+    Equal to scikit-image's ``structural_similarity`` of ``rgb2gray`` images with
+    ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0``
+    (Wang et al. 2004, IEEE Trans. Image Process. 13:600), as both published protocols have it.
+
+    Parameters
+    ----------
+    a, b : ndarray of uint8, (n, H, W, 3)
+        At least 11 pixels high and wide.
+
+    Returns
+    -------
+    ndarray of float64, (n,)
+    """
+    _check(a, b, smallest=2 * _RADIUS + 1)
+    return np.array([_ssim_pair(_Moments(x, (0, 1)), _Moments(y, (0, 1))) for x, y in zip(a, b, strict=True)])
+
+
+def ssim_columnwise(a: Images, b: Images) -> Vector:
+    """Mean 1-D structural similarity of the columns of each pair of gray images.
+
+    What scikit-image 0.17 computed when a gray image was passed with ``multichannel=True``: each
+    column is taken for a channel. Brain-Diffuser's published SSIM values are of this kind; on blurred
+    images they lie above :func:`ssim`.
+
+    Parameters
+    ----------
+    a, b : ndarray of uint8, (n, H, W, 3)
+        At least 11 pixels high and wide.
+
+    Returns
+    -------
+    ndarray of float64, (n,)
+    """
+    _check(a, b, smallest=2 * _RADIUS + 1)
+    return np.array([_ssim_pair(_Moments(x, (0,)), _Moments(y, (0,))) for x, y in zip(a, b, strict=True)])
+
+
+def ssim_shifted(a: Images, b: Images, shift: int) -> Vector:
+    """:func:`ssim` of each reconstruction ``b[j]`` with ``a[(j + shift) % n]``, another's ground truth."""
+    return ssim(np.roll(a, -shift, axis=0), b)
+
+
+class _Moments:
+    """A gray image and its local mean and variance, filtered along ``axes``."""
+
+    def __init__(self, rgb: Images, axes: tuple[int, ...]) -> None:
+        self.axes = axes
+        self.gray: Vector = (rgb / 255.0) @ _LUMINANCE
+        self.mean = _blur(self.gray, axes)
+        self.variance = _blur(self.gray * self.gray, axes) - self.mean * self.mean
+
+
+def _blur(gray: npt.NDArray[Any], axes: tuple[int, ...]) -> Vector:
+    from scipy.ndimage import gaussian_filter
+
+    blurred: Vector = gaussian_filter(gray, _SIGMA, truncate=_TRUNCATE, mode="reflect", axes=axes)
+    return blurred
+
+
+def _ssim_pair(x: _Moments, y: _Moments) -> float:
+    products = x.mean * y.mean
+    covariance = _blur(x.gray * y.gray, x.axes) - products
+    numerator = (2 * products + _C1) * (2 * covariance + _C2)
+    denominator = (x.mean**2 + y.mean**2 + _C1) * (x.variance + y.variance + _C2)
+    inside = tuple(slice(_RADIUS, -_RADIUS) if axis in x.axes else slice(None) for axis in (0, 1))
+    return float((numerator / denominator)[inside].mean())
+
+
+def _check(a: Images, b: Images, smallest: int = 1) -> None:
+    if a.dtype != np.uint8 or b.dtype != np.uint8:
+        raise ValueError(f"uint8 images are needed, {a.dtype} and {b.dtype} given")
+    if a.shape != b.shape or a.ndim != 4 or a.shape[3] != 3:
+        raise ValueError(f"shapes {a.shape} and {b.shape} given, (n, H, W, 3) needed for both")
+    if min(a.shape[1:3]) < smallest:
+        raise ValueError(f"images of {a.shape[1:3]} pixels given, at least {smallest} x {smallest} needed")

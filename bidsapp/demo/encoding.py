@@ -247,7 +247,7 @@ def make_higher_weights(seed: int, subject: str, brain: Brain) -> NDArray[np.flo
     parts = []
     for size, kept, strength in groups:
         preference = _neighbourly(rng, brain, "higher", size)
-        rank = np.argsort(np.argsort(-np.abs(preference), axis=1), axis=1)
+        rank = np.argsort(np.argsort(-preference, axis=1), axis=1)
         sign = np.where(rng.random(preference.shape) < 0.15, -1, 1)  # a few are suppressed
         parts.append(np.where(rank < kept, strength * sign * np.abs(preference), 0.0))
     return np.concatenate(parts, axis=1).astype(np.float32)
@@ -304,9 +304,9 @@ def add_unexplained(
 def _neighbourly(rng: np.random.Generator, brain: Brain, roi: str, n: int) -> NDArray[np.float64]:
     """Random values (n_voxels, n), standard normal, that neighbouring voxels partly share."""
     index = tuple(brain.voxels(roi).T)
-    shared = smooth_fields(rng, brain.shape, n, width=1.5)[(slice(None), *index)].T
+    shared = smooth_fields(rng, brain.shape, n, width=2.0)[(slice(None), *index)].T
     own = rng.standard_normal(shared.shape)
-    return np.asarray(np.sqrt(0.7) * shared + np.sqrt(0.3) * own)
+    return np.asarray(np.sqrt(0.8) * shared + np.sqrt(0.2) * own)
 
 
 def _rank(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -95,13 +95,13 @@ def write_dataset(
     settings = ", ".join(
         f"{k} {v}" for k, v in {"seed": seed, "n_subjects": n_subjects, **counts, "size": image_size}.items()
     )
+    designs = [make_design(s, seed=seed, **counts) for s in range(n_subjects)]
     root = Path(bids_dir)
     if _already_written(root, settings):
         return root
     write_text(root / "README.md", sidecars.readme(settings))
     write_text(root / ".bidsignore", "\n".join(sidecars.BIDSIGNORE) + "\n")
 
-    designs = [make_design(s, seed=seed, **counts) for s in range(n_subjects)]
     family = DEMO_FAMILY + seed
     with ThreadPoolExecutor(max_workers=max(1, n_cpus)) as pool:
         images = _write_stimuli(root / "stimuli", family, designs, image_size, pool)

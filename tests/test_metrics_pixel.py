@@ -8,6 +8,7 @@ from scipy.ndimage import convolve1d
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 
+from bidsapp.metrics import pixel
 from bidsapp.metrics.pixel import pixcorr, ssim, ssim_columnwise, ssim_shifted
 
 SETTINGS = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
@@ -85,11 +86,15 @@ def test_columnwise_ssim_is_higher_on_blurred_images():
     assert ssim_columnwise(scene, blurred)[0] > ssim(scene, blurred)[0] + 0.02
 
 
-def test_shifted_pairs():
+@pytest.mark.parametrize("block", [1, 300, 1 << 18])
+def test_shifted_pairs_and_blocks(monkeypatch, block):
+    monkeypatch.setattr(pixel, "_BLOCK", block)
     a, b = _pairs(4, 16, 16)
-    got = ssim_shifted(a, b, 1)
-    for j in range(4):
-        assert got[j] == pytest.approx(ssim(a[[(j + 1) % 4]], b[[j]])[0])
+    got = ssim_shifted(a, b, [1, 3, 0])
+    for shift, mean in zip((1, 3, 0), got, strict=True):
+        expected = [ssim(a[[(j + shift) % 4]], b[[j]])[0] for j in range(4)]
+        assert mean == pytest.approx(np.mean(expected), rel=1e-12)
+    assert got[2] == pytest.approx(ssim(a, b).mean(), rel=1e-12)
 
 
 def test_refusals():

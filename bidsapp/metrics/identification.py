@@ -82,8 +82,7 @@ def similarity(f_gt: npt.ArrayLike, f_rec: npt.ArrayLike) -> Matrix:
         squares_b += np.einsum("ij,ij->i", block_b, block_b)
     r *= _inverse_norm(squares_a, mean_a[:, 0], d)[:, None]
     r *= _inverse_norm(squares_b, mean_b[:, 0], d)
-    rounded: Matrix = np.round(np.clip(r, -1.0, 1.0), _DECIMALS)
-    return rounded
+    return np.round(r, _DECIMALS)
 
 
 def _inverse_norm(squares: Vector, mean: Vector, d: int) -> Vector:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ Images = npt.NDArray[np.uint8]
 Vector = npt.NDArray[np.float64]
 
 #: Weights of R, G, B in luminance, as in scikit-image's ``rgb2gray``.
-_LUMINANCE = np.array([0.2125, 0.7154, 0.0721])
+_LUMINANCE = (0.2125, 0.7154, 0.0721)
 #: Wang et al. (2004): window sigma; constants (K1 L)^2 and (K2 L)^2 with data range L = 1.
 _SIGMA, _C1, _C2 = 1.5, 0.01**2, 0.03**2
 #: The window is cut at 3.5 sigma; means leave out a border of this width, where it overhangs.
 _TRUNCATE = 3.5
 _RADIUS = int(_TRUNCATE * _SIGMA + 0.5)
+#: Pixels worked on at once.
+_BLOCK = 1 << 18
 
 
 def pixcorr(a: Images, b: Images) -> Vector:
@@ -37,9 +40,11 @@ def pixcorr(a: Images, b: Images) -> Vector:
         x, y = one.ravel().astype(np.float64), two.ravel().astype(np.float64)
         x -= x.mean()
         y -= y.mean()
-        norm = np.sqrt((x @ x) * (y @ y))
+        # Not BLAS's dot: for vectors as short as these, waking its threads costs more than the sum.
+        xx, yy, xy = (np.einsum("i,i->", *pair) for pair in ((x, x), (y, y), (x, y)))
+        norm = np.sqrt(xx * yy)
         # uint8 values that vary at all give a sum of squares of at least one half.
-        out[i] = np.clip(x @ y / norm, -1, 1) if norm > 1e-3 else 0.0
+        out[i] = np.clip(xy / norm, -1, 1) if norm > 1e-3 else 0.0
     return out
 
 
@@ -59,8 +64,7 @@ def ssim(a: Images, b: Images) -> Vector:
     -------
     ndarray of float64, (n,)
     """
-    _check(a, b, smallest=2 * _RADIUS + 1)
-    return np.array([_ssim_pair(_Moments(x, (0, 1)), _Moments(y, (0, 1))) for x, y in zip(a, b, strict=True)])
+    return _ssim_images(a, b, axes=(1, 2))
 
 
 def ssim_columnwise(a: Images, b: Images) -> Vector:
@@ -79,21 +83,57 @@ def ssim_columnwise(a: Images, b: Images) -> Vector:
     -------
     ndarray of float64, (n,)
     """
+    return _ssim_images(a, b, axes=(1,))
+
+
+def ssim_shifted(a: Images, b: Images, shifts: Sequence[int]) -> Vector:
+    """Mean :func:`ssim` of pairs that do not belong together.
+
+    Parameters
+    ----------
+    a, b : ndarray of uint8, (n, H, W, 3)
+    shifts : sequence of int, (k,)
+        Shift s pairs ``b[j]`` with ``a[(j + s) % n]``.
+
+    Returns
+    -------
+    ndarray of float64, (k,)
+        The mean over the n pairs of each shift.
+    """
     _check(a, b, smallest=2 * _RADIUS + 1)
-    return np.array([_ssim_pair(_Moments(x, (0,)), _Moments(y, (0,))) for x, y in zip(a, b, strict=True)])
+    n = a.shape[0]
+    total = np.zeros(len(shifts))
+    for block in _blocks(b):
+        moments = _Moments(b[block], (1, 2))
+        for k, shift in enumerate(shifts):
+            others = (np.arange(n)[block] + shift) % n
+            total[k] += _ssim(_Moments(a[others], (1, 2)), moments).sum()
+    total /= n
+    return total
 
 
-def ssim_shifted(a: Images, b: Images, shift: int) -> Vector:
-    """:func:`ssim` of each reconstruction ``b[j]`` with ``a[(j + shift) % n]``, another's ground truth."""
-    return ssim(np.roll(a, -shift, axis=0), b)
+def _ssim_images(a: Images, b: Images, axes: tuple[int, ...]) -> Vector:
+    _check(a, b, smallest=2 * _RADIUS + 1)
+    out = np.empty(a.shape[0])
+    for block in _blocks(a):
+        out[block] = _ssim(_Moments(a[block], axes), _Moments(b[block], axes))
+    return out
+
+
+def _blocks(images: Images) -> Iterator[slice]:
+    n, height, width, _ = images.shape
+    step = max(1, _BLOCK // (height * width))
+    for start in range(0, n, step):
+        yield slice(start, start + step)
 
 
 class _Moments:
-    """A gray image and its local mean and variance, filtered along ``axes``."""
+    """Gray images (k, H, W) and their local means and variances, filtered along ``axes``."""
 
     def __init__(self, rgb: Images, axes: tuple[int, ...]) -> None:
         self.axes = axes
-        self.gray: Vector = (rgb / 255.0) @ _LUMINANCE
+        red, green, blue = (rgb[..., channel] * (weight / 255.0) for channel, weight in enumerate(_LUMINANCE))
+        self.gray: Vector = red + green + blue
         self.mean = _blur(self.gray, axes)
         self.variance = _blur(self.gray * self.gray, axes) - self.mean * self.mean
 
@@ -105,13 +145,15 @@ def _blur(gray: npt.NDArray[Any], axes: tuple[int, ...]) -> Vector:
     return blurred
 
 
-def _ssim_pair(x: _Moments, y: _Moments) -> float:
+def _ssim(x: _Moments, y: _Moments) -> Vector:
+    """Mean structural similarity of each pair, (k,)."""
     products = x.mean * y.mean
     covariance = _blur(x.gray * y.gray, x.axes) - products
     numerator = (2 * products + _C1) * (2 * covariance + _C2)
     denominator = (x.mean**2 + y.mean**2 + _C1) * (x.variance + y.variance + _C2)
-    inside = tuple(slice(_RADIUS, -_RADIUS) if axis in x.axes else slice(None) for axis in (0, 1))
-    return float((numerator / denominator)[inside].mean())
+    inside = tuple(slice(_RADIUS, -_RADIUS) if axis in x.axes else slice(None) for axis in (0, 1, 2))
+    means: Vector = (numerator / denominator)[inside].mean(axis=(1, 2))
+    return means
 
 
 def _check(a: Images, b: Images, smallest: int = 1) -> None:

@@ -170,9 +170,9 @@ def _ssim_chance(truth: Images, images: Images, seed: int) -> tuple[float, Inter
     rng = np.random.default_rng(seed)
     order = rng.permutation(n)
     shifts = rng.permutation(np.arange(1, n))[:_SHIFTS]
-    means = [pixel.ssim_shifted(truth[order], images[order], int(s)).mean() for s in shifts]
+    means = pixel.ssim_shifted(truth[order], images[order], shifts.tolist())
     chance = float(np.mean(means))
-    half = _Z95 * float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
+    half = _Z95 * float(np.std(means, ddof=1)) if means.size > 1 else 0.0
     return chance, Interval(chance - half, chance + half)
 
 

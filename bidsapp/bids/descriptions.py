@@ -89,7 +89,7 @@ def write_dataset_files(
     _update_json(out / "dataset_description.json", description)
     _update_text(out / "README.md", _README.format(app=APP, version=version))
     _update_text(out / "CHANGES", f"{version}\n  - Written by {APP} {version}.\n")
-    rows = ["desc_id\tdescription", *(f"{k}\t{v}" for k, v in DESCRIPTIONS.items())]
+    rows = ["desc_id\tdescription", *(f"desc-{k}\t{v}" for k, v in DESCRIPTIONS.items())]
     _update_text(out / "descriptions.tsv", "\n".join(rows) + "\n")
     ignore = out / ".bidsignore"
     own = read_text(ignore).splitlines() if ignore.is_file() else []

@@ -78,7 +78,7 @@ def open_dataset(
         A derivative dataset with ``sub-*`` at its root, or a dataset's root one of whose
         ``derivatives/*`` holds the betas.
     participants, sessions : sequence of str, optional
-        Labels to use, with or without ``sub-`` and ``ses-``; all by default.
+        Labels to use, with or without ``sub-`` and ``ses-``; by default all that have betas.
     task, space : str, optional
         Needed where the betas have several.
     roi : sequence of str
@@ -110,6 +110,9 @@ def open_dataset(
     betas = [f for f in betas if f.get("subject") in wanted]
     betas = _choose_sessions(betas, sessions, base)
     betas, task, space = _choose_task_and_space(betas, task, space, base)
+    if not participants:
+        # Not every subject need have every task and session; only one that was named must.
+        wanted = [label for label in wanted if any(f.get("subject") == label for f in betas)]
 
     finder = Finder(index, base, chosen, betas, task, space, tuple(roi))
     subjects = tuple(finder.subject(label) for label in wanted)

@@ -147,7 +147,8 @@ def _check_betas(session: Session, header: Header) -> list[Problem]:
     trials = len(session.stimulus_ids)
     if volumes == trials:
         return []
-    what = f"Holds {volumes} volume{'s' if volumes != 1 else ''}, but {session.trials} lists {trials} trials."
+    plural = "s" if volumes != 1 else ""
+    what = f"Holds {volumes} volume{plural}, but {session.trials} lists {trials} trials."
     mend = "The table needs a row a volume: find which trials were left out, or take both files of one version."
     return [Problem(str(session.betas), what, mend)]
 

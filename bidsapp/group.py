@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import bidsapp
+from bidsapp.bids.descriptions import update_participants
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.io import read_tsv, write_json, write_tsv
 from bidsapp.report import (
@@ -34,7 +35,9 @@ log = logging.getLogger(__name__)
 
 #: What each condition's metrics file is called.
 _DESC = {"brain": "recon", "null": "null", "oracle": "oracle"}
-_METRICS_FILE = re.compile(r"sub-(?P<sub>[A-Za-z0-9]+)_task-(?P<task>[A-Za-z0-9]+)_desc-(?P<desc>[a-z]+)_metrics\.tsv")
+_METRICS_FILE = re.compile(
+    r"sub-(?P<sub>[A-Za-z0-9]+)_task-(?P<task>[A-Za-z0-9]+)_desc-(?P<desc>[a-z]+)_metrics\.tsv"
+)
 _LABEL = re.compile(r"[A-Za-z0-9]+")
 
 
@@ -119,7 +122,7 @@ def run_group(
     table = root / "phenotype" / "reconmetrics.tsv"
     write_tsv(table, _table(scores, values, columns))
     write_json(table.with_suffix(".json"), _describe(columns))
-    _merge_participants(root / "participants.tsv", list(scores))
+    _update_participants(root)
     report = GroupReport(
         subjects=tuple(_entry(root, s, values[s], got.n_images) for s, got in scores.items()),
         columns=tuple(columns),
@@ -143,7 +146,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     values : sequence of float
         One a subject; NaN where a subject has none. The interval needs two.
     """
-    from scipy.special import stdtrit
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
 
     x = np.asarray([v for v in values if math.isfinite(v)], dtype=np.float64)
     if x.size == 0:
@@ -155,9 +158,11 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, int(x.size))
 
 
-def _gather(root: Path, participants: Sequence[str] | None) -> tuple[dict[str, _Scores], list[MissingSubject]]:
+def _gather(
+    root: Path, participants: Sequence[str] | None
+) -> tuple[dict[str, _Scores], list[MissingSubject]]:
     """Read every expected subject's scores; what can't be read becomes a missing subject."""
-    folders = {p.name.removeprefix("sub-") for p in root.glob("sub-*") if p.is_dir()}
+    folders = _folders(root)
     if participants:
         expected = sorted({p.strip().removeprefix("sub-") for p in participants})
     else:
@@ -167,13 +172,20 @@ def _gather(root: Path, participants: Sequence[str] | None) -> tuple[dict[str, _
         if not _LABEL.fullmatch(label):
             missing.append(MissingSubject(label, "this is no BIDS label (letters and digits only)"))
         elif label not in folders:
-            missing.append(MissingSubject(label, f"there is no folder sub-{label}; run the participant level for it"))
+            missing.append(
+                MissingSubject(label, f"there is no folder sub-{label}; run the participant level for it")
+            )
         else:
             try:
                 scores[label] = _read_subject(root / f"sub-{label}" / "func", label)
             except AppError as error:
                 missing.append(MissingSubject(label, str(error)))
     return scores, missing
+
+
+def _folders(root: Path) -> set[str]:
+    names = {p.name.removeprefix("sub-") for p in root.glob("sub-*") if p.is_dir()}
+    return {name for name in names if _LABEL.fullmatch(name)}
 
 
 def _listed(path: Path) -> list[str]:
@@ -230,7 +242,9 @@ def _read_chance(path: Path, task: str) -> dict[tuple[str, str, str], float]:
     table = read_tsv(path)
     needed = ("condition", "stage", "metric", "chance")
     if any(name not in table for name in needed):
-        raise AppError(f"{path}: the columns {', '.join(needed)} are needed; run the participant level again.")
+        raise AppError(
+            f"{path}: the columns {', '.join(needed)} are needed; run the participant level again."
+        )
     rows = zip(*(table[name] for name in needed), strict=True)
     chance = {}
     for row, (condition, stage, metric, value) in enumerate(rows, start=2):
@@ -337,23 +351,14 @@ def _describe(columns: Sequence[Column]) -> dict[str, object]:
     return sidecar
 
 
-def _merge_participants(path: Path, subjects: Sequence[str]) -> None:
-    """Add the subjects that participants.tsv lacks; its other rows and columns stay as they are."""
-    import filelock
-
-    with filelock.SoftFileLock(path.with_name(".participants.lock"), timeout=60):
-        try:
-            table = read_tsv(path) if path.is_file() else {}
-        except AppError as error:
-            log.warning("participants.tsv was left as it is: %s", error)
-            return
-        known = table.get("participant_id", [])
-        new = [f"sub-{s}" for s in subjects if f"sub-{s}" not in known]
-        if not new and table:
-            return
-        merged = {"participant_id": [*known, *new]}
-        merged |= {k: [*v, *["n/a"] * len(new)] for k, v in table.items() if k != "participant_id"}
-        write_tsv(path, merged)
+def _update_participants(root: Path) -> None:
+    """Give every sub-* folder its row, those of failed subjects included, as BIDS wants it."""
+    try:
+        update_participants(root, sorted(_folders(root)))
+    except AppError as error:
+        if error.exit_code is not ExitCode.BAD_DATA:
+            raise
+        log.warning("participants.tsv was left as it is: %s", error)
 
 
 def _entry(root: Path, label: str, values: Mapping[str, float], n_images: int) -> SubjectEntry:
@@ -371,5 +376,7 @@ def _entry(root: Path, label: str, values: Mapping[str, float], n_images: int) -
 def _nothing(root: Path, missing: Sequence[MissingSubject]) -> str:
     lines = [f"{root}: no subject has scores, so there is nothing to gather."]
     lines += [f"    sub-{m.label}: {m.why}" for m in missing]
-    lines.append("Run the participant level into this folder first: bidsapp-recon BIDS_DIR OUTPUT_DIR participant")
+    lines.append(
+        "Run the participant level into this folder first: bidsapp-recon BIDS_DIR OUTPUT_DIR participant"
+    )
     return "\n".join(lines)

@@ -63,9 +63,7 @@ def test_noise_has_the_variance_and_covariance_it_should(brain: Brain, statistic
     patterns -= patterns.mean(axis=0)
     patterns[:, 1] -= patterns[:, 0] * (patterns[:, 0] @ patterns[:, 1]) / (patterns[:, 0] @ patterns[:, 0])
     patterns = (patterns / patterns.std(axis=0))[:, family]
-    noise = SessionNoise(
-        0, "01", "01", statistics=statistics, voxels=voxels, patterns=patterns, n_trials=400
-    )
+    noise = SessionNoise(0, "01", "01", statistics=statistics, voxels=voxels, patterns=patterns, n_trials=400)
     trials = np.concatenate([noise.draw(100) for _ in range(4)]).astype(np.float64)
     assert np.all(trials[:, ~brain.inside] == 0)
     time = np.linspace(-0.5, 0.5, 400)

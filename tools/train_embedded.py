@@ -511,7 +511,7 @@ def main() -> None:
     if everything or args.what == "autoencoder":
         train_autoencoder(args.work, args.steps or 3000)
     if everything or args.what == "unet":
-        train_unet(args.work, args.steps or 6000, args.resume)
+        train_unet(args.work, args.steps or 5000, args.resume)
     if everything or args.what == "export":
         export(args.work, args.out)
 

@@ -80,11 +80,20 @@ def choose(report: SubjectReport) -> list[tuple[str, str, str, list[int]]]:
     """
     n = len(report.stimulus_ids)
     if n <= N_SAMPLE:
-        return [("all", "All test images", "From best to worst." if rank_scores(report) else "", list(order(report)))]
+        return [
+            (
+                "all",
+                "All test images",
+                "From best to worst." if rank_scores(report) else "",
+                list(order(report)),
+            )
+        ]
     rng = np.random.default_rng([report.seed, _SAMPLE_STREAM])
     by_id = np.argsort(np.asarray(report.stimulus_ids))
     sample = by_id[np.sort(rng.permutation(n)[:N_SAMPLE])]
-    rule = f"{N_SAMPLE} of {n} test images, drawn at random (seed {report.seed}) without looking at any score."
+    rule = (
+        f"{N_SAMPLE} of {n} test images, drawn at random (seed {report.seed}) without looking at any score."
+    )
     groups = [("sample", "A random sample", rule, [int(i) for i in sample])]
     names = rank_scores(report)
     if not names:
@@ -96,7 +105,12 @@ def choose(report: SubjectReport) -> list[tuple[str, str, str, list[int]]]:
     by = titles[0] + (f", ties by {' and '.join(titles[1:])}" if titles[1:] else "")
     groups += [
         ("best", "Best", f"The {k} test images with the best {by}.", ranked[:k]),
-        ("median", "Median", f"The {k} test images in the middle of the same ranking.", ranked[middle : middle + k]),
+        (
+            "median",
+            "Median",
+            f"The {k} test images in the middle of the same ranking.",
+            ranked[middle : middle + k],
+        ),
         ("worst", "Worst", f"The {k} test images at the end of the same ranking.", ranked[n - k :]),
     ]
     return groups
@@ -167,7 +181,7 @@ def triplet(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 def save_png(path: Path, pixels: NDArray[np.uint8]) -> None:
     """Write pixels, uint8 (H, W, 3 or 4), as a PNG file, atomically; the same bytes every time."""
     with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG", optimize=True)
+        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=6)
 
 
 def _score_title(name: str) -> str:

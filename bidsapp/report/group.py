@@ -90,7 +90,8 @@ def _cards(report: GroupReport, brain: list[Column]) -> list[SimpleNamespace]:
 def _tables(report: GroupReport) -> list[SimpleNamespace]:
     """One table a task: a row a subject, two columns a metric, the means below."""
     blocks = []
-    for task in dict.fromkeys(c.task for c in report.columns):
+    tasks = list(dict.fromkeys(c.task for c in report.columns))
+    for task in tasks:
         brain = [c for c in report.columns if c.condition == "brain" and c.task == task]
         metrics = list(dict.fromkeys(c.metric for c in brain))
         brain.sort(key=lambda c: (metrics.index(c.metric), c.stage))
@@ -106,7 +107,7 @@ def _tables(report: GroupReport) -> list[SimpleNamespace]:
         ]
         blocks.append(
             SimpleNamespace(
-                caption=f"Scores from the brain{f', {task}' if task else ''}",
+                caption=f"Scores from the brain{f', {task}' if len(tasks) > 1 else ''}",
                 metrics=spans,
                 stages=[STAGE_TITLES.get(c.stage, c.stage) for c in brain],
                 rows=rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -47,7 +48,9 @@ _TOP1 = (
     "How often the stimulus, of all test images, is the one most like its reconstruction on the "
     "features of {net}."
 )
-_DISTANCE = "Mean correlation distance of stimulus and reconstruction on the features of {net}; lower is better."
+_DISTANCE = (
+    "Mean correlation distance of stimulus and reconstruction on the features of {net}; lower is better."
+)
 _PIXCORR = "Pearson correlation of the stimulus and the reconstruction over all pixels and colours."
 _SSIM = "Structural similarity of the grey-scale stimulus and reconstruction."
 
@@ -59,7 +62,7 @@ _LABELS = {
         MetricLabel(
             "ssim_columnwise",
             "SSIM, column-wise",
-            "The one-dimensional SSIM, averaged over columns, that some published values are; higher than SSIM.",
+            "The one-dimensional SSIM averaged over columns, as some published values are; above SSIM.",
             levels=(-1.0, 1.0),
         ),
     )
@@ -130,15 +133,15 @@ def is_two_way(key: str) -> bool:
 
 def format_value(label: MetricLabel, value: float | None) -> str:
     """A value as text: ``87.4 %`` or ``0.412``; a dash for what is missing."""
-    if value is None or value != value:
+    if value is None or math.isnan(value):
         return "–"
-    text = f"{100 * value:.1f} %" if label.percent else f"{value:.3f}"
+    text = f"{100 * value:.1f}\N{NO-BREAK SPACE}%" if label.percent else f"{value:.3f}"
     return text.replace("-", "−")
 
 
 def format_interval(label: MetricLabel, low: float | None, high: float | None) -> str:
     """An interval as text, ``84.0 to 90.2``; empty where there is none."""
-    if low is None or high is None or low != low or high != high:
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
         return ""
     if label.percent:
         return f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "−")

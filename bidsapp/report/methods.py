@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bidsapp.report.labels import metric_label
+from bidsapp.report.labels import is_two_way, metric_label
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,19 @@ class Reference:
 
     def bibtex(self) -> str:
         """The reference as a BibTeX entry."""
-        kind, place = ("article", "journal") if self.url.startswith("https://doi.org") else ("misc", "howpublished")
+        kind, place = (
+            ("article", "journal") if self.url.startswith("https://doi.org") else ("misc", "howpublished")
+        )
         # "Allen, E. J., St-Yves, G." -> "Allen, E. J. and St-Yves, G."
         names = self.authors.replace("., ", ".; ").replace(" & ", " ").replace("et al.", "others")
         author = " and ".join(part.strip(" ,") for part in names.split(";"))
         lines = [f"@{kind}{{{self.key},", f"  author = {{{author}}},", f"  title = {{{{{self.title}}}}},"]
-        lines += [f"  {place} = {{{self.venue}}},", f"  year = {{{self.year}}},", f"  url = {{{self.url}}}", "}"]
+        lines += [
+            f"  {place} = {{{self.venue}}},",
+            f"  year = {{{self.year}}},",
+            f"  url = {{{self.url}}}",
+            "}",
+        ]
         return "\n".join(lines)
 
 
@@ -103,6 +110,7 @@ def describe(
     version: str = "",
     counts: Mapping[str, int] | None = None,
     metrics: tuple[str, ...] = (),
+    conditions: tuple[str, ...] = ("brain", "null", "oracle"),
 ) -> Methods:
     """Write the methods text of a run.
 
@@ -117,9 +125,18 @@ def describe(
         ``voxels``, ``training images``, ``test images``, ``sessions`` and ``trials`` are used if there.
     metrics : tuple of str
         Metrics that were computed.
+    conditions : tuple of str
+        Conditions that were run.
     """
-    texts = [_data(counts or {}, version), _targets(recipe), _decoding(), _generation(recipe), _evaluation(metrics)]
+    texts = [
+        _data(counts or {}, version),
+        _targets(recipe),
+        _decoding(),
+        _generation(recipe),
+        _evaluation(metrics, conditions),
+    ]
     caution = _caution(recipe)
+    texts = [text for text in texts if text]
     keys = [key for key, ref in REFERENCES.items() if any(ref.short in t for t in (*texts, caution))]
     return Methods(tuple(texts), caution, tuple(REFERENCES[k] for k in keys))
 
@@ -138,8 +155,8 @@ def _data(counts: Mapping[str, int], version: str) -> str:
     text += ", and z-scored voxel by voxel with the mean and the standard deviation of the training images."
     if "training images" in counts and "test images" in counts:
         text += (
-            f" {counts['training images']:,} images served for training and {counts['test images']:,} others, "
-            "never used in training, for testing."
+            f" {counts['training images']:,} images served for training and {counts['test images']:,} "
+            "others, never used in training, for testing."
         )
     if "noise ceiling" in counts:
         text += " Noise ceilings are those of the Natural Scenes Dataset's definition (Allen et al., 2022)."
@@ -149,10 +166,10 @@ def _data(counts: Mapping[str, int], version: str) -> str:
 def _targets(recipe: str) -> str:
     if recipe == "embedded":
         return (
-            "Three targets were computed from every image: the latents of a very deep variational autoencoder "
-            "(VDVAE; Child, 2021), the image tokens and the caption tokens of a CLIP (Radford et al., 2021). "
-            "Both are small models of the same kinds as those of the paper, trained on drawn scenes and "
-            "delivered with the app."
+            "Three targets were computed from every image: the latents of a very deep variational "
+            "autoencoder (VDVAE; Child, 2021), the image tokens and the caption tokens of a CLIP "
+            "(Radford et al., 2021). Both are small models of the same kinds as those of the paper, "
+            "trained on drawn scenes and delivered with the app."
         )
     if recipe == "brain-diffuser":
         return (
@@ -172,17 +189,17 @@ def _targets(recipe: str) -> str:
 
 def _decoding() -> str:
     return (
-        "Each target was predicted from the responses by ridge regression (Hoerl & Kennard, 1970) with an "
-        "intercept. Predictions were rescaled, dimension by dimension, to the mean and the standard deviation "
-        "of the training targets; the settings say from which predictions the scale was taken."
+        "Each target was predicted from the responses by ridge regression (Hoerl & Kennard, 1970) with "
+        "an intercept. Predictions were rescaled, dimension by dimension, to the mean and the standard "
+        "deviation of the training targets; the settings say from which predictions the scale was taken."
     )
 
 
 def _generation(recipe: str) -> str:
     if recipe == "embedded":
         second = (
-            "a small latent diffusion model (Rombach et al., 2022; Song et al., 2021) with attention to image "
-            "and to text tokens, as Versatile Diffusion has it (Xu et al., 2023),"
+            "a small latent diffusion model (Rombach et al., 2022; Song et al., 2021) with attention to "
+            "image and to text tokens, as Versatile Diffusion has it (Xu et al., 2023),"
         )
     elif recipe == "brain-diffuser":
         second = "Versatile Diffusion (Xu et al., 2023), a latent diffusion model (Rombach et al., 2022),"
@@ -190,10 +207,14 @@ def _generation(recipe: str) -> str:
         second = "Stable Diffusion 1.5 (Rombach et al., 2022) with IP-Adapter (Ye et al., 2023)"
     else:
         return (
-            "In stage 1 an image was made from the predicted latents; in stage 2 a generating model refined it, "
-            "guided by the other predictions. Every image has a seed of its own."
+            "In stage 1 an image was made from the predicted latents; in stage 2 a generating model refined "
+            "it, guided by the other predictions. Every image has a seed of its own."
         )
-    guided = "the predicted image embedding" if recipe == "sd15-ip-adapter" else "the predicted image and text tokens"
+    guided = (
+        "the predicted image embedding"
+        if recipe == "sd15-ip-adapter"
+        else "the predicted image and text tokens"
+    )
     return (
         "In stage 1 the VDVAE decoded the predicted latents into a coarse image. In stage 2 "
         f"{second} started from that image with noise added and denoised it, guided by {guided}. "
@@ -201,33 +222,53 @@ def _generation(recipe: str) -> str:
     )
 
 
-def _evaluation(metrics: tuple[str, ...]) -> str:
-    text = "Reconstructions were compared with the stimuli"
-    names = [metric_label(m).title for m in metrics]
-    if names:
-        listed = ", ".join(names[:-1]) + (" and " if names[:-1] else "") + names[-1]
-        text += f" by {listed[0].lower() if listed[:2].istitle() else listed[0]}{listed[1:]}"
-    text += ". "
+def _evaluation(metrics: tuple[str, ...], conditions: tuple[str, ...]) -> str:
+    text = (
+        f"Reconstructions were compared with the stimuli by {_listed(_phrases(metrics))}. " if metrics else ""
+    )
     if any(m.startswith("ssim") for m in metrics):
         text += "SSIM is the structural similarity index (Wang et al., 2004). "
-    return text + (
-        "In two-way identification a reconstruction's features are correlated with those of its own stimulus and "
-        "of each other test stimulus; the score is the share of the others that it beats, as the field uses it "
-        "(Ozcelik & VanRullen, 2023; Scotti et al., 2023). The null repeats the pipeline with responses and "
-        "images shuffled against each other in training; the oracle gives the generating models the true targets."
-    )
+    if any(is_two_way(m) for m in metrics):
+        text += (
+            "In two-way identification a reconstruction's features are correlated with those of its own "
+            "stimulus and of each other test stimulus; the score is the share of the others that its own "
+            "surpasses, as the field uses it (Ozcelik & VanRullen, 2023; Scotti et al., 2023). "
+        )
+    if "null" in conditions:
+        text += "The null is the same pipeline with responses and images shuffled in training. "
+    if "oracle" in conditions:
+        text += "The oracle gives the generating models the true targets. "
+    return text.rstrip()
+
+
+def _phrases(metrics: tuple[str, ...]) -> list[str]:
+    """``Two-way identification, CLIP`` and ``..., AlexNet(2)`` become one phrase with both networks."""
+    networks: dict[str, list[str]] = {}
+    for metric in metrics:
+        title, _, network = metric_label(metric).title.partition(", ")
+        networks.setdefault(title, []).extend([network] if network else [])
+    phrases = []
+    for title, names in networks.items():
+        plain = title if title.isupper() or title[:4].isupper() else f"{title[0].lower()}{title[1:]}"
+        phrases.append(f"{plain} ({_listed(names)})" if names else plain)
+    return phrases
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:-1]) + (" and " if names[:-1] else "") + names[-1]
 
 
 def _caution(recipe: str) -> str:
     if recipe == "embedded":
         return (
-            "What these pictures show: that the pipeline works from betas to scores. The embedded models know "
-            "nothing but drawn scenes and are far smaller than those of the paper. Neither the pictures nor "
-            "the scores say what real data would give, and they must not be set beside published values."
+            "What these pictures show: that the pipeline works from betas to scores. The embedded models "
+            "know nothing but drawn scenes and are far smaller than those of the paper. Neither the "
+            "pictures nor the scores say what real data would give, and they must not be set beside "
+            "published values."
         )
     return (
-        "Read the pictures with care: a generating model makes a plausible image of anything it is given, and "
-        "identification can be high where the images of the test set resemble those of training "
-        "(Shirakawa et al., 2024). Scores can be compared with published ones only for the same subjects, "
-        "sessions and test images."
+        "Read the pictures with care: a generating model makes a plausible image of anything it is "
+        "given, and identification can be high where the images of the test set resemble those of "
+        "training (Shirakawa et al., 2024). Scores can be compared with published ones only for the same "
+        "subjects, sessions and test images."
     )

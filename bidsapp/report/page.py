@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bidsapp.io import write_text
+
+if TYPE_CHECKING:
+    import jinja2
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -15,13 +20,17 @@ def render(path: Path, template: str, **values: object) -> None:
     Every value is escaped: captions, labels and error texts come from files of others. A value that
     the template names and that is not given is an error.
     """
+    write_text(path, _environment().get_template(template).render(**values))
+
+
+@cache
+def _environment() -> jinja2.Environment:
     import jinja2
 
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    write_text(path, environment.get_template(template).render(**values))

@@ -75,9 +75,17 @@ class Axis:
         return f"{self.at(value):.2f}%"
 
     def ticks(self, label: MetricLabel) -> tuple[tuple[str, str], ...]:
-        """Place and text of five ticks."""
-        values = [self.low + (self.high - self.low) * i / 4 for i in range(5)]
-        texts = [f"{100 * v:.0f} %" if label.percent else f"{v:.2g}".replace("-", "−") for v in values]
+        """Place and text of the ticks, on multiples of a quarter, a half or whole numbers."""
+        step = next(
+            (s for s in (0.25, 0.5) if (self.high - self.low) / s < 6), math.ceil((self.high - self.low) / 5)
+        )
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
+        values = [i * step for i in range(first, last + 1)]
+        texts = [
+            f"{100 * v:.0f}\N{NO-BREAK SPACE}%" if label.percent else f"{v:g}".replace("-", "−")
+            for v in values
+        ]
         return tuple((self.place(v), t) for v, t in zip(values, texts, strict=True))
 
 
@@ -100,7 +108,8 @@ def score_plots(rows: Iterable[ScoreRow]) -> tuple[MetricPlot, ...]:
     for metric, stages in table.items():
         label = metric_label(metric)
         cells = [r for by_condition in stages.values() for r in by_condition.values()]
-        axis = axis_for(label, [v for r in cells for v in (r.mean, r.low, r.high, r.chance)])
+        # Means decide the axis; an interval that goes further is cut at its end.
+        axis = axis_for(label, [v for r in cells for v in (r.mean, r.chance, _within(label, r.chance_low))])
         lanes = [_score_lane(label, axis, s, stages[s]) for s in ordered(stages, STAGES)]
         plots.append(MetricPlot(label, "", tuple(lanes), axis.ticks(label)))
     return tuple(plots)
@@ -138,17 +147,24 @@ def group_plots(report: GroupReport) -> tuple[MetricPlot, ...]:
     """One plot a metric (and task): a dot a subject, the mean and its interval, null and oracle."""
     table: dict[tuple[str, str], dict[str, dict[str, Column]]] = {}
     for column in report.columns:
-        table.setdefault((column.task, column.metric), {}).setdefault(column.stage, {})[column.condition] = column
+        table.setdefault((column.task, column.metric), {}).setdefault(column.stage, {})[column.condition] = (
+            column
+        )
+    several = len({c.task for c in report.columns}) > 1
     plots = []
     for (task, metric), stages in table.items():
         label = metric_label(metric)
         names = [c.name for by_condition in stages.values() for c in by_condition.values()]
         values = [s.values.get(n) for s in report.subjects for n in names]
         values += [report.chance.get(n) for n in names]
-        # An interval over few subjects can be wider than the values can be: it is cut at the axis.
+        # An interval over few subjects can be wider than the values can be: it is cut at the axis's end.
         axis = axis_for(label, values)
         lanes = [_group_lane(report, label, axis, s, stages[s]) for s in ordered(stages, STAGES)]
-        plots.append(MetricPlot(label, task, tuple(lane for lane in lanes if lane.marks), axis.ticks(label)))
+        plots.append(
+            MetricPlot(
+                label, task if several else "", tuple(lane for lane in lanes if lane.marks), axis.ticks(label)
+            )
+        )
     return tuple(plots)
 
 
@@ -177,7 +193,9 @@ def _group_lane(
         parts.append(f"chance {format_value(label, chance)}")
     title = STAGE_TITLES.get(stage, stage)
     place = None if chance is None else axis.place(chance)
-    return Lane(title, value, interval, tuple(marks), place, None, f"{label.title}, {title}: {'; '.join(parts)}.")
+    return Lane(
+        title, value, interval, tuple(marks), place, None, f"{label.title}, {title}: {'; '.join(parts)}."
+    )
 
 
 def _subject_marks(report: GroupReport, label: MetricLabel, axis: Axis, name: str) -> list[Mark]:
@@ -185,7 +203,9 @@ def _subject_marks(report: GroupReport, label: MetricLabel, axis: Axis, name: st
     marks = []
     for i, subject in enumerate(s for s in report.subjects if math.isfinite(s.values.get(name, math.nan))):
         text = f"sub-{subject.label} {format_value(label, subject.values[name])}"
-        marks.append(Mark("subject", axis.place(subject.values[name]), None, None, text, (-8, 8, -11, 11)[i % 4]))
+        marks.append(
+            Mark("subject", axis.place(subject.values[name]), None, None, text, (-8, 8, -11, 11)[i % 4])
+        )
     return marks
 
 
@@ -193,6 +213,10 @@ def _ends(axis: Axis, low: float | None, high: float | None) -> tuple[str | None
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return None, None
     return axis.place(low), axis.place(high)
+
+
+def _within(label: MetricLabel, value: float | None) -> float | None:
+    return None if value is None else min(max(value, label.levels[0]), label.levels[1])
 
 
 def _first(values: Iterable[float | None]) -> float | None:

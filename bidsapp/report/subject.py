@@ -58,13 +58,18 @@ def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
         title=f"sub-{report.subject}",
         version=version,
         sections=[(s.lower(), s, len(report.errors) if s == "Errors" else 0) for s in _SECTIONS],
-        group_href="group.html" if (path.parent / "group.html").is_file() else "",
         labels=[text for text in (report.task, report.space, report.recipe) if text],
         headline=headline,
         sentences=sentences,
         facts=_facts(report),
         errors=report.errors,
-        methods=describe(report.recipe, version=version, counts=report.counts, metrics=metrics),
+        methods=describe(
+            report.recipe,
+            version=version,
+            counts=report.counts,
+            metrics=metrics,
+            conditions=tuple(conditions),
+        ),
         groups=groups,
         tile_size=(3 * SIDE + 2 * GAP, SIDE),
         plots_=score_plots(report.scores),
@@ -146,7 +151,10 @@ def score_table(rows: tuple[ScoreRow, ...], conditions: list[str]) -> list[Simpl
             ]
             chance = next((r for r in here if r is not None and r.chance is not None), None)
             shown.append(
-                (format_value(label, chance.chance), format_interval(label, chance.chance_low, chance.chance_high))
+                (
+                    format_value(label, chance.chance),
+                    format_interval(label, chance.chance_low, chance.chance_high),
+                )
                 if chance
                 else ("–", "")
             )

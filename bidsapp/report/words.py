@@ -50,39 +50,41 @@ def main_metric(rows: Iterable[ScoreRow]) -> str | None:
 def _headline(row: ScoreRow) -> str:
     label = metric_label(row.metric)
     value = format_value(label, row.mean)
-    inside = [f"95 % interval {span}" if (span := format_interval(label, row.low, row.high)) else ""]
+    inside = [
+        f"95\N{NO-BREAK SPACE}% interval {span}"
+        if (span := format_interval(label, row.low, row.high))
+        else ""
+    ]
     if row.chance is not None:
         inside.append(f"chance {format_value(label, row.chance)}")
     note = "; ".join(part for part in inside if part)
     note = f" ({note})" if note else ""
     if is_two_way(row.metric):
-        return f"The reconstructions resemble their own stimulus more than another one {value} of the time{note}."
+        text = "The reconstructions resemble their own stimulus more than another one"
+        return f"{text} {value} of the time{note}."
     return f"The reconstructions score {value} in {label.title}{note}."
 
 
 def _stages(first: ScoreRow, second: ScoreRow) -> str:
     label = metric_label(first.metric)
     values = f"{format_value(label, first.mean)} in stage 1 and {format_value(label, second.mean)} in stage 2"
-    seen = f" as seen by {network_title(first.metric.removeprefix('two_way_'))}" if is_two_way(first.metric) else ""
-    return f"That is {values}{seen}."
+    if not is_two_way(first.metric):
+        return f"It is {values}."
+    network = network_title(first.metric.removeprefix("two_way_"))
+    return f"Compared on the features of {network}, it is {values}."
 
 
 def _null(row: ScoreRow) -> str:
     label = metric_label(row.metric)
-    value = format_value(label, row.mean)
     low, high = row.chance_low, row.chance_high
+    text = "With responses and images shuffled in training (the null) the same pipeline scores "
+    text += format_value(label, row.mean)
     if low is None or high is None:
-        return f"With responses and images shuffled in training (the null) the same pipeline scores {value}."
+        return f"{text}."
     span = format_interval(label, low, high)
     if low <= row.mean <= high:
-        return (
-            f"With responses and images shuffled in training (the null) the same pipeline scores {value}, "
-            f"inside what chance gives ({span})."
-        )
-    return (
-        f"With responses and images shuffled in training (the null) the same pipeline scores {value}, "
-        f"outside what chance gives ({span}): find out why before trusting the other scores."
-    )
+        return f"{text}, inside what chance gives ({span})."
+    return f"{text}, outside what chance gives ({span}): find out why before trusting the other scores."
 
 
 def group_summary(report: GroupReport) -> tuple[str, tuple[str, ...]]:
@@ -99,7 +101,7 @@ def group_summary(report: GroupReport) -> tuple[str, tuple[str, ...]]:
         value = format_value(label, estimate.mean)
         inside = []
         if span := format_interval(label, estimate.low, estimate.high):
-            inside.append(f"95 % interval over subjects {span}")
+            inside.append(f"95\N{NO-BREAK SPACE}% interval over subjects {span}")
         if (chance := report.chance.get(columns[0].name)) is not None:
             inside.append(f"chance {format_value(label, chance)}")
         note = f" ({'; '.join(inside)})" if inside else ""

@@ -1,0 +1,6 @@
+"""``python -m bidsapp``."""
+
+from bidsapp.cli import entry
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,314 @@
+"""The command ``bidsapp-recon``: the BIDS App's positionals, and helper verbs under the same name.
+
+Nothing heavy is imported before the arguments are understood.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bidsapp import __version__
+from bidsapp.errors import AppError, ExitCode
+
+LEVELS = ("participant", "group")
+#: Options that take one or more values, as BIDS Apps have them.
+_LISTS = ("--participant-label", "--session-label", "--roi")
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+class Memory(click.ParamType):
+    """An amount of memory with its unit, in bytes: ``8GB``, ``7.5GiB``, ``900M``."""
+
+    name = "amount"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse; a bare number is refused, because MB and GB are both customary."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(i?)B?\s*", str(value), re.IGNORECASE)
+        if not match:
+            self.fail(f"{value!r} has no unit that is known here; write for example 8GB or 900MiB", param, ctx)
+        base = 1024 if match[3] else 1000
+        return int(float(match[1]) * base ** _UNITS[match[2].upper()])
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: SLURM's allocation or the affinity, never the machine's count."""
+    slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if slurm.isdigit() and int(slurm) > 0:
+        return int(slurm)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that both the app and its verbs have."""
+    for option in (
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the whole run."),
+        click.option(
+            "--n-cpus", type=click.IntRange(min=1), help="CPUs to use.  [default: those this process may use]"
+        ),
+        click.option(
+            "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
+            help="Where the networks run.",
+        ),
+        click.option("-v", "--verbose", count=True, help="Say more (-vv: debugging lines, tracebacks)."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.command(
+    "bidsapp-recon",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Verb: 'bidsapp-recon demo DIR' simulates a dataset and runs everything on it "
+    "('bidsapp-recon demo --help'). A BIDS_DIR that is called demo is reached as ./demo.",
+)
+@click.argument("bids_dir", type=click.Path(path_type=Path))
+@click.argument("output_dir", type=click.Path(path_type=Path))
+@click.argument("analysis_level", metavar="{participant|group}")
+@click.option("--participant-label", multiple=True, metavar="LABEL...", help="Subjects, with or without 'sub-'.")
+@click.option("--session-label", multiple=True, metavar="LABEL...", help="Sessions, with or without 'ses-'.")
+@click.option("--task-label", help="Task, where the betas have several.")
+@click.option("--space", help="Space, where the betas have several.")
+@click.option(
+    "--bids-filter-file", type=click.Path(path_type=Path, dir_okay=False), help="JSON that names the input files."
+)
+@click.option(
+    "-w", "--work-dir", type=click.Path(path_type=Path), help="Intermediate files.  [default: OUTPUT_DIR/.work]"
+)
+@click.option("--mem", type=Memory(), help="Memory to stay under, with its unit (8GB, 900MiB).")
+@click.option("--recipe", default="embedded", show_default=True, help="Name of a recipe, or a TOML file.")
+@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder of downloaded model weights.")
+@click.option(
+    "--roi", multiple=True, default=("nsdgeneral",), show_default=True, metavar="NAME...",
+    help="Masks or segmentation labels whose voxels are decoded (their union).",
+)  # fmt: skip
+@click.option("--split", type=click.Path(path_type=Path, dir_okay=False), help="Train and test stimuli: TSV or JSON.")
+@click.option("--skip-bids-validation", is_flag=True, help="Do not run the BIDS validator on the input.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print the plan, compute nothing.")
+@click.option("--stop-on-first-crash", is_flag=True, help="Stop when a subject fails.")
+@_common
+@click.version_option(__version__, prog_name="bidsapp-recon")
+def app(**options: Any) -> int:
+    """Reconstruct the images a person saw from their fMRI responses.
+
+    BIDS_DIR is a BIDS derivative dataset of single-trial betas, OUTPUT_DIR the dataset to write.
+    The participant level makes images, scores and a report for every subject; the group level
+    gathers the subjects that are done.
+    """
+    level = options["analysis_level"]
+    if level not in LEVELS:
+        raise AppError(
+            f"Unknown analysis level {level!r}: choose participant or group.", exit_code=ExitCode.UNKNOWN_LEVEL
+        )
+    _prepare(options)
+    if level == "group":
+        from bidsapp.group import run_group
+
+        outcome = run_group(
+            options["output_dir"], participants=options["participant_label"] or None, command=_command_line()
+        )
+        click.echo(f"{len(outcome.subjects)} subjects: {outcome.report}")
+        return ExitCode.OK
+    config = make_config(options)
+    from bidsapp.levels import plan, run_participants
+
+    if not options["skip_bids_validation"]:
+        from bidsapp.bids.validator import validate_input
+
+        validate_input(config.bids_dir)
+    if options["dry_run"]:
+        click.echo(plan(config).describe(config))
+        return ExitCode.OK
+    code, _ = run_participants(config)
+    return code
+
+
+@click.command("demo", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--simulate-only", is_flag=True, help="Write DIR/bids and stop.")
+@click.option("--n-subjects", type=click.IntRange(min=1, max=8), default=2, show_default=True)
+@click.option("--n-train", type=click.IntRange(min=20), default=1000, show_default=True, help="Training images each.")
+@click.option("--n-test", type=click.IntRange(min=5), default=100, show_default=True, help="Shared test images.")
+@_common
+def demo(**options: Any) -> int:
+    """Simulate a dataset in DIR/bids, reconstruct it into DIR/out, and show the scores.
+
+    Subjects look at drawn scenes; an encoding model that the decoder does not know gives their
+    responses, with noise as in NSD. Both levels run with the embedded recipe.
+    """
+    _prepare(options)
+    from bidsapp.demo.run import run_demo
+
+    return run_demo(
+        options["folder"],
+        seed=options["seed"],
+        n_subjects=options["n_subjects"],
+        n_train=options["n_train"],
+        n_test=options["n_test"],
+        simulate_only=options["simulate_only"],
+        device=options["device"],
+        n_cpus=options["n_cpus"],
+        verbose=options["verbose"],
+        command=_command_line(),
+    )
+
+
+VERBS: dict[str, click.Command] = {"demo": demo}
+
+
+def make_config(options: dict[str, Any]) -> Any:
+    """The run's frozen settings, from the command line's options."""
+    from bidsapp.config import RunConfig, load_recipe
+
+    return RunConfig(
+        bids_dir=options["bids_dir"],
+        output_dir=options["output_dir"],
+        work_dir=options["work_dir"] or options["output_dir"] / ".work",
+        recipe=load_recipe(options["recipe"]),
+        participants=options["participant_label"],
+        sessions=options["session_label"],
+        task=options["task_label"],
+        space=options["space"],
+        filters=options["bids_filter_file"],
+        roi=options["roi"],
+        split_file=options["split"],
+        models_dir=options["models_dir"],
+        device=options["device"],
+        n_cpus=options["n_cpus"],
+        memory=options["mem"],
+        seed=options["seed"],
+        skip_bids_validation=options["skip_bids_validation"],
+        stop_on_first_crash=options["stop_on_first_crash"],
+        verbose=options["verbose"],
+        command=_command_line(),
+    )
+
+
+def _prepare(options: dict[str, Any]) -> None:
+    """Logging and thread counts, before numpy and torch are imported."""
+    from bidsapp.runlog import set_up_logging
+
+    set_up_logging(options["verbose"])
+    options["n_cpus"] = options["n_cpus"] or available_cpus()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(options["n_cpus"])
+
+
+def _command_line() -> str:
+    return shlex.join(["bidsapp-recon", *sys.argv[1:]])
+
+
+def normalise(argv: Sequence[str], command: click.Command) -> list[str]:
+    """Accept ``_`` for ``-`` in options, and several values after ``--participant-label``.
+
+    As in other BIDS Apps, ``--participant-label 01 02`` names two subjects. Where the positionals
+    come last, as many words as they need are left to them.
+    """
+    flags = {o for p in command.params if isinstance(p, click.Option) and (p.is_flag or p.count) for o in p.opts}
+    flags |= {"-h", "--help", "--version"}
+    n_positionals = sum(isinstance(p, click.Argument) for p in command.params)
+    groups: list[list[str]] = []  # an option with its values, or a lone positional
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if word == "--":
+            groups += [[w] for w in words]
+            break
+        if not word.startswith("-") or word == "-":
+            groups.append([word])
+            continue
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = name.replace("_", "-")
+        group = [name + equals + value]
+        if not equals and name in _LISTS:
+            while words and not words[0].startswith("-"):
+                group.append(words.pop(0))
+        elif not equals and name not in flags and not re.fullmatch("-v+", name) and words:
+            group.append(words.pop(0))
+        groups.append(group)
+    short = n_positionals - sum(len(g) == 1 and not g[0].startswith("-") for g in groups)
+    options: list[str] = []
+    positionals: list[str] = []
+    for group in groups:
+        if not group[0].startswith("-"):
+            positionals += group
+        elif group[0] in _LISTS:
+            values = group[1:]
+            if short > 0 and len(values) > short:
+                positionals += values[-short:]
+                values, short = values[:-short], 0
+            options += [w for v in values or [""] for w in (group[0], v)] if values else group
+        else:
+            options += group
+    return [*options, "--", *positionals] if positionals else options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; every error becomes a message and a documented exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = app
+    if words and words[0] in VERBS:
+        command = VERBS[words.pop(0)]
+    try:
+        result = command.main(args=normalise(words, command), prog_name=_name(command), standalone_mode=False)
+        return int(result or 0)
+    except click.exceptions.Exit as stop:
+        return int(stop.exit_code)
+    except click.UsageError as error:
+        error.show()
+        return int(ExitCode.USAGE)
+    except click.ClickException as error:
+        error.show()
+        return int(ExitCode.USAGE)
+    except click.Abort:
+        click.echo("Stopped. Run the same command again to go on.", err=True)
+        return 130
+    except AppError as error:
+        click.echo(f"Error: {error}", err=True)
+        if _wants_traceback(words):
+            raise
+        return int(error.exit_code)
+    except OSError as error:
+        if _wants_traceback(words):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"Error: {where}{error.strerror or error}. Run again with -vv for a traceback.", err=True)
+        return int(ExitCode.IO_ERROR)
+    except Exception as error:
+        if _wants_traceback(words):
+            raise
+        click.echo(
+            f"Error: {type(error).__name__}: {error}. This should not happen: please report it, with the "
+            "output of the same command and -vv.",
+            err=True,
+        )
+        return int(ExitCode.INTERNAL)
+
+
+def _wants_traceback(words: Sequence[str]) -> bool:
+    return sum(w.count("v") for w in words if re.fullmatch("-v+", w)) + list(words).count("--verbose") > 1
+
+
+def _name(command: click.Command) -> str:
+    return "bidsapp-recon" if command is app else f"bidsapp-recon {command.name}"
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,165 @@
+"""The store of regression targets: each distinct stimulus computed once, for all subjects.
+
+The store is a folder of parts. A part is an HDF5 file with the targets of some stimuli; it is written
+under a temporary name and renamed when complete, and never changed after. So a killed run leaves whole
+parts, a later run computes what is missing, and several subjects' runs can share one store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock
+
+from bidsapp.io import atomic_path
+from bidsapp.progress import track
+
+if TYPE_CHECKING:
+    import h5py
+
+LOG = logging.getLogger("bidsapp")
+
+#: positions in the list of stimuli -> targets by name, each (k, dims)
+ComputeTargets = Callable[[Sequence[int]], Mapping[str, np.ndarray]]
+
+
+class TargetRows:
+    """Targets of chosen stimuli, read from the store's parts when sliced.
+
+    Behaves as an array of shape (n, dims) for ``rows[:, a:b]``, which is what the ridge reads.
+
+    Parameters
+    ----------
+    places : sequence of (dataset, int)
+        For every row, the part's dataset and the row in it.
+    """
+
+    def __init__(self, places: Sequence[tuple[Any, int]]) -> None:
+        self._by_part: dict[int, tuple[Any, list[int], list[int]]] = {}
+        for row, (dataset, source) in enumerate(places):
+            part = self._by_part.setdefault(id(dataset), (dataset, [], []))
+            part[1].append(row)
+            part[2].append(source)
+        self.shape = (len(places), int(places[0][0].shape[1]))
+        self.ndim = 2
+        self.dtype = np.dtype(np.float32)
+
+    def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
+        rows, columns = key
+        wanted = range(self.shape[0])[rows]
+        first, last, _ = columns.indices(self.shape[1])
+        out = np.empty((self.shape[0], last - first), dtype=np.float32)
+        for dataset, targets, sources in self._by_part.values():
+            # one contiguous read, then the choice: HDF5 is slow at picking rows itself
+            low, high = min(sources), max(sources) + 1
+            out[targets] = dataset[low:high, first:last][np.array(sources) - low]
+        return out if len(wanted) == self.shape[0] and wanted.step == 1 else out[wanted]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        whole = self[:, :]
+        return whole if dtype is None else whole.astype(dtype)
+
+
+class TargetStore:
+    """Targets on disk, keyed by what each stimulus is (its pixels and captions), not by its name.
+
+    Parameters
+    ----------
+    folder : Path
+        Work folder that all subjects share.
+    model_key : str
+        Says which models and settings made the targets; another key is another store.
+    """
+
+    def __init__(self, folder: Path, model_key: str) -> None:
+        self.folder = folder / f"targets-{hashlib.sha256(model_key.encode()).hexdigest()[:16]}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._open: dict[str, h5py.File] = {}
+        self._places: dict[str, tuple[str, int]] = {}
+
+    def ensure(self, digests: Sequence[str], compute: ComputeTargets, block: int = 100) -> int:
+        """Compute the targets that are missing.
+
+        Parameters
+        ----------
+        digests : sequence of str
+            One a stimulus: the hash of its pixels and captions.
+        compute : callable
+            Gets positions in ``digests`` and returns the targets of those stimuli.
+        block : int
+            Stimuli in a part.
+
+        Returns
+        -------
+        int
+            How many stimuli were computed now.
+        """
+        # Other subjects' runs wait here, and then find what they need.
+        with FileLock(self.folder / "lock"):
+            self._index()
+            missing = [i for i, d in enumerate(digests) if d not in self._places]
+            seen: set[str] = set()
+            missing = [i for i in missing if not (digests[i] in seen or seen.add(digests[i]))]  # type: ignore[func-returns-value]
+            if not missing:
+                return 0
+            for start in track(range(0, len(missing), block), "targets of stimuli (parts)"):
+                rows = missing[start : start + block]
+                self._write_part([digests[i] for i in rows], compute(rows))
+            self._index()
+            return len(missing)
+
+    def rows(self, target: str, digests: Sequence[str]) -> TargetRows:
+        """Targets of stimuli, (n, dims), read when sliced.
+
+        Raises
+        ------
+        KeyError
+            If a stimulus was not computed.
+        """
+        datasets: dict[str, Any] = {}
+        places = []
+        for digest in digests:
+            part, row = self._places[digest]
+            if part not in datasets:
+                datasets[part] = self._file(part)[target]
+            places.append((datasets[part], row))
+        return TargetRows(places)
+
+    def close(self) -> None:
+        """Close the parts that were opened."""
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+
+    def _file(self, part: str) -> h5py.File:
+        import h5py
+
+        if part not in self._open:
+            self._open[part] = h5py.File(self.folder / part, "r", locking=False)
+        return self._open[part]
+
+    def _index(self) -> None:
+        for path in sorted(self.folder.glob("part-*.h5")):
+            try:
+                digests = self._file(path.name)["digest"].asstr()[:]
+            except (OSError, KeyError) as error:
+                LOG.warning("%s is damaged (%s); its stimuli are computed again", path, error)
+                path.unlink()
+                continue
+            self._places |= {digest: (path.name, row) for row, digest in enumerate(digests)}
+
+    def _write_part(self, digests: Sequence[str], targets: Mapping[str, np.ndarray]) -> None:
+        import h5py
+
+        name = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+        with atomic_path(self.folder / f"part-{name}.h5") as temporary, h5py.File(temporary, "w") as file:
+            for target, values in targets.items():
+                if values.shape[0] != len(digests) or not np.isfinite(values).all():
+                    raise ValueError(f"{target}: {values.shape} values for {len(digests)} stimuli, or not finite")
+                file.create_dataset(target, data=values.astype(np.float32))
+            file.create_dataset("digest", data=list(digests), dtype=h5py.string_dtype())

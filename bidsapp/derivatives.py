@@ -1,0 +1,283 @@
+"""Write what the participant level found for one subject: images, tables, mask, model, report."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bidsapp import __version__
+from bidsapp.bids.inputs import Dataset
+from bidsapp.bids.outputs import (
+    OutputTree,
+    roi_label,
+    source_uri,
+    write_images,
+    write_mask,
+    write_metrics,
+    write_model_sidecar,
+)
+from bidsapp.config import TARGETS, RunConfig
+from bidsapp.io import atomic_path
+from bidsapp.report import ScoreRow, SubjectReport, TargetRow, write_subject_report
+from bidsapp.report.labels import metric_label
+from bidsapp.steps import BRAIN
+
+if TYPE_CHECKING:
+    from bidsapp.data.stimuli import StimulusSet
+    from bidsapp.data.targets import TargetRows
+    from bidsapp.decoding.ridge import RidgeDecoder
+    from bidsapp.participant import Pictures, Reconstruction
+
+_DESC = {"brain": "recon", "null": "null", "oracle": "oracle"}
+_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scipy", "nibabel", "pybids", "pillow")
+
+
+def write_subject(
+    found: Reconstruction,
+    tree: OutputTree,
+    dataset: Dataset,
+    stimuli: StimulusSet,
+    config: RunConfig,
+    run_id: str,
+    seconds: float,
+    warnings: tuple[str, ...] = (),
+) -> list[ScoreRow]:
+    """Write all outputs of one subject; its report last, so that a report means the rest is there.
+
+    Returns
+    -------
+    list of ScoreRow
+        The summary table.
+    """
+    sources = [source_uri(s.betas, dataset.root) for s in found.subject.sessions]
+    masks = [source_uri(path, dataset.root) for path in found.subject.masks.values()]
+    write_mask(
+        tree,
+        roi_label(config.roi),
+        found.mask.data,
+        found.mask.affine,
+        sources=masks,
+        spatial_reference=found.subject.spatial_reference,
+    )
+    write_model(found, tree, config, sources)
+    brain = found.pictures[BRAIN]
+    meta = {"Sources": sources, "Recipe": config.recipe.name, "Seed": config.seed}
+    write_images(tree, brain.ids, brain.stage2, meta)
+    write_images(tree, brain.ids, brain.stage1, meta, desc="vdvae")
+    for condition, pictures in found.pictures.items():
+        columns = per_image_columns(pictures)
+        write_metrics(tree, columns, describe_columns(columns), desc=_DESC[condition])
+    rows = summary_rows(found.pictures)
+    write_metrics(tree, summary_columns(rows), _SUMMARY_COLUMNS, desc="summary")
+    write_subject_report(tree.path("report"), make_report(found, rows, stimuli, config, run_id, seconds, warnings))
+    return rows
+
+
+def per_image_columns(pictures: Pictures) -> dict[str, Any]:
+    """Columns of a metrics table: the stimulus, then every metric of both stages."""
+    columns: dict[str, Any] = {"stimulus_id": [f"stim-{i}" for i in pictures.ids]}
+    for stage, scores in (("stage1", pictures.scores1), ("stage2", pictures.scores2)):
+        columns |= {f"{stage}_{name}": values.tolist() for name, values in scores.per_image.items()}
+    return columns
+
+
+def describe_columns(columns: Mapping[str, Any]) -> dict[str, str]:
+    """A sentence for every column of a metrics table."""
+    texts = {"stimulus_id": "Stimulus that was shown, as in the input's stimuli.tsv."}
+    for name in columns:
+        stage, _, metric = name.partition("_")
+        if stage in ("stage1", "stage2"):
+            made = "VDVAE decode (stage 1)" if stage == "stage1" else "latent diffusion (stage 2)"
+            texts[name] = f"{metric_label(metric)} of the image after {made} with the stimulus."
+    return texts
+
+
+def summary_rows(pictures: Mapping[str, Pictures]) -> list[ScoreRow]:
+    """Mean, interval and chance of every metric, stage and condition."""
+    rows = []
+    for condition, found in pictures.items():
+        for stage, scores in (("stage1", found.scores1), ("stage2", found.scores2)):
+            for metric, s in scores.summary.items():
+                rows.append(
+                    ScoreRow(
+                        condition, stage, metric, s.mean, s.low, s.high, s.chance, s.chance_low, s.chance_high,
+                        len(found.ids),
+                    )
+                )  # fmt: skip
+    return rows
+
+
+_SUMMARY_COLUMNS = {
+    "condition": {
+        "Description": "What was decoded.",
+        "Levels": {
+            "brain": "The subject's responses.",
+            "null": "Responses and images paired at random in training.",
+            "oracle": "The stimuli's own latents and tokens.",
+        },
+    },
+    "stage": {
+        "Description": "Which image was scored.",
+        "Levels": {"stage1": "VDVAE decode.", "stage2": "Latent diffusion from stage 1."},
+    },
+    "metric": "Name of the metric.",
+    "mean": "Mean over test images.",
+    "low": "Lower end of the bootstrap 95 % interval of the mean over images.",
+    "high": "Upper end of that interval.",
+    "chance": "What a random pairing of reconstructions and stimuli scores.",
+    "chance_low": "Lower end of the 95 % range of the mean under random pairings.",
+    "chance_high": "Upper end of that range.",
+    "n_images": "Number of test images.",
+}
+
+
+def summary_columns(rows: list[ScoreRow]) -> dict[str, list[Any]]:
+    """The summary table, a row a metric, stage and condition."""
+    return {name: [getattr(row, name) for row in rows] for name in _SUMMARY_COLUMNS}
+
+
+def write_model(found: Reconstruction, tree: OutputTree, config: RunConfig, sources: list[str]) -> None:
+    """Write what predicts targets from new responses, without the training betas and without refitting.
+
+    With x the new responses of the voxels ``voxel_index``, z-scored by ``voxel_mean`` and
+    ``voxel_std``, and x_c = x - ``train_mean``: targets are
+    ``mean + (x_c @ (x_train - train_mean).T) @ dual`` (or ``mean + x_c @ weights`` where voxels are
+    fewer than training images), then ``calibration_scale * targets + calibration_shift``.
+    """
+    import h5py
+
+    from bidsapp.decoding.ridge import RidgeDecoder
+
+    decoder = RidgeDecoder(found.zscored["train"])
+    with atomic_path(tree.path("model")) as temporary, h5py.File(temporary, "w") as file:
+        file["voxel_index"] = found.mask.flat_index[found.zscored["kept"]]
+        file["voxel_index"].attrs["order"] = "Fortran"
+        file["voxel_index"].attrs["shape"] = found.mask.data.shape
+        file["voxel_mean"], file["voxel_std"] = found.zscored["mean"], found.zscored["std"]
+        file["train_mean"] = decoder.x_mean
+        if decoder.is_dual:
+            file["x_train"] = np.asarray(found.zscored["train"], dtype=np.float32)
+        for name in TARGETS:
+            alpha = config.recipe.targets[name].alpha
+            group = file.create_group(f"targets/{name}")
+            group.attrs["alpha"] = alpha
+            _write_coefficients(group, decoder, found.train_targets[name], alpha)
+            for part in ("scale", "shift"):
+                if f"{name}_{part}" in found.latents.arrays:
+                    group[f"calibration_{part}"] = found.latents[f"{name}_{part}"]
+    write_model_sidecar(
+        tree,
+        {
+            "Sources": sources,
+            "Recipe": config.recipe.name,
+            "Alphas": {name: config.recipe.targets[name].alpha for name in TARGETS},
+            "Calibration": config.recipe.calibration.method,
+            "TrainingImages": len(found.split.train),
+            "Voxels": int(np.count_nonzero(found.zscored["kept"])),
+        },
+    )
+
+
+def _write_coefficients(group: Any, decoder: RidgeDecoder, targets: TargetRows, alpha: float) -> None:
+    """Write a target's means and coefficients, a block of its dimensions at a time."""
+    n_rows = decoder.n_samples if decoder.is_dual else decoder.n_features
+    n, d = targets.shape
+    coefficients = group.create_dataset("dual" if decoder.is_dual else "weights", (n_rows, d), "f4")
+    means = group.create_dataset("mean", (d,), "f4")
+    step = max(1, (1 << 24) // n)
+    for start in range(0, d, step):
+        block = targets[:, start : start + step]
+        means[start : start + step] = block.mean(0, dtype=np.float64)
+        coefficients[:, start : start + step] = decoder.coefficients(block, alpha)
+
+
+def target_rows(found: Reconstruction, config: RunConfig) -> tuple[TargetRow, ...]:
+    """How well each target was predicted: correlations over test images, dimension by dimension."""
+    rows = []
+    for name in TARGETS:
+        true = np.asarray(found.test_targets[name], dtype=np.float64)
+        predicted = np.asarray(found.latents[f"{name}_raw"], dtype=np.float64)
+        true, predicted = true - true.mean(0), predicted - predicted.mean(0)
+        norm = np.sqrt((true**2).sum(0) * (predicted**2).sum(0))
+        r = (true * predicted).sum(0)[norm > 0] / norm[norm > 0]
+        low, high = np.quantile(r, [0.025, 0.975])
+        alpha = config.recipe.targets[name].alpha
+        rows.append(TargetRow(name, float(r.mean()), float(low), float(high), true.shape[1], alpha))
+    return tuple(rows)
+
+
+def counts_of(found: Reconstruction) -> dict[str, int]:
+    """What was counted, in the order the report shows it."""
+    repeats = np.concatenate([found.responses["train_repeats"], found.responses["test_repeats"]])
+    return {
+        "sessions": len(found.subject.sessions),
+        "trials": sum(len(s.stimulus_ids) for s in found.subject.sessions),
+        "training images": len(found.split.train),
+        "test images": len(found.split.test),
+        "fewest repeats of an image": int(repeats.min()),
+        "most repeats of an image": int(repeats.max()),
+        "voxels in the region of interest": found.mask.n_voxels,
+        "voxels used": int(np.count_nonzero(found.zscored["kept"])),
+    }
+
+
+def software_versions() -> dict[str, str]:
+    """This app's version first, then what the results depend on."""
+    return {
+        "bidsapp-recon": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def make_report(
+    found: Reconstruction,
+    rows: list[ScoreRow],
+    stimuli: StimulusSet,
+    config: RunConfig,
+    run_id: str,
+    seconds: float,
+    warnings: tuple[str, ...] = (),
+) -> SubjectReport:
+    """The report's contents."""
+    brain = found.pictures[BRAIN]
+    per_image = {k: np.asarray(v) for k, v in per_image_columns(brain).items() if k != "stimulus_id"}
+    return SubjectReport(
+        subject=found.subject.label,
+        task=found.subject.task,
+        space=found.subject.space,
+        recipe=config.recipe.name,
+        stimulus_ids=brain.ids,
+        captions=tuple((stimuli.captions(i) or ("",))[0] for i in brain.ids),
+        stimuli=found.stimuli,
+        stage1=brain.stage1,
+        stage2=brain.stage2,
+        per_image=per_image,
+        scores=tuple(rows),
+        targets=target_rows(found, config),
+        counts=counts_of(found),
+        settings=settings_of(config),
+        command=config.command,
+        versions=software_versions(),
+        seed=config.seed,
+        warnings=warnings,
+        run_id=run_id,
+        duration_s=seconds,
+    )
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """The recipe and the run's options, as nested plain values."""
+    options = {
+        "roi": ", ".join(config.roi),
+        "seed": config.seed,
+        "device": config.device,
+        "n_cpus": config.n_cpus,
+        "split_file": str(config.split_file) if config.split_file else "stimuli.tsv",
+        "sessions": ", ".join(config.sessions) or "all",
+    }
+    return {"run": options, "recipe": config.recipe.as_dict()}

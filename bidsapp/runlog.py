@@ -1,0 +1,82 @@
+"""A run's own record: an id, a log file, and its settings as TOML."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bidsapp.io import write_text
+
+LOG = logging.getLogger("bidsapp")
+
+
+def new_run_id() -> str:
+    """Date, time and a few random digits, sortable: ``20260131T120000-1a2b3c``."""
+    import secrets
+
+    return f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def set_up_logging(verbose: int) -> None:
+    """Plain lines on standard error; ``-v`` adds libraries' warnings, ``-vv`` debugging lines."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING if verbose else logging.ERROR)
+    LOG.setLevel(logging.DEBUG if verbose > 1 else logging.INFO)
+
+
+@contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Also write the app's log lines to a file, for the length of the block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    LOG.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+        handler.close()
+
+
+def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write nested settings as TOML."""
+    write_text(path, "\n".join(_tables(settings, ())) + "\n")
+
+
+def _tables(table: Mapping[str, Any], prefix: tuple[str, ...]) -> Iterator[str]:
+    plain = {k: v for k, v in table.items() if not isinstance(v, Mapping) and v is not None}
+    if prefix and plain:
+        yield f"[{'.'.join(_key(p) for p in prefix)}]"
+    for key, value in plain.items():
+        yield f"{_key(key)} = {_value(value)}"
+    if plain:
+        yield ""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _tables(value, (*prefix, key))
+
+
+def _key(key: str) -> str:
+    import json
+    import re
+
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+
+
+def _value(value: Any) -> str:
+    import json
+
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_value(v) for v in value) + "]"
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,247 @@
+"""The stages of the participant level, each tied to its inputs' hash and its arrays on disk.
+
+Every function here is one stage: it says what the stage depends on, and calls the room that does it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bidsapp.config import TARGETS, RunConfig
+from bidsapp.data.betas import Mask, mask_session
+from bidsapp.data.responses import average_repeats, zscore
+from bidsapp.data.targets import TargetRows, TargetStore
+from bidsapp.decoding import calibration
+from bidsapp.decoding.ridge import RidgeDecoder
+from bidsapp.progress import track
+from bidsapp.records import Split, SubjectInputs
+from bidsapp.seeds import image_generators, seed_for
+from bidsapp.stages import StageResult, Stages
+
+if TYPE_CHECKING:
+    from bidsapp.data.stimuli import StimulusSet
+    from bidsapp.models.suite import Models
+
+LOG = logging.getLogger("bidsapp")
+
+#: What a run can be conditioned on: the subject's responses, shuffled pairs, the true targets.
+BRAIN, NULL, ORACLE = "brain", "null", "oracle"
+
+
+def mask_betas(stages: Stages, subject: SubjectInputs, mask: Mask) -> StageResult:
+    """Betas of the mask's voxels, streamed: one array (trials, voxels) a session, in session order."""
+
+    def compute(folder: Path) -> dict[str, np.ndarray]:
+        names = [f"session{i:03d}" for i in range(len(subject.sessions))]
+        pairs = list(zip(names, subject.sessions, strict=True))
+        return {
+            name: mask_session(session, mask, folder / f"{name}.npy")
+            for name, session in track(pairs, "masking betas (sessions)")
+        }
+
+    files = [(_fingerprint(s.betas), s.scale) for s in subject.sessions]
+    return stages.run("betas", {"files": files, "voxels": _digest(mask.flat_index)}, compute)
+
+
+def average_over_repeats(
+    stages: Stages, betas: StageResult, subject: SubjectInputs, split: Split
+) -> StageResult:
+    """Mean response to each image over its repeats: ``train`` and ``test``, (images, voxels)."""
+
+    def compute(_: Path) -> dict[str, np.ndarray]:
+        sessions = [betas[name] for name in sorted(betas.arrays)]
+        shown = [s.stimulus_ids for s in subject.sessions]
+        train, train_repeats = average_repeats(sessions, shown, split.train)
+        test, test_repeats = average_repeats(sessions, shown, split.test)
+        return {"train": train, "test": test, "train_repeats": train_repeats, "test_repeats": test_repeats}
+
+    trials = [s.stimulus_ids for s in subject.sessions]
+    inputs = {"after": betas.key, "trials": _digest_text(trials), "train": split.train, "test": split.test}
+    return stages.run("responses", inputs, compute)
+
+
+def zscore_by_training(stages: Stages, responses: StageResult) -> StageResult:
+    """Responses z-scored per voxel with the training images' mean and standard deviation."""
+
+    def compute(_: Path) -> dict[str, np.ndarray]:
+        scored = zscore(responses["train"], responses["test"])
+        if scored.n_dropped:
+            LOG.warning("%d voxels are constant or not finite and were dropped", scored.n_dropped)
+        return {
+            "train": scored.train,
+            "test": scored.test,
+            "mean": scored.mean,
+            "std": scored.std,
+            "kept": scored.kept,
+        }
+
+    return stages.run("zscore", {"after": responses.key}, compute)
+
+
+def targets_of_stimuli(
+    folder: Path, stimuli: StimulusSet, models: Models, split: Split
+) -> tuple[dict[str, TargetRows], dict[str, TargetRows], str]:
+    """Targets of the training and test images, from the store that all subjects share.
+
+    Returns
+    -------
+    train, test : dict of TargetRows
+        By target name, (images, dims).
+    key : str
+        Names what made them, for the stages that follow.
+    """
+    section = models.recipe.as_dict()["vdvae"]
+    model_key = f"{models.digest} {section['layers']} {section['sample_latents']}"
+    store = TargetStore(folder, model_key)
+    ids = [*split.train, *split.test]
+    digests = [stimuli.digest(i) for i in ids]
+
+    def compute(rows: Sequence[int]) -> Mapping[str, np.ndarray]:
+        wanted = [ids[r] for r in rows]
+        return models.targets(stimuli.images(wanted), [stimuli.captions(i) for i in wanted])
+
+    computed = store.ensure(digests, compute)
+    LOG.info("targets: %d stimuli, %d of them computed now", len(ids), computed)
+    n = len(split.train)
+    train = {t: store.rows(t, digests[:n]) for t in TARGETS}
+    test = {t: store.rows(t, digests[n:]) for t in TARGETS}
+    return train, test, _digest_text([model_key, digests])
+
+
+def fit_ridge(stages: Stages, responses: StageResult, config: RunConfig) -> StageResult:
+    """One Gram matrix for all targets; for each penalty the operator that predicts from targets.
+
+    Arrays ``predict_<alpha>`` (test, train) and ``loo_<alpha>`` (sampled train rows, train).
+    """
+    alphas = sorted({t.alpha for t in config.recipe.targets.values()})
+    max_rows = config.recipe.calibration.max_rows
+
+    def compute(_: Path) -> dict[str, np.ndarray]:
+        decoder = RidgeDecoder(responses["train"])
+        rng = np.random.default_rng(seed_for(config.seed, "calibration rows"))
+        n = decoder.n_samples
+        rows = np.sort(rng.permutation(n)[: min(n, max_rows)])
+        arrays: dict[str, np.ndarray] = {"loo_rows": rows}
+        for alpha in alphas:
+            arrays[f"predict_{alpha:g}"] = decoder.operator(responses["test"], alpha)
+            arrays[f"loo_{alpha:g}"] = decoder.loo_operator(alpha, rows)
+        return arrays
+
+    inputs = {"after": responses.key, "alphas": alphas, "max_rows": max_rows, "seed": config.seed}
+    return stages.run("ridge", inputs, compute)
+
+
+def predict_and_calibrate(
+    stages: Stages,
+    ridge: StageResult,
+    targets: Mapping[str, TargetRows],
+    targets_key: str,
+    config: RunConfig,
+    condition: str,
+) -> StageResult:
+    """Predicted targets of the test images, with the spread of the training targets.
+
+    The null condition shuffles the pairing of responses and images in training: the same operator
+    meets permuted targets, which is the whole pipeline run on wrong pairs.
+    """
+    method = config.recipe.calibration.method
+
+    def compute(folder: Path) -> dict[str, np.ndarray]:
+        arrays: dict[str, np.ndarray] = {}
+        for name in TARGETS:
+            alpha = config.recipe.targets[name].alpha
+            predict, loo = ridge[f"predict_{alpha:g}"], ridge[f"loo_{alpha:g}"]
+            rows: Any = targets[name]
+            if condition == NULL:
+                rng = np.random.default_rng(seed_for(config.seed, "null pairing"))
+                # Training targets in another order are the operator's columns in the inverse order.
+                order = np.argsort(rng.permutation(predict.shape[1]))
+                predict, loo = predict[:, order], loo[:, order]
+            raw = RidgeDecoder.predict_blocks(predict, rows)
+            if method == "train-cv":
+                held_out = RidgeDecoder.predict_blocks(loo, rows)
+                fitted = calibration.fit(held_out, rows)
+                arrays[name] = fitted.apply(raw)
+                # for the model file: calibrated = scale * raw + shift
+                arrays[f"{name}_scale"] = fitted.scale
+                arrays[f"{name}_shift"] = fitted.mean_target - fitted.scale * fitted.mean_pred
+            elif method == "transductive":
+                arrays[name] = calibration.transductive(raw, rows)
+            else:
+                arrays[name] = raw
+            arrays[f"{name}_raw"] = raw
+        return arrays
+
+    inputs = {"after": [ridge.key, targets_key], "method": method, "seed": config.seed}
+    inputs |= {"alphas": {t: config.recipe.targets[t].alpha for t in TARGETS}}
+    return stages.run(f"latents_{condition}", inputs, compute)
+
+
+def true_latents(stages: Stages, targets: Mapping[str, TargetRows], targets_key: str, n: int) -> StageResult:
+    """The oracle's latents: the true targets of the first ``n`` test images."""
+
+    def compute(_: Path) -> dict[str, np.ndarray]:
+        return {name: targets[name][:n, :] for name in TARGETS}
+
+    return stages.run(f"latents_{ORACLE}", {"after": targets_key, "n": n}, compute)
+
+
+def first_stage(
+    stages: Stages, latents: StageResult, ids: Sequence[str], subject: str, models: Models, seed: int, condition: str
+) -> StageResult:
+    """Stage 1: VDVAE images of the latents, ``images`` uint8 (n, S, S, 3)."""
+
+    def compute(_: Path) -> dict[str, np.ndarray]:
+        generators = image_generators(seed, subject, ids, "stage 1")
+        return {"images": models.first_stage(latents["vdvae"][: len(ids)], generators)}
+
+    inputs = {"after": latents.key, "models": models.digest, "settings": models.recipe.as_dict()["vdvae"]}
+    inputs |= {"ids": list(ids), "seed": seed, "device": models.device}
+    return stages.run(f"stage1_{condition}", inputs, compute)
+
+
+def second_stage(
+    stages: Stages,
+    initial: StageResult,
+    latents: StageResult,
+    ids: Sequence[str],
+    subject: str,
+    models: Models,
+    seed: int,
+    condition: str,
+) -> StageResult:
+    """Stage 2: latent diffusion from stage 1 under the tokens, ``images`` uint8 (n, S, S, 3)."""
+
+    def compute(_: Path) -> dict[str, np.ndarray]:
+        generators = image_generators(seed, subject, ids, "stage 2")
+        n = len(ids)
+        tokens = latents["clip_vision"][:n], latents["clip_text"][:n]
+        return {"images": models.second_stage(initial["images"], *tokens, generators)}
+
+    inputs = {"after": [initial.key, latents.key], "models": models.digest, "device": models.device}
+    inputs |= {"settings": models.recipe.as_dict()["diffusion"], "ids": list(ids), "seed": seed}
+    return stages.run(f"stage2_{condition}", inputs, compute)
+
+
+def _fingerprint(path: Path) -> list[Any]:
+    """What tells one version of a large file from another without reading it."""
+    stat = path.stat()
+    return [str(path), stat.st_size, stat.st_mtime_ns]
+
+
+def _digest(array: np.ndarray) -> str:
+    import hashlib
+
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _digest_text(value: Any) -> str:
+    import hashlib
+    import json
+
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

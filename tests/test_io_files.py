@@ -166,3 +166,31 @@ def test_sha256_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert io.sha256_file(tmp_path / "a") == expected
+
+
+def test_locked_lets_one_in_at_a_time(tmp_path: Path) -> None:
+    lock = tmp_path / "new" / ".lock"
+    with io.locked(lock):
+        with pytest.raises(AppError, match=r"\.lock") as caught, io.locked(lock, timeout=0):
+            pytest.fail("the lock was given twice")
+        assert caught.value.exit_code == ExitCode.TRY_AGAIN
+    with io.locked(lock, timeout=0):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AppError) as caught, io.locked(tmp_path / "file" / ".lock"):
+        pytest.fail("there is no such folder")
+    assert caught.value.exit_code == ExitCode.CANNOT_CREATE
+
+
+def test_locked_where_the_file_system_has_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import filelock
+
+    def refuse(self: object, **_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with io.locked(tmp_path / ".lock"):
+        assert (tmp_path / ".lock.soft").exists()
+        with pytest.raises(AppError, match="delete"), io.locked(tmp_path / ".lock", timeout=0):
+            pytest.fail("the lock was given twice")
+    assert not (tmp_path / ".lock.soft").exists()

@@ -267,7 +267,7 @@ def _number(path: Path, row: int, column: str, cell: str) -> float:
 
 
 def _columns(scores: Mapping[str, _Scores]) -> list[Column]:
-    """The table's columns: tasks, then conditions, then metrics as the files have them, then stages."""
+    """Return the table's columns: tasks, conditions, metrics as the files have them, stages."""
     keys = dict.fromkeys(key for got in scores.values() for key in got.means)
     tasks = sorted({task for task, _, _, _ in keys})
     metrics = list(dict.fromkeys(metric for _, _, _, metric in keys))
@@ -318,7 +318,7 @@ def _table(
 
 
 def _describe(columns: Sequence[Column]) -> dict[str, object]:
-    """The sidecar of the table: what each column holds, its unit and its range."""
+    """Return the sidecar of the table: what each column holds, its unit and its range."""
     what = {
         "brain": "reconstructions from the brain responses",
         "null": "reconstructions with responses and images shuffled against each other in training",

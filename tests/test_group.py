@@ -56,7 +56,8 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def test_table_has_a_row_a_subject_and_a_column_a_score(out: Path) -> None:
     outcome = run_group(out)
-    assert outcome.subjects == ("01", "02", "03") and not outcome.missing
+    assert outcome.subjects == ("01", "02", "03")
+    assert not outcome.missing
     rows = read(outcome.table)
     brain = ["stage1_pixcorr", "stage2_pixcorr", "stage1_two_way_clip", "stage2_two_way_clip"]
     expected = [*brain, *(f"null_{n}" for n in brain), *(f"oracle_{n}" for n in brain)]
@@ -89,7 +90,8 @@ def test_means_are_over_subjects_with_t_intervals(out: Path) -> None:
 
 
 def test_estimate_needs_two_subjects_for_an_interval() -> None:
-    assert estimate([0.4, math.nan]).low is None and estimate([0.4, math.nan]).mean == 0.4
+    assert estimate([0.4, math.nan]).low is None
+    assert estimate([0.4, math.nan]).mean == 0.4
     assert estimate([0.4, 0.4]).low == estimate([0.4, 0.4]).high == 0.4
     assert estimate([math.nan]).n == 0
 
@@ -99,7 +101,8 @@ def test_interval_covers_the_true_mean_as_often_as_it_says() -> None:
     hits = 0
     for _ in range(1000):
         e = estimate(list(rng.normal(0.7, 0.1, 4)))
-        assert e.low is not None and e.high is not None
+        assert e.low is not None
+        assert e.high is not None
         hits += e.low <= 0.7 <= e.high
     assert 930 <= hits <= 970
 
@@ -158,7 +161,8 @@ def test_a_damaged_table_makes_its_subject_missing_with_the_reason(out: Path, co
     outcome = run_group(out)
     assert outcome.subjects == ("01", "03")
     (missing,) = outcome.missing
-    assert missing.label == "02" and why in missing.why
+    assert missing.label == "02"
+    assert why in missing.why
 
 
 def test_a_damaged_participants_file_is_left_alone(out: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -204,7 +208,8 @@ def test_no_subject_at_all_is_an_error(tmp_path: Path, kind: str) -> None:
     with pytest.raises(AppError, match=re.escape(str(root))) as error:
         run_group(root)
     assert error.value.exit_code == 66
-    assert not (root / "group.html").exists() and not (root / "phenotype").exists()
+    assert not (root / "group.html").exists()
+    assert not (root / "phenotype").exists()
 
 
 def test_report_links_subjects_and_table(out: Path) -> None:
@@ -213,7 +218,8 @@ def test_report_links_subjects_and_table(out: Path) -> None:
     figures.mkdir()
     (figures / "sub-01_task-scenes_desc-median1_recon.png").write_bytes(b"png")
     page = run_group(out, command="bidsapp-recon <b> out group").report.read_text()
-    assert 'href="sub-01.html"' in page and 'href="sub-02.html"' not in page
+    assert 'href="sub-01.html"' in page
+    assert 'href="sub-02.html"' not in page
     assert 'href="phenotype/reconmetrics.tsv"' in page
     assert re.findall(r'src="([^"]+)"', page) == ["sub-01/figures/sub-01_task-scenes_desc-median1_recon.png"]
     assert "bidsapp-recon &lt;b&gt; out group" in page
@@ -259,4 +265,5 @@ def test_the_validator_accepts_what_is_written(out: Path) -> None:
         write_json(Path(f"{stem}.json"), sidecar)
     run_group(out)
     done = subprocess.run([str(VALIDATOR), str(out)], capture_output=True, text=True, check=False)
-    assert "[ERROR]" not in done.stdout and done.returncode == 0, done.stdout
+    assert done.returncode == 0, done.stdout
+    assert "[ERROR]" not in done.stdout

@@ -73,8 +73,8 @@ def example(n: int = 30, caption: str | None = None, seed: int = 0) -> SubjectRe
         stage2=np.repeat(np.repeat(stimuli, 2, axis=1), 2, axis=2),
         per_image={"stage2_two_way_clip": rng.uniform(size=n), "stage2_pixcorr": rng.uniform(size=n)},
         scores=tuple(rows),
-        targets=(TargetRow("VDVAE latents", 0.31, 0.1, 0.5, 3072, 5000.0),),
-        counts={"sessions": 3, "trials": 1234, "voxels": 1482, "test images": n},
+        targets=(TargetRow("vdvae", 0.31, 0.1, 0.5, 3072, 5000.0),),
+        counts={"sessions": 3, "trials": 1234, "voxels used": 1482, "test images": n},
         settings={"stage2": {"strength": 0.75}, "roi": ["early", "higher"], "fast": True, "nothing": None},
         command="bidsapp-recon in out participant",
         versions={"bidsapp-recon": "0.1.0", "numpy": "2"},
@@ -102,7 +102,8 @@ def test_page_loads_only_its_own_pictures(page: Path) -> None:
     assert all(re.fullmatch(r"sub-01/figures/[\w.-]+\.png", src) for src in found.loads)
     assert all((page.parent / src).is_file() for src in found.loads)
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(found.tags)
-    assert "url(" not in page.read_text() and "@import" not in page.read_text()
+    assert "url(" not in page.read_text()
+    assert "@import" not in page.read_text()
 
 
 def test_every_picture_has_an_alternative_text_that_names_its_stimulus(page: Path) -> None:
@@ -213,18 +214,18 @@ def test_pictures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "why"),
     [
-        {"stage1": np.zeros((3, 8, 8, 3), np.uint8)},
-        {"captions": ("one",)},
-        {"per_image": {"stage2_pixcorr": np.zeros(4)}},
-        {"figures": (ExtraFigure("data", "https://x.org/a.png", "t", "a"),)},
-        {"figures": (ExtraFigure("data", "../secret.png", "t", "a"),)},
-        {"figures": (ExtraFigure("nowhere", "a.png", "t", "a"),)},
+        ({"stage1": np.zeros((3, 8, 8, 3), np.uint8)}, r"stage1 has shape \(3, 8, 8, 3\)"),
+        ({"captions": ("one",)}, "1 captions for 12"),
+        ({"per_image": {"stage2_pixcorr": np.zeros(4)}}, "4 values for 12"),
+        ({"figures": (ExtraFigure("data", "https://x.org/a.png", "t", "a"),)}, "must be relative"),
+        ({"figures": (ExtraFigure("data", "../secret.png", "t", "a"),)}, "must be relative"),
+        ({"figures": (ExtraFigure("nowhere", "a.png", "t", "a"),)}, "no section"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError):
+def test_parts_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, object], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
         write_subject_report(tmp_path / "sub-01.html", dataclasses.replace(example(12), **changes))
     assert not list(tmp_path.iterdir())
 

@@ -56,7 +56,8 @@ def test_axis_holds_all_values_and_has_a_few_ticks(values: list[float | None]) -
     label = metric_label("pixcorr")
     axis = axis_for(label, values)
     finite = [v for v in values if v is not None and not math.isnan(v)]
-    assert axis.low <= min([0.0, *finite]) + 1e-9 and axis.high >= max([1.0, *finite]) - 1e-9
+    assert axis.low <= min([0.0, *finite]) + 1e-9
+    assert axis.high >= max([1.0, *finite]) - 1e-9
     assert 2 <= len(axis.ticks(label)) <= 7
 
 
@@ -90,11 +91,14 @@ def test_methods_cite_what_they_list_and_list_what_they_cite(recipe: str) -> Non
 
 def test_methods_tell_the_embedded_models_from_the_papers() -> None:
     embedded, paper = (describe(r) for r in ("embedded", "brain-diffuser"))
-    assert "drawn scenes" in embedded.caution and "pipeline works" in embedded.caution
+    assert "drawn scenes" in embedded.caution
+    assert "pipeline works" in embedded.caution
     assert "drawn scenes" not in " ".join((*paper.paragraphs, paper.caution))
-    assert "first 31 layers" in paper.paragraphs[1] and "ViT-L/14" in paper.paragraphs[1]
+    assert "first 31 layers" in paper.paragraphs[1]
+    assert "ViT-L/14" in paper.paragraphs[1]
     own = " ".join(describe("own").paragraphs)
-    assert "VDVAE" not in own and "'own'" in own
+    assert "VDVAE" not in own
+    assert "'own'" in own
 
 
 def test_methods_state_the_counts_that_are_known() -> None:
@@ -102,7 +106,8 @@ def test_methods_state_the_counts_that_are_known() -> None:
     text = describe("brain-diffuser", counts=counts).paragraphs[0]
     for part in ("15,724 voxels", "27,750 trials in 37 sessions", "8,859 images", "982 others"):
         assert part in text
-    assert "{" not in text and "sessions)" not in describe("embedded").paragraphs[0]
+    assert "{" not in text
+    assert "sessions)" not in describe("embedded").paragraphs[0]
 
 
 def test_methods_speak_only_of_what_was_run() -> None:
@@ -121,7 +126,8 @@ def test_metrics_of_one_kind_are_named_together() -> None:
 
 def test_bibtex_and_markdown() -> None:
     entry = REFERENCES["clip"].bibtex()
-    assert entry.startswith("@misc{clip,") and entry.count("{") == entry.count("}")
+    assert entry.startswith("@misc{clip,")
+    assert entry.count("{") == entry.count("}")
     assert "author = {Radford, A. and Kim, J. W. and Hallacy, C. and others}" in entry
     assert "<https://arxiv.org/abs/2303.05334>" not in describe("embedded").as_markdown()
     assert "<https://doi.org/10.1038/s41598-023-42891-8>" in describe("embedded").as_markdown()

@@ -46,7 +46,7 @@ class TileGroup:
 
 
 def rank_scores(report: SubjectReport) -> tuple[str, ...]:
-    """The scores that rank the images: those asked for, or the default of :class:`SubjectReport`."""
+    """Return the scores that rank the images: those asked for, or the default of :class:`SubjectReport`."""
     if report.rank_by:
         return tuple(name for name in report.rank_by if name in report.per_image)
     names = [n for n in report.per_image if n.startswith("stage2_")]
@@ -204,7 +204,7 @@ def _tile(report: SubjectReport, index: int, src: str) -> Tile:
 
 
 def _tile_scores(report: SubjectReport) -> tuple[str, ...]:
-    """The two scores printed below a picture: the first that ranks, and pixel correlation."""
+    """Return the two scores printed below a picture: the first that ranks, and pixel correlation."""
     names = [*rank_scores(report)[:1], "stage2_pixcorr"]
     return tuple(dict.fromkeys(n for n in names if n in report.per_image))
 

@@ -132,7 +132,7 @@ def is_two_way(key: str) -> bool:
 
 
 def format_value(label: MetricLabel, value: float | None) -> str:
-    """A value as text: ``87.4 %`` or ``0.412``; a dash for what is missing."""
+    """Return a value as text: ``87.4 %`` or ``0.412``; a dash for what is missing."""
     if value is None or math.isnan(value):
         return "–"
     text = f"{100 * value:.1f}\N{NO-BREAK SPACE}%" if label.percent else f"{value:.3f}"
@@ -140,7 +140,7 @@ def format_value(label: MetricLabel, value: float | None) -> str:
 
 
 def format_interval(label: MetricLabel, low: float | None, high: float | None) -> str:
-    """An interval as text, ``84.0 to 90.2``; empty where there is none."""
+    """Return an interval as text, ``84.0 to 90.2``; empty where there is none."""
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return ""
     if label.percent:
@@ -149,7 +149,7 @@ def format_interval(label: MetricLabel, low: float | None, high: float | None) -
 
 
 def primary_metric(metrics: tuple[str, ...]) -> str | None:
-    """The metric that a one-line summary speaks of.
+    """Return the metric that a one-line summary speaks of.
 
     Two-way identification with CLIP, or with another network, or the first metric there is.
     """

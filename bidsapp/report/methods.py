@@ -21,7 +21,7 @@ class Reference:
     url: str
 
     def bibtex(self) -> str:
-        """The reference as a BibTeX entry."""
+        """Return the reference as a BibTeX entry."""
         kind, place = (
             ("article", "journal") if self.url.startswith("https://doi.org") else ("misc", "howpublished")
         )
@@ -99,7 +99,7 @@ class Methods:
     references: tuple[Reference, ...]
 
     def as_markdown(self) -> str:
-        """The same as Markdown, for ``logs/CITATION.md``."""
+        """Return the same as Markdown, for ``logs/CITATION.md``."""
         entries = [f"- {r.authors} ({r.year}). {r.title}. {r.venue}. <{r.url}>" for r in self.references]
         return "\n\n".join([*self.paragraphs, self.caution, "## References", "\n".join(entries)]) + "\n"
 
@@ -122,7 +122,8 @@ def describe(
     version : str
         Version of this app.
     counts : mapping of str to int, optional
-        ``voxels``, ``training images``, ``test images``, ``sessions`` and ``trials`` are used if there.
+        ``voxels used`` (or ``voxels``), ``training images``, ``test images``, ``sessions`` and
+        ``trials`` are used if there.
     metrics : tuple of str
         Metrics that were computed.
     conditions : tuple of str
@@ -141,6 +142,11 @@ def describe(
     return Methods(tuple(texts), caution, tuple(REFERENCES[k] for k in keys))
 
 
+def voxel_count(counts: Mapping[str, int]) -> str:
+    """Return the key of the number of voxels that were decoded."""
+    return "voxels used" if "voxels used" in counts else "voxels"
+
+
 def _data(counts: Mapping[str, int], version: str) -> str:
     app = f"bidsapp-recon {version}".strip()
     text = (
@@ -148,7 +154,8 @@ def _data(counts: Mapping[str, int], version: str) -> str:
         "(Gorgolewski et al., 2016) that follows the two-stage approach of Brain-Diffuser "
         "(Ozcelik & VanRullen, 2023). "
     )
-    voxels = f"{counts['voxels']:,} voxels" if "voxels" in counts else "the voxels of the region of interest"
+    key = voxel_count(counts)
+    voxels = f"{counts[key]:,} voxels" if key in counts else "the voxels of the region of interest"
     text += f"Betas, in percent signal change, of {voxels} were averaged over the repeats of each image"
     if "trials" in counts and "sessions" in counts:
         text += f" ({counts['trials']:,} trials in {counts['sessions']} sessions)"

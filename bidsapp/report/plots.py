@@ -71,7 +71,7 @@ class Axis:
         return _MARGIN + (100 - 2 * _MARGIN) * min(max(share, 0.0), 1.0)
 
     def place(self, value: float) -> str:
-        """The same as an SVG length."""
+        """Return the same as an SVG length."""
         return f"{self.at(value):.2f}%"
 
     def ticks(self, label: MetricLabel) -> tuple[tuple[str, str], ...]:
@@ -90,7 +90,7 @@ class Axis:
 
 
 def axis_for(label: MetricLabel, values: Iterable[float | None]) -> Axis:
-    """The label's own range, widened to steps of a tenth of it where values lie outside."""
+    """Return the label's own range, widened to steps of a tenth of it where values lie outside."""
     finite = [v for v in values if v is not None and math.isfinite(v)]
     step = (label.high - label.low) / 10
     low = min([label.low, *(step * math.floor(v / step + 1e-9) for v in finite)])
@@ -199,7 +199,7 @@ def _group_lane(
 
 
 def _subject_marks(report: GroupReport, label: MetricLabel, axis: Axis, name: str) -> list[Mark]:
-    """A dot a subject, moved up and down in turn so that equal values can be told apart."""
+    """Return a dot a subject, moved up and down in turn so that equal values can be told apart."""
     marks = []
     for i, subject in enumerate(s for s in report.subjects if math.isfinite(s.values.get(name, math.nan))):
         text = f"sub-{subject.label} {format_value(label, subject.values[name])}"
@@ -224,6 +224,6 @@ def _first(values: Iterable[float | None]) -> float | None:
 
 
 def ordered(present: Iterable[str], known: tuple[str, ...]) -> list[str]:
-    """The known names first, in their order, then the others as they come."""
+    """Return the known names first, in their order, then the others as they come."""
     names = list(present)
     return [k for k in known if k in names] + [n for n in names if n not in known]

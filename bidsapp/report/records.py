@@ -109,7 +109,9 @@ class SubjectReport:
     scores : tuple of ScoreRow
     targets : tuple of TargetRow
     counts : mapping of str to int
-        What was counted, in the order to show: ``{"sessions": 3, "trials": 2250, ...}``.
+        What was counted, in the order to show: ``{"sessions": 3, "trials": 2250, ...}``. Of these
+        ``sessions``, ``trials``, ``training images``, ``test images`` and ``voxels used`` (or
+        ``voxels``) also stand in the methods text.
     settings : mapping of str to value
         The recipe's settings and the options of the run; nested mappings are shown as ``a.b``.
     command : str

@@ -15,13 +15,19 @@ from bidsapp.report.labels import (
     format_value,
     metric_label,
 )
-from bidsapp.report.methods import describe
+from bidsapp.report.methods import describe, voxel_count
 from bidsapp.report.page import render
 from bidsapp.report.plots import ordered, score_plots
 from bidsapp.report.records import CONDITIONS, STAGES, ScoreRow, SubjectReport
 
 _SECTIONS = ("Summary", "Reconstructions", "Scores", "Data", "Methods", "About", "Errors")
 _FIGURE_SECTIONS = ("reconstructions", "scores", "data")
+
+_TARGET_TITLES = {
+    "vdvae": "VDVAE latents",
+    "clip_vision": "CLIP image tokens",
+    "clip_text": "CLIP text tokens",
+}
 
 
 def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
@@ -109,7 +115,7 @@ def check(report: SubjectReport) -> None:
 
 
 def _facts(report: SubjectReport) -> list[tuple[str, str, str]]:
-    """The figures on top: the main score of each kind, and how many images and voxels there were."""
+    """Return the figures on top: the main score of each kind, and how many images and voxels there were."""
     facts = []
     stage = "stage2" if any(r.stage == "stage2" for r in report.scores) else "stage1"
     main = words.main_metric(report.scores)
@@ -120,7 +126,7 @@ def _facts(report: SubjectReport) -> list[tuple[str, str, str]]:
             name = f"{label.title}, {STAGE_TITLES[stage].lower()}"
             facts.append((row.metric != main, name, format_value(label, row.mean), chance))
     shown = [fact[1:] for fact in sorted(facts)]
-    for key in ("test images", "voxels"):
+    for key in ("test images", voxel_count(report.counts)):
         if key in report.counts:
             shown.append((key.capitalize(), _count(report.counts[key]), ""))
     return shown
@@ -137,7 +143,7 @@ def _legend(rows: tuple[ScoreRow, ...], conditions: list[str]) -> list[tuple[str
 
 
 def score_table(rows: tuple[ScoreRow, ...], conditions: list[str]) -> list[SimpleNamespace]:
-    """The rows of the score table: one a metric and stage, a cell a condition and one for chance."""
+    """Return the rows of the score table: one a metric and stage, a cell a condition and one for chance."""
     cells = {(r.metric, r.stage, r.condition): r for r in rows}
     table = []
     for metric in dict.fromkeys(r.metric for r in rows):
@@ -175,7 +181,7 @@ def _targets(report: SubjectReport) -> list[tuple[str, ...]]:
     correlation = metric_label("pixcorr")
     return [
         (
-            t.target,
+            _TARGET_TITLES.get(t.target, t.target),
             format_value(correlation, t.correlation),
             format_interval(correlation, t.low, t.high),
             "–" if t.n_dims is None else _count(t.n_dims),

@@ -16,7 +16,7 @@ from bidsapp.report.records import GroupReport, ScoreRow, SubjectReport
 
 
 def subject_summary(report: SubjectReport) -> tuple[str, tuple[str, ...]]:
-    """The headline of a subject's report and the sentences below it."""
+    """Return the headline of a subject's report and the sentences below it."""
     rows = {(r.condition, r.stage): r for r in report.scores if r.metric == main_metric(report.scores)}
     stage = "stage2" if ("brain", "stage2") in rows else "stage1"
     brain = rows.get(("brain", stage))
@@ -43,7 +43,7 @@ def subject_summary(report: SubjectReport) -> tuple[str, tuple[str, ...]]:
 
 
 def main_metric(rows: Iterable[ScoreRow]) -> str | None:
-    """The metric that the summary speaks of."""
+    """Return the metric that the summary speaks of."""
     return primary_metric(tuple(dict.fromkeys(r.metric for r in rows)))
 
 
@@ -88,7 +88,7 @@ def _null(row: ScoreRow) -> str:
 
 
 def group_summary(report: GroupReport) -> tuple[str, tuple[str, ...]]:
-    """The headline of the group report and the sentences below it."""
+    """Return the headline of the group report and the sentences below it."""
     n = len(report.subjects)
     who = f"{n} subject{'s' if n != 1 else ''}"
     sentences = []
@@ -123,6 +123,6 @@ def _first_line(text: str) -> str:
 
 
 def split_message(text: str) -> tuple[str, str]:
-    """An error's first line, and the rest."""
+    """Return an error's first line, and the rest."""
     first, _, rest = text.strip().partition("\n")
     return first, rest.strip("\n")

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from bidsapp import __version__
 from bidsapp.demo import scenes, sidecars
@@ -103,7 +104,8 @@ def write_dataset(
     write_text(root / ".bidsignore", "\n".join(sidecars.BIDSIGNORE) + "\n")
 
     family = DEMO_FAMILY + seed
-    with ThreadPoolExecutor(max_workers=max(1, n_cpus)) as pool:
+    # One BLAS thread in each of ours: more would fight for the cores, and sums would depend on them.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(max_workers=max(1, n_cpus)) as pool:
         images = _write_stimuli(root / "stimuli", family, designs, image_size, pool)
         for design in designs:
             subject = _Subject(root, seed, design)

@@ -74,6 +74,8 @@ def read_header(path: Path) -> Header:
     except AppError:
         raise
     except Exception as error:  # nibabel raises a dozen kinds on damaged headers
+        if path.suffix == ".gz" and _is_gzip(path) and _inflated_length(path) < 0:
+            raise _bad(path, "is truncated or damaged: it cannot be decompressed to its end") from error
         detail = str(error).replace(str(path), "").strip() or type(error).__name__
         raise _bad(path, f"is no readable NIfTI file ({detail})") from error
     if dtype.kind not in _NUMBERS:
@@ -110,6 +112,11 @@ def _check_length(path: Path, expected: int) -> None:
         return
     if _inflated_length(path) < expected:
         raise _bad(path, "is truncated or damaged: it holds less data than its header declares")
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
 
 
 def _inflated_length(path: Path) -> int:

@@ -41,6 +41,15 @@ def test_train_cv_does_not_depend_on_the_other_test_images():
     np.testing.assert_array_equal(fitted.apply(test)[2:3], fitted.apply(test[2:3]))
 
 
+def test_targets_may_lie_on_disk(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    loo, targets, test = _arrays()
+    with h5py.File(tmp_path / "t.h5", "w") as file:
+        file["targets"] = targets
+        got = calibration.fit(loo, file["targets"]).apply(test)
+    np.testing.assert_array_equal(got, calibration.fit(loo, targets).apply(test))
+
+
 def test_transductive_is_the_published_arithmetic():
     _, targets, test = _arrays()
     p64, t64 = test.astype(np.float64), targets.astype(np.float64)

@@ -99,8 +99,8 @@ def fit(
     ----------
     loo_predictions : ndarray of float32, (k, d)
         Predictions of training images by models that did not see them; a sample of rows will do.
-    targets : ndarray of float32, (n, d)
-        Training targets.
+    targets : ndarray or HDF5 dataset of float32, (n, d)
+        Training targets, read in blocks of dimensions.
     floor : float
         See :class:`Calibration`.
 
@@ -134,8 +134,8 @@ def transductive(
     ----------
     pred : ndarray of float32, (m, d)
         Predictions of all test images.
-    targets : ndarray of float32, (n, d)
-        Training targets.
+    targets : ndarray or HDF5 dataset of float32, (n, d)
+        Training targets, read in blocks of dimensions.
     floor : float
         See :class:`Calibration`.
 
@@ -159,7 +159,7 @@ def transductive(
 
 def _moments(a: npt.NDArray[np.float32], what: str) -> tuple[Vector, Vector]:
     """Mean and standard deviation (ddof=0) of each column, in float64."""
-    if a.ndim != 2 or a.shape[0] < 2:
+    if len(a.shape) != 2 or a.shape[0] < 2:
         raise ValueError(f"{what} of shape {a.shape} given, (rows >= 2, d) needed")
     n, d = a.shape
     mean, std = np.empty(d), np.empty(d)

@@ -76,10 +76,11 @@ class Index:
     def __init__(self, root: Path, files: Iterable[IndexedFile]) -> None:
         self.root = root
         self.files = tuple(sorted(files, key=lambda f: natural_key(str(f.path))))
-        self._sidecars: dict[str, list[IndexedFile]] = {}
+        # By folder as well: a file's ancestors are few, the sidecars of a large dataset are not.
+        self._sidecars: dict[tuple[str, str], list[IndexedFile]] = {}
         for file in self.files:
             if file.get("extension") == ".json":
-                self._sidecars.setdefault(file.get("suffix"), []).append(file)
+                self._sidecars.setdefault((file.get("suffix"), str(file.path.parent)), []).append(file)
 
     def metadata(self, file: IndexedFile) -> dict[str, Any]:
         """Metadata of a file by the inheritance principle: deeper and more specific sidecars win.
@@ -90,11 +91,11 @@ class Index:
             Where a sidecar that applies is not a JSON object.
         """
         applies = []
-        for sidecar in self._sidecars.get(file.get("suffix"), []):
-            above = sidecar.path.parent == file.path.parent or sidecar.path.parent in file.path.parents
-            wanted = {k: v for k, v in sidecar.entities.items() if k not in ("extension", "datatype")}
-            if above and all(file.get(k) == v for k, v in wanted.items()):
-                applies.append((len(sidecar.path.parts), len(wanted), sidecar.path))
+        for folder in file.path.parents:
+            for sidecar in self._sidecars.get((file.get("suffix"), str(folder)), []):
+                wanted = {k: v for k, v in sidecar.entities.items() if k not in ("extension", "datatype")}
+                if all(file.get(k) == v for k, v in wanted.items()):
+                    applies.append((len(folder.parts), len(wanted), sidecar.path))
         merged: dict[str, Any] = {}
         for _, _, path in sorted(applies):
             merged.update(read_json(path))

@@ -29,7 +29,8 @@ def test_every_scene_is_shown_as_often_as_it_should(
     shown = np.concatenate([s.scenes for s in design.sessions])
     times = {scene: int(np.sum(shown == scene)) for scene in design.scenes}
     assert set(shown.tolist()) == set(design.scenes)
-    assert len(design.test) == n_test and len(design.train) == n_train
+    assert len(design.test) == n_test
+    assert len(design.train) == n_train
     assert all(times[scene] == repeats for scene in design.test)
     assert all(1 <= times[scene] <= repeats for scene in design.train)
     lost = (n_train + n_test) * repeats - len(shown)
@@ -40,7 +41,8 @@ def test_every_scene_is_shown_as_often_as_it_should(
             assert session.runs[0] == 1
             assert set(np.diff(session.runs)) <= {0, 1}
             lengths = np.bincount(session.runs)[1:]
-            assert lengths.max() - lengths.min() <= 1 and len(lengths) <= 12
+            assert lengths.max() - lengths.min() <= 1
+            assert len(lengths) <= 12
 
 
 def test_repeats_are_spread_over_sessions() -> None:
@@ -51,7 +53,9 @@ def test_repeats_are_spread_over_sessions() -> None:
     assert np.mean(n_different < 3) > 0.1  # but not all, as in NSD
     assert all(list(labels) == sorted(labels) for labels in sessions.values())
     lengths = [len(s.scenes) for s in design.sessions]
-    assert sum(lengths) < 3300 and max(lengths) <= 1100 and min(lengths) >= 0.98 * 1100
+    assert sum(lengths) < 3300
+    assert max(lengths) <= 1100
+    assert min(lengths) >= 0.98 * 1100
 
 
 def test_no_scene_follows_itself() -> None:
@@ -63,7 +67,9 @@ def test_subjects_share_the_test_set_only() -> None:
     designs = [make_design(s, **FULL) for s in range(3)]
     assert len({d.test for d in designs}) == 1
     own = [set(d.train) for d in designs]
-    assert not own[0] & own[1] and not own[1] & own[2] and not own[0] & own[2]
+    assert not own[0] & own[1]
+    assert not own[1] & own[2]
+    assert not own[0] & own[2]
     assert all(not set(d.test) & o for d, o in zip(designs, own, strict=True))
     assert [d.label for d in designs] == list(subject_labels(3)) == ["01", "02", "03"]
     assert not np.array_equal(designs[0].sessions[0].scenes[:50], designs[1].sessions[0].scenes[:50])

@@ -96,7 +96,8 @@ def test_receptive_fields_are_where_they_say(early: EarlyModel, brain: Brain) ->
     # The visual field is crossed and upside down in the brain.
     voxels = brain.voxels("early")
     side = voxels[:, 0] < np.median(voxels[:, 0])
-    assert np.median(early.x[side]) > 0.1 and np.median(early.x[~side]) < -0.1
+    assert np.median(early.x[side]) > 0.1
+    assert np.median(early.x[~side]) < -0.1
     assert np.corrcoef(voxels[:, 2], early.y)[0, 1] > 0.5
     assert early.energy.sum(axis=1) == pytest.approx(np.ones(len(voxels)), abs=1e-5)
     assert np.all(early.energy >= 0)
@@ -135,7 +136,8 @@ def test_higher_tuning_is_sparse_and_shared_by_neighbours(brain: Brain) -> None:
     assert np.all(np.count_nonzero(weights, axis=1) == 11)
     seen = np.count_nonzero(weights, axis=0)
     single = len(scenes.SETTINGS) + len(scenes.KINDS) + len(scenes.COLOURS)
-    assert seen[:single].min() > 0 and np.mean(seen > 0) > 0.8  # every setting, kind and colour
+    assert seen[:single].min() > 0
+    assert np.mean(seen > 0) > 0.8
     unit = weights / np.linalg.norm(weights, axis=1, keepdims=True)
     alike = unit @ unit.T
     distance = np.linalg.norm(voxels[:, None] - voxels[None], axis=-1)

@@ -40,7 +40,8 @@ def test_ncsnr_is_distributed_as_in_nsd(brain: Brain, statistics: VoxelStatistic
         assert 0.45 <= np.median(ncsnr) <= 0.6
         assert np.percentile(ncsnr, 95) > 0.8
         assert np.mean(single_trial > 1 / 3) > 0.15
-        assert ncsnr.min() < 0.1 and single_trial.max() < 0.55
+        assert ncsnr.min() < 0.1
+        assert single_trial.max() < 0.55
     assert np.all(statistics.ncsnr[brain.labels == 0] == 0)
     assert np.all(statistics.noise_ceiling(3)[brain.labels == 0] == 0)
     assert np.all(statistics.noise_sd[~brain.inside] == 0)

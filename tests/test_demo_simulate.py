@@ -58,7 +58,8 @@ def test_a_subject_does_not_depend_on_the_others(dataset: Path, tmp_path: Path) 
     write_dataset(tmp_path / "alone", seed=4, **{**SMALL, "n_subjects": 1})
     mine, alone = digests(dataset), digests(tmp_path / "alone")
     own = [name for name in alone if name.startswith("sub-01")]
-    assert len(own) > 15 and all(mine[name] == alone[name] for name in own)
+    assert len(own) > 15
+    assert all(mine[name] == alone[name] for name in own)
 
 
 def test_the_bids_validator_accepts_it(dataset: Path) -> None:
@@ -92,7 +93,8 @@ def test_the_app_reads_it(dataset: Path) -> None:
 def test_stimuli_are_the_scenes_and_captions_of_the_demo_family(dataset: Path) -> None:
     table = read_tsv(dataset / "stimuli/stimuli.tsv")
     assert len(table["stimulus_id"]) == 20 + 2 * 40
-    assert table["split"].count("test") == 20 and table["shown_to"].count("sub-02") == 40
+    assert table["split"].count("test") == 20
+    assert table["shown_to"].count("sub-02") == 40
     assert set(table["scene_family"]) == {str(DEMO_FAMILY + 4)}
     captions = read_tsv(dataset / "stimuli/captions.tsv")
     for row in (0, 57, 99):
@@ -140,7 +142,9 @@ def test_rois_and_ceiling_agree(dataset: Path) -> None:
     # Two repeats of median ncsnr 0.5: 100 * 0.25 / (0.25 + 1 / 2).
     assert np.median(ceiling[mask > 0]) == pytest.approx(100 / 3, abs=4)
     sidecar = read_json(dataset / f"{FUNC}_desc-noiseceiling_statmap.json")
-    assert sidecar["NumberOfRepeats"] == 2 and sidecar["Units"] == "percent" and "ncsnr" in sidecar["Formula"]
+    assert sidecar["NumberOfRepeats"] == 2
+    assert sidecar["Units"] == "percent"
+    assert "ncsnr" in sidecar["Formula"]
 
 
 def test_repeats_agree_as_well_as_the_ceiling_says(dataset: Path) -> None:

@@ -74,10 +74,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _partial_name(name: str) -> str:
-    stem, suffix = os.path.splitext(name)
+    suffix = Path(name).suffix
     if suffix in _COMPRESSION:
-        stem, inner = os.path.splitext(stem)
-        suffix = inner + suffix
+        suffix = Path(name.removesuffix(suffix)).suffix + suffix
+    stem = name.removesuffix(suffix)
     host = "".join(c for c in socket.gethostname() if c.isalnum())[:16] or "host"
     return f".{stem}{PARTIAL}{host}-{os.getpid()}-{secrets.token_hex(3)}{suffix}"
 
@@ -172,7 +172,7 @@ def _alive(pid: int) -> bool:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` as UTF-8 with ``\\n`` line ends, atomically."""
+    """Write ``text`` as UTF-8 with Unix line ends, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
@@ -229,7 +229,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Read a UTF-8 text file (a byte-order mark is dropped, ``\\r\\n`` becomes ``\\n``).
+    """Read a UTF-8 text file (a byte-order mark is dropped, Windows line ends become Unix ones).
 
     Raises
     ------
@@ -293,7 +293,7 @@ def _cell(value: Any) -> str:
 def read_tsv(path: str | os.PathLike[str]) -> dict[str, list[str]]:
     """Read a tab-separated table with a header, every cell as text.
 
-    A byte-order mark, ``\\r\\n`` line ends and blank lines at the end are tolerated. Quotes mean
+    A byte-order mark, Windows line ends and blank lines at the end are tolerated. Quotes mean
     nothing, as BIDS has it.
 
     Returns

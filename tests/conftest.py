@@ -40,7 +40,11 @@ def validate() -> Callable[[Path], list[str]]:
     def run(root: Path) -> list[str]:
         done = subprocess.run([command, "--json", str(root)], capture_output=True, text=True, check=False)
         issues = json.loads(done.stdout)["issues"]["issues"]
-        errors = [f"{i['code']} {i.get('location')} {i.get('issueMessage')}" for i in issues if i["severity"] == "error"]
+        errors = [
+            f"{i['code']} {i.get('location')} {i.get('issueMessage')}"
+            for i in issues
+            if i["severity"] == "error"
+        ]
         assert (done.returncode == 0) == (not errors), done.stderr
         return errors
 
@@ -82,9 +86,13 @@ def write_tiny_dataset(
         },
     )
     (root / ".bidsignore").write_text("*_statmap.*\n*_trials.*\n")
-    (root / "README.md").write_text("# Tiny\n\n" + "A dataset for tests, of which nothing can be learnt. " * 4)
+    (root / "README.md").write_text(
+        "# Tiny\n\n" + "A dataset for tests, of which nothing can be learnt. " * 4
+    )
     subjects = [f"{s + 1:02d}" for s in range(n_subjects)]
-    (root / "participants.tsv").write_text("participant_id\tage\n" + "".join(f"sub-{s}\t{30}\n" for s in subjects))
+    (root / "participants.tsv").write_text(
+        "participant_id\tage\n" + "".join(f"sub-{s}\t{30}\n" for s in subjects)
+    )
     _json(root / "participants.json", {"age": {"Description": "Age.", "Units": "year"}})
     for number, subject in enumerate(subjects):
         own = range(n_test + number * n_train, n_test + (number + 1) * n_train)
@@ -143,7 +151,11 @@ def _write_maps(root: Path, subject: str, labels: np.ndarray) -> None:
     _save(dseg, labels, {"Manual": False, **reference})
     dseg.with_name(dseg.name.replace(".nii.gz", ".tsv")).write_text("index\tname\n1\tV1v\n2\tV1d\n3\thV4\n")
     sources = {"Type": "ROI", "Sources": [f"bids::sub-{subject}/func/{dseg.name}"]}
-    _save(folder / f"{stem}_label-nsdgeneral_mask.nii.gz", (labels > 0).astype(np.uint8), {**sources, **reference})
+    _save(
+        folder / f"{stem}_label-nsdgeneral_mask.nii.gz",
+        (labels > 0).astype(np.uint8),
+        {**sources, **reference},
+    )
     ceiling = np.where(labels > 0, 40.0, 0.0).astype(np.float32)
     _save(folder / f"{stem}_desc-noiseceiling_statmap.nii.gz", ceiling, {"Units": "percent", **reference})
 

@@ -46,8 +46,10 @@ def test_all_is_found(tiny: Path) -> None:
     assert (subject.task, subject.space) == ("tiny", "func3mm")
     assert [s.label for s in subject.sessions] == ["s1", "s2"]
     assert list(subject.masks) == ["nsdgeneral"]
-    assert subject.noise_ceiling is not None and "desc-noiseceiling" in subject.noise_ceiling.name
-    assert subject.spatial_reference is not None and subject.spatial_reference.startswith("bids::sub-02/")
+    assert subject.noise_ceiling is not None
+    assert "desc-noiseceiling" in subject.noise_ceiling.name
+    assert subject.spatial_reference is not None
+    assert subject.spatial_reference.startswith("bids::sub-02/")
     for session in subject.sessions:
         rows = session.trials.read_text().split("\n")[1:-1]
         assert session.stimulus_ids == tuple(r.split("\t")[3].removeprefix("stim-") for r in rows)
@@ -82,7 +84,8 @@ def test_folders_that_are_no_dataset(tmp_path: Path, tiny: Path) -> None:
     for path in (tmp_path / "none", tmp_path / "empty"):
         with pytest.raises(AppError) as caught:
             open_dataset(path)
-        assert caught.value.exit_code == ExitCode.NO_INPUT and "docker" in str(caught.value)
+        assert caught.value.exit_code == ExitCode.NO_INPUT
+        assert "docker" in str(caught.value)
     for damage in ("", "[]", '{"Name": 3, "BIDSVersion": "1"}'):
         if damage:
             (tiny / "dataset_description.json").write_text(damage)
@@ -104,7 +107,10 @@ def test_several_tasks_and_spaces_are_listed(tiny: Path) -> None:
     with pytest.raises(InputProblems) as caught:
         open_dataset(tiny)
     text = str(caught.value)
-    assert "other, tiny" in text and "--task-label" in text and "T1w, func3mm" in text and "--space" in text
+    assert "other, tiny" in text
+    assert "--task-label" in text
+    assert "T1w, func3mm" in text
+    assert "--space" in text
     assert caught.value.exit_code == ExitCode.USAGE
     chosen = open_dataset(tiny, task="tiny", space="func3mm")
     assert [(s.label, len(s.sessions)) for s in chosen.subjects] == [("02", 2)]
@@ -135,7 +141,8 @@ def test_a_missing_roi_lists_those_found(tiny: Path) -> None:
     dataset = open_dataset(tiny, roi=("FFA", "none/{subject}.nii.gz"))
     texts = [p.what for p in dataset.problems]
     assert len(texts) == 4  # two ROIs, two subjects
-    assert "V1d, V1v, hV4, nsdgeneral, visualrois" in texts[0] and "none/01.nii.gz" in texts[1]
+    assert "V1d, V1v, hV4, nsdgeneral, visualrois" in texts[0]
+    assert "none/01.nii.gz" in texts[1]
     assert {p.code for p in dataset.problems} == {ExitCode.NO_INPUT}
 
 
@@ -154,7 +161,8 @@ def test_a_scale_that_is_no_number(tiny: Path, scale: str) -> None:
     sidecar = next(_func(tiny, "01", "s1").glob("*statmap.json"))
     sidecar.write_text(f'{{"ScaleFactor": {scale}}}')
     (problem,) = open_dataset(tiny).problems
-    assert "ScaleFactor" in problem.what and problem.path.endswith("statmap.nii.gz")
+    assert "ScaleFactor" in problem.what
+    assert problem.path.endswith("statmap.nii.gz")
 
 
 def test_problems_of_trials_are_collected(tiny: Path) -> None:
@@ -194,7 +202,8 @@ def test_filter_file(tiny: Path, tmp_path: Path) -> None:
     assert caught.value.exit_code == ExitCode.NOTHING_MATCHED
     _rename(folder, "desc-singletrial_statmap", "desc-third_statmap")
     (problem,) = open_dataset(tiny).problems
-    assert "desc-other" in problem.what and "desc-third" in problem.what
+    assert "desc-other" in problem.what
+    assert "desc-third" in problem.what
 
 
 @pytest.mark.parametrize(
@@ -226,7 +235,8 @@ def test_laion_layout_from_its_root_and_its_derivative(tiny: Path) -> None:
     for table in glm.rglob("*_trials.tsv"):
         table.write_text(table.read_text().replace("stim_id", "label").replace("stim-", ""))
     first = open_dataset(tiny, roi=("meanR2gt15mask",))
-    assert first.root == glm and first.problems == ()
+    assert first.root == glm
+    assert first.problems == ()
     shutil.copy(tiny / "dataset_description.json", glm)
     second = open_dataset(glm, roi=("meanR2gt15mask",))
     assert second.subjects == first.subjects
@@ -244,8 +254,11 @@ def test_the_index_keeps_to_the_data(tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(inner / "sub-02" / "func", inner / "work.dir" / "sub-02" / "func")
     (inner / "layout_config.json").write_text('{"name": "x", "entities": []}')
     after = open_dataset(inner)
-    relative = [[s.betas.relative_to(d.root) for u in d.subjects for s in u.sessions] for d in (before, after)]
-    assert relative[0] == relative[1] and after.problems == ()
+    relative = [
+        [s.betas.relative_to(d.root) for u in d.subjects for s in u.sessions] for d in (before, after)
+    ]
+    assert relative[0] == relative[1]
+    assert after.problems == ()
     files = [f.path.relative_to(inner).as_posix() for f in build_index(inner).files]
     assert not [f for f in files if f.startswith(("stimuli", "work.dir")) or "/loop/" in f or "/up/" in f]
 

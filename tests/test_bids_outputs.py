@@ -44,13 +44,19 @@ def write_all(source: Path, out: Path) -> None:
         stimuli = ["pic000", "pic_001.png"]
         for desc in ("recon", "vdvae", "null", "oracle"):
             images = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-            outputs.write_images(tree, stimuli, images, {"Sources": [tree.uri(tree.path("model"))]}, desc=desc)
+            outputs.write_images(
+                tree, stimuli, images, {"Sources": [tree.uri(tree.path("model"))]}, desc=desc
+            )
             if desc != "vdvae":
                 columns = {"stimulus_id": stimuli, "pixcorr": [0.5, np.nan]}
                 meta = {"stimulus_id": "The stimulus.", "pixcorr": {"Description": "r", "Chance": 0.0}}
                 outputs.write_metrics(tree, columns, meta, desc=desc)
         tree.path("report").write_text("<!doctype html><title>x</title>")
-        for path in (tree.path("figure", name="grid"), tree.path("log", run_id="r"), tree.path("settings", run_id="r")):
+        for path in (
+            tree.path("figure", name="grid"),
+            tree.path("log", run_id="r"),
+            tree.path("settings", run_id="r"),
+        ):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"x")
         descriptions.update_participants(out, [subject.label], source_dir=source)
@@ -73,7 +79,8 @@ def test_the_validator_passes_the_output(
     assert validate(tmp_path / "out") == []
     description = json.loads((tmp_path / "out" / "dataset_description.json").read_text())
     # The validator does not miss these, and resolving sources needs them.
-    assert description["DatasetType"] == "derivative" and description["BIDSVersion"] == "1.11.1"
+    assert description["DatasetType"] == "derivative"
+    assert description["BIDSVersion"] == "1.11.1"
     assert description["GeneratedBy"] == [
         {"Name": "bidsapp-recon", "Version": "0.1.0", "Container": {"Type": "docker"}}
     ]
@@ -100,7 +107,8 @@ def test_two_writings_give_the_same_bytes(source: Path, tmp_path: Path) -> None:
     assert files[0] == files[1]
     mask = next((tmp_path / "a").rglob("*_mask.nii.gz"))
     image = nib.load(mask)
-    assert image.get_data_dtype() == np.uint8 and image.header.get_xyzt_units()[0] == "mm"
+    assert image.get_data_dtype() == np.uint8
+    assert image.header.get_xyzt_units()[0] == "mm"
 
 
 def test_names() -> None:
@@ -130,7 +138,9 @@ def test_names() -> None:
 def test_every_image_inherits_one_sidecar(source: Path, tmp_path: Path) -> None:
     """The sidecar's entities are those of every image but ``stim``, and it lies in the same folder."""
     tree = OutputTree(tmp_path, "01", "t", "s")
-    paths = outputs.write_images(tree, ["a", "b"], np.zeros((2, 4, 4, 3), np.uint8), {"Seed": 1}, desc="vdvae")
+    paths = outputs.write_images(
+        tree, ["a", "b"], np.zeros((2, 4, 4, 3), np.uint8), {"Seed": 1}, desc="vdvae"
+    )
     (sidecar,) = tmp_path.rglob("*.json")
     assert json.loads(sidecar.read_text()) == {"Description": outputs.DESCRIPTIONS["vdvae"], "Seed": 1}
     for path in paths:
@@ -156,7 +166,8 @@ def test_labels_of_stimuli() -> None:
     for pair in (["a_1", "a1"], ["Ab", "aB"], ["x.png", "x.jpg"]):
         with pytest.raises(AppError, match="both be written") as caught:
             outputs.stimulus_labels(pair)
-        assert all(repr(p) in str(caught.value) for p in pair) and caught.value.exit_code == ExitCode.BAD_DATA
+        assert all(repr(p) in str(caught.value) for p in pair)
+        assert caught.value.exit_code == ExitCode.BAD_DATA
     assert outputs.stimulus_labels(["a", "a"]) == {"a": "a"}
     with pytest.raises(AppError, match="no letter"):
         outputs.stimulus_label("été"[0] + "_ñ")
@@ -168,7 +179,9 @@ def test_any_label_can_stand_in_a_name(stimulus: str) -> None:
         label = outputs.stimulus_label(stimulus)
     except AppError:
         return
-    assert label.isascii() and label.isalnum() and len(label) <= 100
+    assert label.isascii()
+    assert label.isalnum()
+    assert len(label) <= 100
 
 
 def test_labels_of_rois() -> None:

@@ -106,13 +106,23 @@ MUTATIONS: dict[str, tuple[str, Callable[[Path], object], str, ExitCode]] = {
     "betas cropped": (BETAS, _crop, "shape is", ExitCode.BAD_DATA),
     "betas moved": (BETAS, _flip_affine, "affine differs", ExitCode.BAD_DATA),
     "betas bomb": (BETAS, _declare_too_much, "more than a file of", ExitCode.BAD_DATA),
-    "betas dangling": (BETAS, lambda p: (p.unlink(), p.symlink_to("annex")), "datalad get", ExitCode.NO_INPUT),
+    "betas dangling": (
+        BETAS,
+        lambda p: (p.unlink(), p.symlink_to("annex")),
+        "datalad get",
+        ExitCode.NO_INPUT,
+    ),
     "mask cropped": (MASK, _crop, "ROI nsdgeneral: the volume's shape", ExitCode.BAD_DATA),
     "mask moved": (MASK, _flip_affine, "ROI nsdgeneral: its affine", ExitCode.BAD_DATA),
     "mask empty": (MASK, _empty, "No voxel of sub-01", ExitCode.BAD_DATA),
     "mask truncated": (MASK, _truncate, "truncated or damaged", ExitCode.BAD_DATA),
     "mask gone": (MASK, Path.unlink, "no ROI 'nsdgeneral'", ExitCode.NO_INPUT),
-    "ceiling cropped": ("*noiseceiling_statmap.nii.gz", _crop, "noise ceiling: the volume", ExitCode.BAD_DATA),
+    "ceiling cropped": (
+        "*noiseceiling_statmap.nii.gz",
+        _crop,
+        "noise ceiling: the volume",
+        ExitCode.BAD_DATA,
+    ),
     "trial missing": ("*ses-s2*trials.tsv", _one_trial_less, "lists 11 trials", ExitCode.BAD_DATA),
     "trials gone": ("*ses-s2*trials.tsv", Path.unlink, "No *_trials.tsv", ExitCode.NO_INPUT),
     "stimulus unknown": ("*ses-s2*trials.tsv", _unknown_stimulus, "not listed in", ExitCode.BAD_DATA),
@@ -128,8 +138,10 @@ def test_mutations(tiny: Path, name: str) -> None:
     mutate(_one(tiny, pattern))
     problems = _check(tiny)
     assert len(problems) == 1, problems
-    assert words in problems[0].what and problems[0].code == code
-    assert problems[0].path.startswith(str(tiny)) and problems[0].mend.endswith(".")
+    assert words in problems[0].what
+    assert problems[0].code == code
+    assert problems[0].path.startswith(str(tiny))
+    assert problems[0].mend.endswith(".")
 
 
 def test_all_at_once(tiny: Path) -> None:
@@ -159,7 +171,11 @@ def test_the_split_is_checked(tiny: Path) -> None:
 
 def test_labels_that_collide(tiny: Path) -> None:
     for path in (_one(tiny, "stimuli.tsv"), _one(tiny, "captions.tsv"), *tiny.rglob("*trials.tsv")):
-        path.write_text(path.read_text().replace("stim-pic001\t", "stim-pic_000\t").replace("stim-pic001\n", "stim-pic_000\n"))
+        path.write_text(
+            path.read_text()
+            .replace("stim-pic001\t", "stim-pic_000\t")
+            .replace("stim-pic001\n", "stim-pic_000\n")
+        )
     (problem,) = _check(tiny)
     assert "'pic000' and 'pic_000'" in problem.what
 
@@ -176,7 +192,8 @@ def test_folders_to_write_to(tiny: Path, tmp_path: Path) -> None:
         (tmp_path / "file" / "out", "is a file"),
     ):
         problems = _check(tiny, out=out)
-        assert words in problems[0].what and {p.code for p in problems} == {ExitCode.CANNOT_CREATE}
+        assert words in problems[0].what
+        assert {p.code for p in problems} == {ExitCode.CANNOT_CREATE}
     (problem,) = _check(tiny, work=tiny / "work")
     assert "work folder is inside" in problem.what
     assert _check(tiny, out=tiny / "derivatives" / "bidsapp-recon") == []

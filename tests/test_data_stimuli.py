@@ -37,15 +37,19 @@ def _edit(root: Path, old: str, new: str, name: str = "stimuli.tsv") -> None:
 
 def test_files_and_bricks_hold_the_same(tiny: Path, tiny_dataset: Make) -> None:
     files, brick = StimulusSet.open(tiny), StimulusSet.open(tiny_dataset(n_subjects=1, brick=True))
-    assert files.ids == brick.ids and len(files.ids) == 12
+    assert files.ids == brick.ids
+    assert len(files.ids) == 12
     assert files.split_column == brick.split_column
     assert sum(v == "test" for v in files.split_column.values()) == 4
     order = files.ids[::-1]
     images = files.images(order)
-    assert images.dtype == np.uint8 and images.shape == (12, 32, 32, 3)
+    assert images.dtype == np.uint8
+    assert images.shape == (12, 32, 32, 3)
     assert np.array_equal(images, brick.images(order))
     for i, stimulus in enumerate(order):
-        assert np.array_equal(images[i], np.asarray(Image.open(tiny / "stimuli" / f"stim-{stimulus}_image.png")))
+        assert np.array_equal(
+            images[i], np.asarray(Image.open(tiny / "stimuli" / f"stim-{stimulus}_image.png"))
+        )
     assert files.captions("pic003") == brick.captions("pic003") == ("wave 3 one", "wave 3 two")
     assert files.images([]).shape == (0, 0, 0, 3)
 
@@ -91,7 +95,8 @@ def test_missing_files(tiny: Path) -> None:
     gone = tiny / "stimuli" / "stim-pic001_image.png"
     gone.unlink()
     gone.symlink_to("annex/object")
-    assert stimuli.files_missing() == [str(gone)] and stimuli.files_missing(["pic000"]) == []
+    assert stimuli.files_missing() == [str(gone)]
+    assert stimuli.files_missing(["pic000"]) == []
     with pytest.raises(AppError, match="datalad get") as caught:
         stimuli.images(["pic001"])
     assert caught.value.exit_code == ExitCode.NO_INPUT
@@ -100,7 +105,8 @@ def test_missing_files(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.png", "/etc/passwd", "a/../../x.png", "..\\x.png", "C:\\x.png", "http://x/y.png", "out/x.png"]
+    "name",
+    ["../x.png", "/etc/passwd", "a/../../x.png", "..\\x.png", "C:\\x.png", "http://x/y.png", "out/x.png"],
 )
 def test_paths_do_not_leave_the_dataset(tiny: Path, tmp_path: Path, name: str) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "x.png")
@@ -127,7 +133,9 @@ def test_stimuli_that_are_not_present_are_left_out(tiny: Path) -> None:
     lines = [lines[0] + "\tpresent\tNSD_id", *(f"{x}\t{int(i > 1)}\t{i}" for i, x in enumerate(lines[1:]))]
     (tiny / "stimuli" / "stimuli.tsv").write_text("\n".join(lines) + "\n")
     stimuli = StimulusSet.open(tiny)
-    assert stimuli.ids[0] == "pic002" and len(stimuli.ids) == 10 and set(stimuli.split_column) == set(stimuli.ids)
+    assert stimuli.ids[0] == "pic002"
+    assert len(stimuli.ids) == 10
+    assert set(stimuli.split_column) == set(stimuli.ids)
     assert stimuli.columns["NSD_id"][0] == "2"
 
 
@@ -146,7 +154,8 @@ def test_images_named_by_label(tiny: Path) -> None:
     Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "images" / "shared_1_i0.png")
     (folder / "stimuli.tsv").write_text("image_name\tdataset\nshared_1_i0.png\tshared\n")
     stimuli = StimulusSet.open(tiny)
-    assert stimuli.ids == ("shared_1_i0.png",) and (stimuli.images(stimuli.ids) == (1, 2, 3)).all()
+    assert stimuli.ids == ("shared_1_i0.png",)
+    assert (stimuli.images(stimuli.ids) == (1, 2, 3)).all()
 
 
 def _png(width: int, height: int) -> bytes:
@@ -154,7 +163,12 @@ def _png(width: int, height: int) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(b"\0"))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +185,8 @@ def test_images_that_are_refused(tiny: Path, content: bytes, words: str) -> None
     (tiny / "stimuli" / "stim-pic000_image.png").write_bytes(content)
     with pytest.raises(AppError, match=words) as caught:
         StimulusSet.open(tiny).images(["pic000"])
-    assert caught.value.exit_code == ExitCode.BAD_DATA and "stim-pic000_image.png" in str(caught.value)
+    assert caught.value.exit_code == ExitCode.BAD_DATA
+    assert "stim-pic000_image.png" in str(caught.value)
 
 
 def test_bricks_that_are_refused(tiny_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +235,11 @@ def test_captions(tmp_path: Path) -> None:
 def test_split_of_the_table_keeps_to_what_was_seen(tiny: Path) -> None:
     stimuli = StimulusSet.open(tiny)
     split = make_split(stimuli, ["pic000", "pic003", "pic009", "pic004", "pic009", "", "unknown"])
-    assert (split.name, split.train, split.test) == ("stimuli.tsv", ("pic004", "pic009"), ("pic000", "pic003"))
+    assert (split.name, split.train, split.test) == (
+        "stimuli.tsv",
+        ("pic004", "pic009"),
+        ("pic000", "pic003"),
+    )
 
 
 def test_split_files(tiny: Path, tmp_path: Path) -> None:
@@ -247,13 +266,21 @@ def test_split_files(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("s.tsv", "stimulus_id\tsplit\npic000\ttrain\npic000\ttest\n", "both the training and the test set: pic000"),
+        (
+            "s.tsv",
+            "stimulus_id\tsplit\npic000\ttrain\npic000\ttest\n",
+            "both the training and the test set: pic000",
+        ),
         ("s.tsv", "stimulus_id\tsplit\npic000\ttrain\n", "test set is empty"),
         ("s.tsv", "stimulus_id\tsplit\npic000\tTrain\nx\ttest\n", "None of the 1 stimuli of the test set"),
         ("s.tsv", "stimulus_id\tsplit\npic000\tvalid\n", "line 2: split is 'valid'"),
         ("s.tsv", "id\tset\n1\ttrain\n", "stimulus_id and split"),
         ("s.json", '{"variants": []}', "at least one"),
-        ("s.json", '{"variants": [{"variant_id": 3, "train_ids": []}, {"variant_id": 4}]}', "variants are 3, 4"),
+        (
+            "s.json",
+            '{"variants": [{"variant_id": 3, "train_ids": []}, {"variant_id": 4}]}',
+            "variants are 3, 4",
+        ),
         ("s.json", '{"train_ids": [1], "test_ids": ["a"]}', "needs train_ids"),
         ("s.json", '{"train_ids": ["pic001"]}', "needs test_ids"),
         ("s.json", "{", "not valid JSON"),
@@ -264,4 +291,5 @@ def test_splits_that_are_refused(tiny: Path, tmp_path: Path, name: str, content:
     stimuli = StimulusSet.open(tiny)
     with pytest.raises(AppError, match=words) as caught:
         make_split(stimuli, stimuli.ids, tmp_path / name)
-    assert caught.value.exit_code == ExitCode.BAD_DATA and name in str(caught.value)
+    assert caught.value.exit_code == ExitCode.BAD_DATA
+    assert name in str(caught.value)

@@ -142,7 +142,7 @@ def _one_per_session(betas: list[IndexedFile], report: Callable[[Path, str, str]
 
 
 def _best_trials(betas: IndexedFile, tables: Iterable[IndexedFile]) -> Path | None:
-    """The table all of whose entities the betas share; the same ``desc`` and more entities win."""
+    """Choose the table all of whose entities the betas share; the same ``desc`` and more entities win."""
     free = ("suffix", "extension", "desc", "stat", "datatype", "space")
     fitting = []
     for table in tables:
@@ -155,7 +155,7 @@ def _best_trials(betas: IndexedFile, tables: Iterable[IndexedFile]) -> Path | No
 
 
 def _best_ceiling(maps: list[IndexedFile]) -> Path | None:
-    """The map over all sessions rather than one's, plainly named rather than of a selection.
+    """Choose the map over all sessions rather than one's, plainly named rather than of a selection.
 
     LAION-fMRI has ``Noiseceiling4rep``, ``12rep`` and ``Allrep`` at the subject's level and
     ``Noiseceiling`` in each session; a session's own map is never taken for the subject's.

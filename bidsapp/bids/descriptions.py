@@ -173,7 +173,7 @@ def _as_read(table: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    """A JSON object, {} where there is none that can be read: nothing depends on it."""
+    """Read a JSON object, {} where there is none that can be read: nothing depends on it."""
     try:
         return read_json(path)
     except AppError:

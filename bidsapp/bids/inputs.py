@@ -53,7 +53,7 @@ class Dataset:
     rois: Mapping[str, Mapping[str, _rois.Roi]] = field(default_factory=dict)
 
     def subject(self, label: str) -> SubjectInputs:
-        """The subject of a label (KeyError where there is none)."""
+        """Give the subject of a label (KeyError where there is none)."""
         for subject in self.subjects:
             if subject.label == label:
                 return subject
@@ -161,7 +161,7 @@ def _check_folder(base: Path) -> None:
 
 
 def _find_betas(base: Path, filters: Filters) -> tuple[Index, list[IndexedFile]]:
-    """The betas of the folder itself, else of the one derivative in it that has any."""
+    """Find the betas of the folder itself, else of the one derivative in it that has any."""
     own = build_index(base)
     betas = filters.select(own, "betas")
     if betas:
@@ -246,9 +246,7 @@ def _listed(values: Sequence[str], most: int = 20) -> str:
     return (", ".join(values[:most]) or "none") + more
 
 
-def _choose_sessions(
-    betas: list[IndexedFile], asked: Sequence[str] | None, base: Path
-) -> list[IndexedFile]:
+def _choose_sessions(betas: list[IndexedFile], asked: Sequence[str] | None, base: Path) -> list[IndexedFile]:
     if not asked:
         return betas
     labels = {label.removeprefix("ses-") for label in asked}

@@ -149,13 +149,11 @@ def _check_betas(session: Session, header: Header) -> list[Problem]:
         return []
     plural = "s" if volumes != 1 else ""
     what = f"Holds {volumes} volume{plural}, but {session.trials} lists {trials} trials."
-    mend = "The table needs a row a volume: find which trials were left out, or take both files of one version."
+    mend = "The table needs a row a volume: find the trials left out, or take both files of one version."
     return [Problem(str(session.betas), what, mend)]
 
 
-def _compare(
-    path: Path, header: Header, reference: tuple[Path, Header] | None, what: str
-) -> list[Problem]:
+def _compare(path: Path, header: Header, reference: tuple[Path, Header] | None, what: str) -> list[Problem]:
     if reference is None:
         return []
     other, expected = reference

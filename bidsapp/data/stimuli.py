@@ -300,7 +300,7 @@ class _DefaultFile:
         images = folder / "images"
         # One listing instead of a question a stimulus: on a network disk 73,000 of them take minutes.
         self._images = images if images.is_dir() else None
-        self._names = set(os.listdir(images)) if images.is_dir() else set()
+        self._names = {entry.name for entry in os.scandir(images)} if images.is_dir() else set()
         self._folder = folder
 
     def __call__(self, stimulus: str) -> Path:

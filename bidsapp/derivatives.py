@@ -92,7 +92,7 @@ def describe_columns(columns: Mapping[str, Any]) -> dict[str, str]:
         stage, _, metric = name.partition("_")
         if stage in ("stage1", "stage2"):
             made = "VDVAE decode (stage 1)" if stage == "stage1" else "latent diffusion (stage 2)"
-            texts[name] = f"{metric_label(metric)} of the image after {made} with the stimulus."
+            texts[name] = f"{metric_label(metric).title} of the image after {made} with the stimulus."
     return texts
 
 

@@ -104,8 +104,10 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
     planned = plan(config)
 
     from bidsapp.bids.descriptions import update_participants, write_dataset_files
+    from bidsapp.io import write_text
     from bidsapp.models.devices import choose_device, set_threads
     from bidsapp.models.suite import Models
+    from bidsapp.report.methods import describe
 
     device = choose_device(config.device)
     set_threads(config.n_cpus)
@@ -113,6 +115,8 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
     write_dataset_files(config.output_dir, source_dir=root, version=__version__, container=_container())
     labels = [s.label for s in planned.dataset.subjects]
     update_participants(config.output_dir, labels, source_dir=root)
+    citation = describe(config.recipe.name, version=__version__, metrics=config.recipe.metrics.networks)
+    write_text(config.output_dir / "logs" / "CITATION.md", citation.as_markdown())
     models = Models(config.recipe, config.models_dir, device)
     done: dict[str, list[ScoreRow]] = {}
     failed = []

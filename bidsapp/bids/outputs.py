@@ -45,6 +45,7 @@ DESCRIPTIONS = {
     "nullvdvae": "First stage of desc-null.",
     "oracle": "The stimulus' own latents and tokens, decoded: the best that the models can do.",
     "oraclevdvae": "First stage of desc-oracle.",
+    "summary": "Means over the test images, with intervals and chance levels, of every condition.",
     "ridge": "Ridge regressions from responses to latents and tokens.",
 }
 

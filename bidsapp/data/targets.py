@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock
 
-from bidsapp.io import atomic_path
+from bidsapp.io import atomic_path, locked
 from bidsapp.progress import track
 
 if TYPE_CHECKING:
     import h5py
 
 LOG = logging.getLogger("bidsapp")
+
+#: how long to wait for another subject's run that computes targets, in seconds
+_PATIENCE_S = 24 * 3600.0
 
 #: positions in the list of stimuli -> targets by name, each (k, dims)
 ComputeTargets = Callable[[Sequence[int]], Mapping[str, np.ndarray]]
@@ -100,7 +102,7 @@ class TargetStore:
             How many stimuli were computed now.
         """
         # Other subjects' runs wait here, and then find what they need.
-        with FileLock(self.folder / "lock"):
+        with locked(self.folder / "lock", timeout=_PATIENCE_S):
             self._index()
             missing = [i for i, d in enumerate(digests) if d not in self._places]
             seen: set[str] = set()

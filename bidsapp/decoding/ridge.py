@@ -182,6 +182,24 @@ class RidgeDecoder:
             return self._project(self._solve(centred, alpha))
         return self._solve(self._project(centred), alpha)
 
+    def coefficients(self, y: npt.ArrayLike, alpha: float) -> npt.NDArray[Any]:
+        """Give the smaller form of a fit: dual coefficients (n, d), or weights (p, d) where not ``is_dual``.
+
+        Predictions from the dual are ``mean(y) + (x_new - x_mean) @ (x_train - x_mean).T @ dual``.
+
+        Parameters
+        ----------
+        y : array-like, (n, d)
+        alpha : float
+        """
+        if not self.is_dual:
+            return self.weights(y, alpha)
+        targets = np.asarray(y)
+        if targets.ndim != 2 or targets.shape[0] != self.n_samples:
+            raise ValueError(f"targets of shape {targets.shape} given for {self.n_samples} training rows")
+        dtype = self._factor_for(alpha).dtype
+        return self._solve((targets - targets.mean(axis=0, dtype=np.float64)).astype(dtype), alpha)
+
     @staticmethod
     def predict_blocks(
         operator: npt.NDArray[np.float32],

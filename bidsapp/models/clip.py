@@ -40,7 +40,9 @@ class ClipTokens:
         Nothing is fetched; weights are read as safetensors or, with ``weights_only``, as torch files.
         """
         from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+        from transformers.utils import logging as transformers_logging
 
+        transformers_logging.disable_progress_bar()
         vision = CLIPVisionModelWithProjection.from_pretrained(
             folder / "image_encoder", local_files_only=True, dtype=dtype
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +42,22 @@ def load_networks(names: tuple[str, ...], clip: ClipTokens, device: str) -> dict
     unknown = [n for n in names if n not in makers]
     if unknown:
         raise ValueError(f"unknown judging networks {unknown}; known are {sorted(makers)}")
-    return {name: makers[name]() for name in names if available(name)}
+    return {name: remembered(makers[name]()) for name in names if available(name)}
+
+
+def remembered(network: FeatureNetwork, most: int = 2) -> FeatureNetwork:
+    """Keep the features of the last few image sets: the stimuli meet every condition and stage."""
+    known: dict[str, np.ndarray] = {}
+
+    def features(images: np.ndarray) -> np.ndarray:
+        key = hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest() + str(images.shape)
+        found = known.pop(key, None)
+        known[key] = network(images) if found is None else found
+        while len(known) > most:
+            known.pop(next(iter(known)))
+        return known[key]
+
+    return features
 
 
 def batched(network: FeatureNetwork, size: int = 25) -> FeatureNetwork:

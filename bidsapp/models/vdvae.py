@@ -209,7 +209,7 @@ class VDVAE(nn.Module):
 
     def normalise(self, images: np.ndarray) -> Tensor:
         """uint8 (n, H, W, 3) at the model's size -> float32 (n, 3, H, W), normalised."""
-        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).float()
+        x = torch.from_numpy(np.array(images)).to(self.device).float()
         return ((x - self.config.shift) / self.config.scale).permute(0, 3, 1, 2)
 
     @torch.no_grad()
@@ -283,7 +283,7 @@ class VDVAE(nn.Module):
         ValueError
             If the latents' width ends inside a block.
         """
-        given = torch.from_numpy(np.ascontiguousarray(latents, dtype=np.float32)).to(self.device)
+        given = torch.from_numpy(np.array(latents, dtype=np.float32)).to(self.device)
         streams = self.decoder.start(len(given))
         used = 0
         for block, size in zip(self.decoder.dec_blocks, self.layer_sizes(), strict=True):

@@ -76,16 +76,18 @@ class VersatileDiffusion:
         n_vision : int
             Number of vision tokens (257 for CLIP ViT-L/14).
         """
+        from diffusers import logging as diffusers_logging
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
+        diffusers_logging.disable_progress_bar()
         vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True, torch_dtype=dtype)
         unet = UNet2DConditionModel.from_pretrained(folder / "image_unet", local_files_only=True, torch_dtype=dtype)
         add_text_path(unet, n_vision)
         load_text_path(unet, read_weights(folder / "text_unet"))
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-        return cls(vae.to(device).eval(), unet.to(device, dtype).eval(), scheduler)
+        return cls(vae.to(device).eval(), unet.to(device).eval(), scheduler)
 
     @property
     def image_size(self) -> int:
@@ -114,7 +116,8 @@ class VersatileDiffusion:
         latents = posterior.mean
         if generators is not None:
             latents = latents + posterior.std * _noise_like(latents, generators)
-        scaled: Tensor = latents * self.vae.config.scaling_factor
+        # float32 from here on: the schedule's sums lose precision in half
+        scaled: Tensor = latents.float() * self.vae.config.scaling_factor
         return scaled
 
     @torch.no_grad()

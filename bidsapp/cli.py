@@ -24,7 +24,7 @@ _LISTS = ("--participant-label", "--session-label", "--roi")
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
-class Memory(click.ParamType):
+class Memory(click.ParamType[int]):
     """An amount of memory with its unit, in bytes: ``8GB``, ``7.5GiB``, ``900M``."""
 
     name = "amount"
@@ -35,7 +35,9 @@ class Memory(click.ParamType):
             return value
         match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(i?)B?\s*", str(value), re.IGNORECASE)
         if not match:
-            self.fail(f"{value!r} has no unit that is known here; write for example 8GB or 900MiB", param, ctx)
+            self.fail(
+                f"{value!r} has no unit that is known here; write for example 8GB or 900MiB", param, ctx
+            )
         base = 1024 if match[3] else 1000
         return int(float(match[1]) * base ** _UNITS[match[2].upper()])
 
@@ -53,16 +55,21 @@ def available_cpus() -> int:
 def _common(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that both the app and its verbs have."""
     for option in (
-        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the whole run."),
+        click.option(
+            "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the whole run."
+        ),
         click.option(
             "--n-cpus", type=click.IntRange(min=1), help="CPUs to use.  [default: those this process may use]"
         ),
         click.option(
-            "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+            default="auto",
+            show_default=True,
             help="Where the networks run.",
         ),
         click.option("-v", "--verbose", count=True, help="Say more (-vv: debugging lines, tracebacks)."),
-    ):  # fmt: skip
+    ):
         command = option(command)
     return command
 
@@ -76,15 +83,22 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("bids_dir", type=click.Path(path_type=Path))
 @click.argument("output_dir", type=click.Path(path_type=Path))
 @click.argument("analysis_level", metavar="{participant|group}")
-@click.option("--participant-label", multiple=True, metavar="LABEL...", help="Subjects, with or without 'sub-'.")
+@click.option(
+    "--participant-label", multiple=True, metavar="LABEL...", help="Subjects, with or without 'sub-'."
+)
 @click.option("--session-label", multiple=True, metavar="LABEL...", help="Sessions, with or without 'ses-'.")
 @click.option("--task-label", help="Task, where the betas have several.")
 @click.option("--space", help="Space, where the betas have several.")
 @click.option(
-    "--bids-filter-file", type=click.Path(path_type=Path, dir_okay=False), help="JSON that names the input files."
+    "--bids-filter-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="JSON that names the input files.",
 )
 @click.option(
-    "-w", "--work-dir", type=click.Path(path_type=Path), help="Intermediate files.  [default: OUTPUT_DIR/.work]"
+    "-w",
+    "--work-dir",
+    type=click.Path(path_type=Path),
+    help="Intermediate files.  [default: OUTPUT_DIR/.work]",
 )
 @click.option("--mem", type=Memory(), help="Memory to stay under, with its unit (8GB, 900MiB).")
 @click.option("--recipe", default="embedded", show_default=True, help="Name of a recipe, or a TOML file.")
@@ -93,7 +107,9 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
     "--roi", multiple=True, default=("nsdgeneral",), show_default=True, metavar="NAME...",
     help="Masks or segmentation labels whose voxels are decoded (their union).",
 )  # fmt: skip
-@click.option("--split", type=click.Path(path_type=Path, dir_okay=False), help="Train and test stimuli: TSV or JSON.")
+@click.option(
+    "--split", type=click.Path(path_type=Path, dir_okay=False), help="Train and test stimuli: TSV or JSON."
+)
 @click.option("--skip-bids-validation", is_flag=True, help="Do not run the BIDS validator on the input.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, compute nothing.")
 @click.option("--stop-on-first-crash", is_flag=True, help="Stop when a subject fails.")
@@ -109,7 +125,8 @@ def app(**options: Any) -> int:
     level = options["analysis_level"]
     if level not in LEVELS:
         raise AppError(
-            f"Unknown analysis level {level!r}: choose participant or group.", exit_code=ExitCode.UNKNOWN_LEVEL
+            f"Unknown analysis level {level!r}: choose participant or group.",
+            exit_code=ExitCode.UNKNOWN_LEVEL,
         )
     _prepare(options)
     if level == "group":
@@ -138,8 +155,12 @@ def app(**options: Any) -> int:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--simulate-only", is_flag=True, help="Write DIR/bids and stop.")
 @click.option("--n-subjects", type=click.IntRange(min=1, max=8), default=2, show_default=True)
-@click.option("--n-train", type=click.IntRange(min=20), default=1000, show_default=True, help="Training images each.")
-@click.option("--n-test", type=click.IntRange(min=5), default=100, show_default=True, help="Shared test images.")
+@click.option(
+    "--n-train", type=click.IntRange(min=20), default=1000, show_default=True, help="Training images each."
+)
+@click.option(
+    "--n-test", type=click.IntRange(min=5), default=100, show_default=True, help="Shared test images."
+)
 @_common
 def demo(**options: Any) -> int:
     """Simulate a dataset in DIR/bids, reconstruct it into DIR/out, and show the scores.
@@ -168,7 +189,7 @@ VERBS: dict[str, click.Command] = {"demo": demo}
 
 
 def make_config(options: dict[str, Any]) -> Any:
-    """The run's frozen settings, from the command line's options."""
+    """Make the run's frozen settings from the command line's options."""
     from bidsapp.config import RunConfig, load_recipe
 
     return RunConfig(
@@ -196,7 +217,7 @@ def make_config(options: dict[str, Any]) -> Any:
 
 
 def _prepare(options: dict[str, Any]) -> None:
-    """Logging and thread counts, before numpy and torch are imported."""
+    """Set up logging and thread counts, before numpy and torch are imported."""
     from bidsapp.runlog import set_up_logging
 
     set_up_logging(options["verbose"])
@@ -215,7 +236,9 @@ def normalise(argv: Sequence[str], command: click.Command) -> list[str]:
     As in other BIDS Apps, ``--participant-label 01 02`` names two subjects. Where the positionals
     come last, as many words as they need are left to them.
     """
-    flags = {o for p in command.params if isinstance(p, click.Option) and (p.is_flag or p.count) for o in p.opts}
+    flags = {
+        o for p in command.params if isinstance(p, click.Option) and (p.is_flag or p.count) for o in p.opts
+    }
     flags |= {"-h", "--help", "--version"}
     n_positionals = sum(isinstance(p, click.Argument) for p in command.params)
     groups: list[list[str]] = []  # an option with its values, or a lone positional

@@ -174,9 +174,10 @@ def _build(kind: type[T], content: Any, where: str) -> T:
     missing = [n for n in names if n not in content]
     if unknown or missing:
         place = f"[{where}] " if where else ""
-        raise _Misfit(f"{place}" + ("; ".join(
-            [f"unknown key {k!r}" for k in unknown] + [f"missing key {k!r}" for k in missing]
-        )))
+        raise _Misfit(
+            f"{place}"
+            + ("; ".join([f"unknown key {k!r}" for k in unknown] + [f"missing key {k!r}" for k in missing]))
+        )
     values = {n: _value(hints[n], content[n], f"{where}.{n}".lstrip(".")) for n in names}
     return kind(**values)
 

@@ -73,7 +73,9 @@ def write_subject(
         write_metrics(tree, columns, describe_columns(columns), desc=_DESC[condition])
     rows = summary_rows(found.pictures)
     write_metrics(tree, summary_columns(rows), _SUMMARY_COLUMNS, desc="summary")
-    write_subject_report(tree.path("report"), make_report(found, rows, stimuli, config, run_id, seconds, warnings))
+    write_subject_report(
+        tree.path("report"), make_report(found, rows, stimuli, config, run_id, seconds, warnings)
+    )
     return rows
 
 
@@ -86,7 +88,7 @@ def per_image_columns(pictures: Pictures) -> dict[str, Any]:
 
 
 def describe_columns(columns: Mapping[str, Any]) -> dict[str, str]:
-    """A sentence for every column of a metrics table."""
+    """Describe in a sentence every column of a metrics table."""
     texts = {"stimulus_id": "Stimulus that was shown, as in the input's stimuli.tsv."}
     for name in columns:
         stage, _, metric = name.partition("_")
@@ -104,10 +106,18 @@ def summary_rows(pictures: Mapping[str, Pictures]) -> list[ScoreRow]:
             for metric, s in scores.summary.items():
                 rows.append(
                     ScoreRow(
-                        condition, stage, metric, s.mean, s.low, s.high, s.chance, s.chance_low, s.chance_high,
+                        condition,
+                        stage,
+                        metric,
+                        s.mean,
+                        s.low,
+                        s.high,
+                        s.chance,
+                        s.chance_low,
+                        s.chance_high,
                         len(found.ids),
                     )
-                )  # fmt: skip
+                )
     return rows
 
 
@@ -136,7 +146,7 @@ _SUMMARY_COLUMNS = {
 
 
 def summary_columns(rows: list[ScoreRow]) -> dict[str, list[Any]]:
-    """The summary table, a row a metric, stage and condition."""
+    """Make the summary table, a row a metric, stage and condition."""
     return {name: [getattr(row, name) for row in rows] for name in _SUMMARY_COLUMNS}
 
 
@@ -211,7 +221,7 @@ def target_rows(found: Reconstruction, config: RunConfig) -> tuple[TargetRow, ..
 
 
 def counts_of(found: Reconstruction) -> dict[str, int]:
-    """What was counted, in the order the report shows it."""
+    """Count what was used, in the order the report shows it."""
     repeats = np.concatenate([found.responses["train_repeats"], found.responses["test_repeats"]])
     return {
         "sessions": len(found.subject.sessions),
@@ -226,7 +236,7 @@ def counts_of(found: Reconstruction) -> dict[str, int]:
 
 
 def software_versions() -> dict[str, str]:
-    """This app's version first, then what the results depend on."""
+    """List versions: this app's first, then of what the results depend on."""
     return {
         "bidsapp-recon": __version__,
         "python": platform.python_version(),
@@ -243,7 +253,7 @@ def make_report(
     seconds: float,
     warnings: tuple[str, ...] = (),
 ) -> SubjectReport:
-    """The report's contents."""
+    """Gather the report's contents."""
     brain = found.pictures[BRAIN]
     per_image = {k: np.asarray(v) for k, v in per_image_columns(brain).items() if k != "stimulus_id"}
     return SubjectReport(
@@ -271,7 +281,7 @@ def make_report(
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """The recipe and the run's options, as nested plain values."""
+    """Give the recipe and the run's options as nested plain values."""
     options = {
         "roi": ", ".join(config.roi),
         "seed": config.seed,

@@ -32,7 +32,7 @@ class Plan:
     splits: dict[str, Split]
 
     def describe(self, config: RunConfig) -> str:
-        """The plan in words, for ``--dry-run``."""
+        """Say the plan in words, for ``--dry-run``."""
         lines = [f"Recipe {config.recipe.name}: {config.recipe.title}", f"Output: {config.output_dir}"]
         for subject in self.dataset.subjects:
             split = self.splits[subject.label]
@@ -163,9 +163,13 @@ def _warnings(planned: Plan, models: Models, config: RunConfig) -> tuple[str, ..
     if absent:
         from bidsapp.models.evalnets import EXTRAS
 
-        found += [f"Not scored by {n}: it is not installed. Install it with: {EXTRAS.get(n, n)}" for n in absent]
+        found += [
+            f"Not scored by {n}: it is not installed. Install it with: {EXTRAS.get(n, n)}" for n in absent
+        ]
     if planned.dataset.generated_by != "bidsapp-recon demo" and config.recipe.models.location == "package":
-        found.append("The embedded models know drawn scenes only; these pictures say nothing about photographs.")
+        found.append(
+            "The embedded models know drawn scenes only; these pictures say nothing about photographs."
+        )
     return tuple(found)
 
 
@@ -200,7 +204,7 @@ def _record_failure(label: str, error: Exception, planned: Plan, config: RunConf
 
 
 def _container() -> dict[str, str] | None:
-    """What container this runs in, where the image says so."""
+    """Name the container this runs in, where the image says so."""
     tag = os.environ.get("BIDSAPP_RECON_CONTAINER")
     if not tag:
         return None

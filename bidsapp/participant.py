@@ -118,7 +118,9 @@ def reconstruct(
     for condition, predicted in latents.items():
         ids = split.test if condition == BRAIN else split.test[:n_control]
         first = steps.first_stage(stages, predicted, ids, subject.label, models, config.seed, condition)
-        second = steps.second_stage(stages, first, predicted, ids, subject.label, models, config.seed, condition)
+        second = steps.second_stage(
+            stages, first, predicted, ids, subject.label, models, config.seed, condition
+        )
         pictures[condition] = judge(ids, first["images"], second["images"], shown[: len(ids)], models, config)
 
     return Reconstruction(
@@ -138,7 +140,12 @@ def reconstruct(
 
 
 def judge(
-    ids: tuple[str, ...], stage1: np.ndarray, stage2: np.ndarray, shown: np.ndarray, models: Models, config: RunConfig
+    ids: tuple[str, ...],
+    stage1: np.ndarray,
+    stage2: np.ndarray,
+    shown: np.ndarray,
+    models: Models,
+    config: RunConfig,
 ) -> Pictures:
     """Score both stages' images against the stimuli that were shown."""
     section = config.recipe.metrics

@@ -11,15 +11,18 @@ if TYPE_CHECKING:
 
 
 def seed_for(run_seed: int, *parts: str) -> int:
-    """A 63-bit seed that depends on the run's seed and on every part, and on nothing else."""
+    """Make a 63-bit seed that depends on the run's seed and on every part, and on nothing else."""
     text = "\x1f".join([str(run_seed), *parts])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def image_generators(run_seed: int, subject: str, stimulus_ids: Sequence[str], purpose: str) -> list[torch.Generator]:
-    """A CPU generator for each image, so that no image depends on its place in the list."""
+def image_generators(
+    run_seed: int, subject: str, stimulus_ids: Sequence[str], purpose: str
+) -> list[torch.Generator]:
+    """Make a CPU generator for each image, so that no image depends on its place in the list."""
     import torch
 
     return [
-        torch.Generator().manual_seed(seed_for(run_seed, subject, stimulus, purpose)) for stimulus in stimulus_ids
+        torch.Generator().manual_seed(seed_for(run_seed, subject, stimulus, purpose))
+        for stimulus in stimulus_ids
     ]

@@ -183,7 +183,7 @@ def predict_and_calibrate(
 
 
 def true_latents(stages: Stages, targets: Mapping[str, TargetRows], targets_key: str, n: int) -> StageResult:
-    """The oracle's latents: the true targets of the first ``n`` test images."""
+    """Take the oracle's latents: the true targets of the first ``n`` test images."""
 
     def compute(_: Path) -> dict[str, np.ndarray]:
         return {name: targets[name][:n, :] for name in TARGETS}
@@ -192,7 +192,13 @@ def true_latents(stages: Stages, targets: Mapping[str, TargetRows], targets_key:
 
 
 def first_stage(
-    stages: Stages, latents: StageResult, ids: Sequence[str], subject: str, models: Models, seed: int, condition: str
+    stages: Stages,
+    latents: StageResult,
+    ids: Sequence[str],
+    subject: str,
+    models: Models,
+    seed: int,
+    condition: str,
 ) -> StageResult:
     """Stage 1: VDVAE images of the latents, ``images`` uint8 (n, S, S, 3)."""
 
@@ -200,7 +206,8 @@ def first_stage(
         generators = image_generators(seed, subject, ids, "stage 1")
         return {"images": models.first_stage(latents["vdvae"][: len(ids)], generators)}
 
-    inputs = {"after": latents.key, "models": models.digest, "settings": models.recipe.as_dict()["vdvae"]}
+    inputs: dict[str, Any] = {"after": latents.key, "models": models.digest}
+    inputs |= {"settings": models.recipe.as_dict()["vdvae"]}
     inputs |= {"ids": list(ids), "seed": seed, "device": models.device}
     return stages.run(f"stage1_{condition}", inputs, compute)
 
@@ -223,13 +230,17 @@ def second_stage(
         tokens = latents["clip_vision"][:n], latents["clip_text"][:n]
         return {"images": models.second_stage(initial["images"], *tokens, generators)}
 
-    inputs = {"after": [initial.key, latents.key], "models": models.digest, "device": models.device}
+    inputs: dict[str, Any] = {
+        "after": [initial.key, latents.key],
+        "models": models.digest,
+        "device": models.device,
+    }
     inputs |= {"settings": models.recipe.as_dict()["diffusion"], "ids": list(ids), "seed": seed}
     return stages.run(f"stage2_{condition}", inputs, compute)
 
 
 def _fingerprint(path: Path) -> list[Any]:
-    """What tells one version of a large file from another without reading it."""
+    """Give what tells one version of a large file from another without reading it."""
     stat = path.stat()
     return [str(path), stat.st_size, stat.st_mtime_ns]
 

@@ -72,7 +72,8 @@ def test_masked_equals_nibabel(tmp_path, mask, dtype, endian, suffix):
     path = _write(tmp_path / f"betas{suffix}", _values(dtype), endian=endian)
     assert nib.load(path).header.endianness == endian
     got = mask_session(_session(path, scale=300.0), mask, tmp_path / "out.npy")
-    assert isinstance(got, np.memmap) and got.dtype == np.float32
+    assert isinstance(got, np.memmap)
+    assert got.dtype == np.float32
     np.testing.assert_array_equal(got, _literal(path, mask.data, 300.0))
 
 
@@ -120,7 +121,8 @@ def test_truncated_file_is_refused_and_leaves_nothing(tmp_path, mask, suffix, ke
     folder = tmp_path / "work"
     with pytest.raises(AppError, match="truncated") as caught:
         mask_session(_session(path), mask, folder / "out.npy")
-    assert caught.value.exit_code == ExitCode.BAD_DATA and str(path) in str(caught.value)
+    assert caught.value.exit_code == ExitCode.BAD_DATA
+    assert str(path) in str(caught.value)
     assert list(folder.iterdir()) == []
 
 
@@ -176,7 +178,8 @@ def test_files_that_are_no_nifti(tmp_path, mask, content):
     path.write_bytes(content)
     with pytest.raises(AppError) as caught:
         mask_session(_session(path), mask, tmp_path / "out.npy")
-    assert caught.value.exit_code == ExitCode.BAD_DATA and str(path) in str(caught.value)
+    assert caught.value.exit_code == ExitCode.BAD_DATA
+    assert str(path) in str(caught.value)
 
 
 def test_missing_file(tmp_path, mask):
@@ -210,13 +213,17 @@ def test_mask_is_above_zero_and_a_union(tmp_path):
     b[4, 5, 3] = 0.5
     paths = {"a": _write(tmp_path / "a.nii.gz", a), "b": _write(tmp_path / "b.nii", b)}
     mask = load_mask(paths)
-    assert mask.n_voxels == 2 and mask.names == ("a", "b") and mask.shape == SHAPE
+    assert mask.n_voxels == 2
+    assert mask.names == ("a", "b")
+    assert mask.shape == SHAPE
     assert {tuple(map(int, v)) for v in np.argwhere(mask.data)} == {(1, 2, 3), (4, 5, 3)}
     np.testing.assert_allclose(mask.affine, AFFINE, rtol=1e-6)
     assert mask.zooms == pytest.approx((1.8, 1.8, 1.8))
     np.testing.assert_array_equal(np.unravel_index(mask.flat_index[0], SHAPE, order="F"), (1, 2, 3))
     volume = mask.to_volume([5.0, 6.0], fill=0)
-    assert volume[1, 2, 3] == 5 and volume[4, 5, 3] == 6 and volume.sum() == 11
+    assert volume[1, 2, 3] == 5
+    assert volume[4, 5, 3] == 6
+    assert volume.sum() == 11
 
 
 def test_masks_that_cannot_be_used(tmp_path):

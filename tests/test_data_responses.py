@@ -22,7 +22,8 @@ def test_average_equals_literal_mean(design, seed):
     shown = sorted({i for session in ids for i in session})
     wanted = list(rng.permutation(shown))
     got, repeats = average_repeats(betas, ids, wanted)
-    assert got.dtype == np.float32 and got.shape == (len(wanted), 3)
+    assert got.dtype == np.float32
+    assert got.shape == (len(wanted), 3)
     for row, stimulus in enumerate(wanted):
         rows = [b[t] for b, s in zip(betas, ids, strict=True) for t, i in enumerate(s) if i == stimulus]
         assert repeats[row] == len(rows)
@@ -39,7 +40,7 @@ def test_average_propagates_nan_only_where_it_is():
 
 
 def test_average_of_a_stimulus_never_shown():
-    with pytest.raises(AppError, match="2 stimuli .* never shown.*: p, q") as caught:
+    with pytest.raises(AppError, match=r"2 stimuli .* never shown.*: p, q") as caught:
         average_repeats([np.ones((1, 2), np.float32)], [["x"]], ["x", "p", "q"])
     assert caught.value.exit_code == ExitCode.BAD_DATA
 
@@ -52,7 +53,7 @@ def test_average_refuses_inconsistent_arguments():
         ([one], [["x"]], ["x", "x"]),
         ([one, one[:, :1]], [["x"], ["x"]], ["x"]),
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"betas|distinct|shape"):
             average_repeats(betas, ids, wanted)
 
 
@@ -82,7 +83,8 @@ def test_zscore_is_the_definition(monkeypatch, block):
     np.testing.assert_allclose(z.train.astype(np.float64).std(0, ddof=1), 1, rtol=1e-6)
     np.testing.assert_allclose(z.mean, mean, rtol=1e-14)
     np.testing.assert_allclose(z.std, std, rtol=1e-12)
-    assert z.n_dropped == 0 and z.train.dtype == z.test.dtype == np.float32
+    assert z.n_dropped == 0
+    assert z.train.dtype == z.test.dtype == np.float32
 
 
 def test_zscore_drops_constant_and_nan_voxels_and_counts_them():
@@ -93,7 +95,9 @@ def test_zscore_drops_constant_and_nan_voxels_and_counts_them():
     test[1, 3] = np.inf
     z = zscore(train, test)
     np.testing.assert_array_equal(z.kept, [False, True, False, False, True, True])
-    assert z.n_dropped == 3 and z.train.shape == (20, 3) and z.test.shape == (3, 3)
+    assert z.n_dropped == 3
+    assert z.train.shape == (20, 3)
+    assert z.test.shape == (3, 3)
     whole = zscore(train[:, [1, 4, 5]], test[:, [1, 4, 5]])
     np.testing.assert_array_equal(z.train, whole.train)
     np.testing.assert_array_equal(z.test, whole.test)

@@ -35,7 +35,8 @@ def test_predictions_equal_sklearn_fitted_per_target(n, p, alpha):
     x, y, x_new = _data(n, p, 4)
     model = Ridge(alpha).fit(x, y)
     got = model.predict(x_new)
-    assert got.dtype == np.float32 and got.shape == (9, 4)
+    assert got.dtype == np.float32
+    assert got.shape == (9, 4)
     for target in range(4):
         reference = Reference(alpha=alpha).fit(x.astype(np.float64), y[:, target].astype(np.float64))
         expected = reference.predict(x_new.astype(np.float64))
@@ -47,7 +48,8 @@ def test_predictions_equal_sklearn_fitted_per_target(n, p, alpha):
 def test_one_target_as_a_vector():
     x, y, x_new = _data(20, 30, 1)
     model = Ridge(2.0).fit(x, y[:, 0])
-    assert model.predict(x_new).shape == (9,) and model.coef_.shape == (30,)
+    assert model.predict(x_new).shape == (9,)
+    assert model.coef_.shape == (30,)
     np.testing.assert_array_equal(model.predict(x_new), Ridge(2.0).fit(x, y).predict(x_new)[:, 0])
 
 
@@ -83,7 +85,8 @@ def test_leave_one_out_of_some_rows(n, p):
     whole = decoder.loo_operator(3.0)
     rows = np.array([5, 0, 11])
     some = decoder.loo_operator(3.0, rows)
-    assert some.shape == (3, n) and some.dtype == np.float32
+    assert some.shape == (3, n)
+    assert some.dtype == np.float32
     np.testing.assert_allclose(some, whole[rows], rtol=1e-5, atol=1e-8)
     np.testing.assert_array_equal(some[np.arange(3), rows], 0)
     np.testing.assert_allclose(whole.sum(axis=1), 1, rtol=1e-5)
@@ -153,7 +156,7 @@ def test_blocks_of_targets(tmp_path, dtype):
 
 
 def test_one_factor_serves_alphas_in_turn():
-    x, y, x_new = _data(20, 30, 2)
+    x, _, x_new = _data(20, 30, 2)
     decoder = RidgeDecoder(x)
     first = decoder.operator(x_new, 1.0)
     decoder.operator(x_new, 50.0)

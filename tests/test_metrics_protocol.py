@@ -33,7 +33,8 @@ def test_values_are_those_of_the_metrics():
     made = _noisy(truth, 80)
     scores = score(made, truth, {"colours": _mean_colours, "raw": lambda x: x}, size=32, seed=3)
     names = ["pixcorr", "ssim", "two_way_colours", "top1_colours", "two_way_raw", "top1_raw"]
-    assert list(scores.per_image) == list(scores.summary) == names and scores.protocol == "native"
+    assert list(scores.per_image) == list(scores.summary) == names
+    assert scores.protocol == "native"
     r = identification.similarity(_mean_colours(truth), _mean_colours(made))
     expected = {
         "pixcorr": pixel.pixcorr(truth, made),
@@ -55,7 +56,8 @@ def test_perfect_reconstructions():
     truth = _images()
     scores = score(truth, truth, {"net": _mean_colours}, size=32)
     for summary in scores.summary.values():
-        assert summary.mean == pytest.approx(1) and summary.ties == 0
+        assert summary.mean == pytest.approx(1)
+        assert summary.ties == 0
 
 
 def test_unrelated_reconstructions_lie_within_chance():
@@ -82,7 +84,8 @@ def test_chance_of_pixel_metrics_is_that_of_mismatched_pairs():
 def test_constant_reconstructions_show_their_ties():
     truth = _images(5)
     scores = score(np.full_like(truth, 128), truth, {"net": _mean_colours}, size=32)
-    assert scores.summary["two_way_net"].ties == 20 and scores.summary["two_way_net"].mean == 0
+    assert scores.summary["two_way_net"].ties == 20
+    assert scores.summary["two_way_net"].mean == 0
     assert scores.summary["pixcorr"].mean == 0
 
 

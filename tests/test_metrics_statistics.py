@@ -71,12 +71,12 @@ def test_percentiles():
 
 def test_refusals():
     for values in ([], [1.0, np.nan], [[1.0]]):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="non-empty"):
             bootstrap_interval(values, 0)
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="non-empty"):
             permutation_p(0.0, values)
     for level in (0, 1, 95):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="level"):
             percentile_interval([1.0], level)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="square"):
         pairing_null(np.zeros((2, 3)), 0)

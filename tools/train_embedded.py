@@ -85,6 +85,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
+        """Move towards the weights of ``model``; the first steps move further."""
         self.step += 1
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
@@ -100,7 +101,12 @@ def schedule(step: int, n_steps: int, peak: float, warm_up: int = 100) -> float:
 
 
 def optimise(
-    model: nn.Module, n_steps: int, peak: float, average: Average, clip: float = 1.0, weight_decay: float = 0.0
+    model: nn.Module,
+    n_steps: int,
+    peak: float,
+    average: Average,
+    clip: float = 1.0,
+    weight_decay: float = 0.0,
 ) -> Iterator[tuple[int, torch.optim.Optimizer]]:
     """Yield once a step; the caller calls backward, this steps the optimiser."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=weight_decay, betas=(0.9, 0.99))
@@ -124,6 +130,7 @@ def half_precision() -> torch.autocast:
 
 
 def count(model: nn.Module) -> str:
+    """Say how many parameters a model has."""
     return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters"
 
 
@@ -169,7 +176,7 @@ def vdvae_quality(model: VDVAE, images: np.ndarray) -> dict[int, float]:
 
 
 def make_tokenizer() -> object:
-    """A word-level tokenizer over the closed vocabulary of the drawn scenes."""
+    """Make a word-level tokenizer over the closed vocabulary of the drawn scenes."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -191,7 +198,7 @@ def make_tokenizer() -> object:
 
 
 def make_clip() -> ClipTokens:
-    """A CLIP of transformers' classes in a small configuration."""
+    """Make a CLIP of transformers' classes in a small configuration."""
     from transformers import (
         CLIPTextConfig,
         CLIPTextModelWithProjection,
@@ -199,7 +206,12 @@ def make_clip() -> ClipTokens:
         CLIPVisionModelWithProjection,
     )
 
-    shape = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "projection_dim": PROJECTION}
+    shape = {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_attention_heads": 4,
+        "projection_dim": PROJECTION,
+    }
     vision = CLIPVisionModelWithProjection(
         CLIPVisionConfig(image_size=64, patch_size=8, num_hidden_layers=3, **shape)
     )
@@ -266,6 +278,7 @@ def train_clip(work: Path, n_steps: int) -> None:
 
 
 def save_clip(work: Path, both: nn.Module, clip: ClipTokens) -> None:
+    """Write both encoders and the tokenizer in the hub's layout."""
     both[0].save_pretrained(work / "clip" / "image_encoder")
     both[1].save_pretrained(work / "clip" / "text_encoder")
     clip.tokenizer.save_pretrained(work / "clip" / "tokenizer")
@@ -275,6 +288,7 @@ def save_clip(work: Path, both: nn.Module, clip: ClipTokens) -> None:
 
 
 def make_autoencoder() -> nn.Module:
+    """Make an AutoencoderKL that halves the image twice."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     return AutoencoderKL(
@@ -314,7 +328,9 @@ def train_autoencoder(work: Path, n_steps: int) -> None:
             with torch.no_grad():
                 x = torch.from_numpy(scenes[-64:]).permute(0, 3, 1, 2).float() / 127.5 - 1
                 y = average.model.decode(average.model.encode(x).latent_dist.mean).sample
-            print(f"validation PSNR {10 * math.log10(4 / F.mse_loss(y.clamp(-1, 1), x).item()):.2f}", flush=True)
+            print(
+                f"validation PSNR {10 * math.log10(4 / F.mse_loss(y.clamp(-1, 1), x).item()):.2f}", flush=True
+            )
 
 
 def edge_loss(a: Tensor, b: Tensor) -> Tensor:
@@ -326,7 +342,7 @@ def edge_loss(a: Tensor, b: Tensor) -> Tensor:
 
 
 def make_unet() -> nn.Module:
-    """A dual-guided UNet: the image UNet's blocks, each cross-attention doubled for text."""
+    """Make a dual-guided UNet: the image UNet's blocks, each cross-attention doubled for text."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     unet = UNet2DConditionModel(
@@ -351,6 +367,7 @@ def make_unet() -> nn.Module:
 
 
 def make_scheduler() -> object:
+    """Make the noise schedule of Versatile Diffusion."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     return DDIMScheduler(
@@ -383,16 +400,24 @@ def precompute(work: Path) -> None:
     np.save(work / "text_tokens.npy", np.concatenate(read))
 
 
-def blur_tokens(tokens: Tensor, mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the tokens mixed with noise, as predictions from brain data are (conditioning augmentation).
+class TokenNoise:
+    """Conditioning augmentation: half of the batch's tokens are mixed with those of other images.
 
-    A share of the token's own variance is replaced, so that mean and variance stay as they are.
+    Tokens predicted from brain data are wrong in the way tokens vary: their errors have the tokens'
+    own covariance, and those of vision and text go together. A sum of three other images' centred
+    tokens is such an error. The mixing keeps mean and variance.
     """
-    n = len(tokens)
-    level = torch.rand(n, 1, 1, generator=generator) * 0.8
-    level = level * (torch.rand(n, 1, 1, generator=generator) < 0.5)
-    noise = torch.randn(tokens.shape, generator=generator) * std
-    return mean + (1 - level**2).sqrt() * (tokens - mean) + level * noise
+
+    def __init__(self, n: int, generator: torch.Generator) -> None:
+        level = torch.rand(n, 1, 1, generator=generator) * 0.85
+        self.level = level * (torch.rand(n, 1, 1, generator=generator) < 0.5)
+        self.others = [torch.randperm(n, generator=generator) for _ in range(3)]
+
+    def __call__(self, tokens: Tensor, mean: Tensor) -> Tensor:
+        """Mix other images' centred tokens into ``tokens``, (n, tokens, dims), about their ``mean``."""
+        centred = tokens - mean
+        noise = torch.stack([centred[o] for o in self.others]).sum(0) / len(self.others) ** 0.5
+        return mean + (1 - self.level**2).sqrt() * centred + self.level * noise
 
 
 def train_unet(work: Path, n_steps: int, resume: bool) -> None:
@@ -403,13 +428,15 @@ def train_unet(work: Path, n_steps: int, resume: bool) -> None:
     rng = np.random.default_rng(4)
     generator = torch.Generator().manual_seed(4)
     clip = ClipTokens.load(work / "clip")
-    no_vision, no_text = (torch.from_numpy(t) for t in (clip.unconditional_vision(), clip.unconditional_text()))
+    no_vision, no_text = (
+        torch.from_numpy(t) for t in (clip.unconditional_vision(), clip.unconditional_text())
+    )
     latents = torch.from_numpy(np.load(work / "latents.npy"))
     latents = latents / latents[:2000].std()
     seen = np.load(work / "vision_tokens.npy", mmap_mode="r")
     read = np.load(work / "text_tokens.npy", mmap_mode="r")
-    seen_mean, seen_std = token_statistics(seen)
-    read_mean, read_std = token_statistics(read.reshape(-1, *read.shape[2:]))
+    seen_mean = torch.from_numpy(seen[:4000]).float().mean(0)
+    read_mean = torch.from_numpy(read[:4000]).float().mean((0, 1))
     scheduler = make_scheduler()
     unet = make_unet()
     if resume:
@@ -420,24 +447,29 @@ def train_unet(work: Path, n_steps: int, resume: bool) -> None:
     for step, _ in optimise(unet, n_steps, 1e-3, average):
         rows = np.sort(rng.integers(0, N_SCENES - N_VALID, 48))
         n = len(rows)
-        vision = blur_tokens(torch.from_numpy(seen[rows]).float(), seen_mean, seen_std, generator)
+        spoil = TokenNoise(n, generator)
+        vision = spoil(torch.from_numpy(seen[rows]).float(), seen_mean)
         pair = torch.from_numpy(read[rows]).float()
         pick = torch.rand(n, 1, 1, generator=generator)
         share_first = torch.where(pick < 0.5, 0.5, torch.where(pick < 0.75, 0.0, 1.0))
         text = share_first * pair[:, 0] + (1 - share_first) * pair[:, 1]
-        text = blur_tokens(text, read_mean, read_std, generator)
+        text = spoil(text, read_mean)
         # one in ten sees nothing at all, which guidance needs
         nothing = torch.rand(n, 1, 1, generator=generator) < 0.1
         vision = torch.where(nothing, no_vision, vision)
         text = torch.where(nothing, no_text, text)
-        share = torch.where(torch.rand(n, 1, 1, generator=generator) < 0.5, 0.4, torch.rand(n, 1, 1, generator=generator))
+        share = torch.where(
+            torch.rand(n, 1, 1, generator=generator) < 0.5, 0.4, torch.rand(n, 1, 1, generator=generator)
+        )
         set_text_share(unet, share[..., None])
         x = latents[rows]
         noise = torch.randn(x.shape, generator=generator)
         t = torch.randint(0, 1000, (n,), generator=generator)
         tokens = torch.cat([vision, text], 1)
         with half_precision():
-            predicted = unet(scheduler.add_noise(x, noise, t), t, encoder_hidden_states=tokens, return_dict=False)[0]
+            predicted = unet(
+                scheduler.add_noise(x, noise, t), t, encoder_hidden_states=tokens, return_dict=False
+            )[0]
         loss = F.mse_loss(predicted.float(), noise)
         loss.backward()
         losses.append(loss.item())
@@ -446,11 +478,6 @@ def train_unet(work: Path, n_steps: int, resume: bool) -> None:
         if step % 500 == 499 or step == n_steps - 1:
             torch.save(average.model.state_dict(), work / "unet.pt.partial")
             (work / "unet.pt.partial").replace(work / "unet.pt")
-
-
-def token_statistics(tokens: np.ndarray) -> tuple[Tensor, Tensor]:
-    sample = torch.from_numpy(tokens[:4000]).float()
-    return sample.mean(0), sample.std(0)
 
 
 # ---------------------------------------------------------------- export
@@ -491,7 +518,10 @@ def export(work: Path, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Train the parts that are asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["all", "scenes", "vdvae", "clip", "autoencoder", "unet", "export"])
     parser.add_argument("--work", type=Path, required=True, help="folder for scenes and checkpoints")
     parser.add_argument("--out", type=Path, help="folder for the exported weights")

@@ -40,7 +40,11 @@ def validate_input(bids_dir: Path) -> bool:
         return False
     try:
         done = subprocess.run(
-            [command, "--json", str(bids_dir)], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            [command, "--json", str(bids_dir)],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
         )
         issues = json.loads(done.stdout)["issues"]["issues"]
     except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError) as error:

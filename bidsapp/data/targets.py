@@ -162,6 +162,8 @@ class TargetStore:
         with atomic_path(self.folder / f"part-{name}.h5") as temporary, h5py.File(temporary, "w") as file:
             for target, values in targets.items():
                 if values.shape[0] != len(digests) or not np.isfinite(values).all():
-                    raise ValueError(f"{target}: {values.shape} values for {len(digests)} stimuli, or not finite")
+                    raise ValueError(
+                        f"{target}: {values.shape} values for {len(digests)} stimuli, or not finite"
+                    )
                 file.create_dataset(target, data=values.astype(np.float32))
             file.create_dataset("digest", data=list(digests), dtype=h5py.string_dtype())

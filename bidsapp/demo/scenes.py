@@ -183,7 +183,7 @@ def _background(scene: Scene, side: int) -> np.ndarray:
 
 
 def _scenery(pen: ImageDraw.ImageDraw, scene: Scene, side: int) -> None:
-    """Fixed landmarks of a setting: sea, dunes, stars, sun, hills, window."""
+    """Draw the fixed landmarks of a setting: sea, dunes, stars, sun, hills, window."""
     h = scene.horizon
     rng = np.random.default_rng(scene.texture_seed)
     shift = float(rng.uniform(-0.1, 0.1))
@@ -218,15 +218,26 @@ def _scenery(pen: ImageDraw.ImageDraw, scene: Scene, side: int) -> None:
         polygon([(0, h), (0.22 + shift, h - 0.14), (0.5 + shift, h)], (70, 120, 92))
         polygon([(0.4 + shift, h), (0.72 + shift, h - 0.18), (1.1, h)], (56, 104, 84))
     elif scene.setting == "room":
-        polygon([(0.36 + shift, 0.08), (0.64 + shift, 0.08), (0.64 + shift, 0.34), (0.36 + shift, 0.34)], (250, 250, 244))
-        polygon([(0.385 + shift, 0.105), (0.615 + shift, 0.105), (0.615 + shift, 0.315), (0.385 + shift, 0.315)], (150, 200, 236))
+        polygon(
+            [(0.36 + shift, 0.08), (0.64 + shift, 0.08), (0.64 + shift, 0.34), (0.36 + shift, 0.34)],
+            (250, 250, 244),
+        )
+        polygon(
+            [(0.385 + shift, 0.105), (0.615 + shift, 0.105), (0.615 + shift, 0.315), (0.385 + shift, 0.315)],
+            (150, 200, 236),
+        )
 
 
 def _shadow(pen: ImageDraw.ImageDraw, thing: Thing, side: int) -> None:
     if thing.kind == "kite":
         return
     y = thing.y + thing.half * 0.97
-    box = [(thing.x - thing.half * 0.75), y - thing.half * 0.08, (thing.x + thing.half * 0.75), y + thing.half * 0.1]
+    box = [
+        (thing.x - thing.half * 0.75),
+        y - thing.half * 0.08,
+        (thing.x + thing.half * 0.75),
+        y + thing.half * 0.1,
+    ]
     pen.ellipse([v * side for v in box], fill=(48, 42, 44))
 
 

@@ -84,7 +84,9 @@ def negative_log_likelihood(raw: Tensor, target: Tensor, n_mixtures: int) -> Ten
     middle = inverse_scale * centred
     density = middle - log_scales - 2 * F.softplus(middle) - float(torch.log(torch.tensor(127.5)))
     inside = torch.where(torch.sigmoid(upper) - torch.sigmoid(lower) > 1e-5, inside, density)
-    log_prob = torch.where(x < -0.999, F.logsigmoid(upper), torch.where(x > 0.999, -F.softplus(lower), inside))
+    log_prob = torch.where(
+        x < -0.999, F.logsigmoid(upper), torch.where(x > 0.999, -F.softplus(lower), inside)
+    )
     total = torch.logsumexp(log_prob.sum(-2) + F.log_softmax(log_weights, -1), -1)
     return -total.mean(dim=(1, 2)) / 3
 

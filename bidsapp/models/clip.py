@@ -42,11 +42,13 @@ class ClipTokens:
         from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
         from transformers.utils import logging as transformers_logging
 
-        transformers_logging.disable_progress_bar()
-        vision = CLIPVisionModelWithProjection.from_pretrained(
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        vision: Any = CLIPVisionModelWithProjection.from_pretrained(
             folder / "image_encoder", local_files_only=True, dtype=dtype
         )
-        text = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", local_files_only=True, dtype=dtype)
+        text: Any = CLIPTextModelWithProjection.from_pretrained(
+            folder / "text_encoder", local_files_only=True, dtype=dtype
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         return cls(vision.to(device).eval(), text.to(device).eval(), tokenizer)
 
@@ -113,7 +115,8 @@ class ClipTokens:
         model = self.vision.vision_model
         hidden = self.vision.vision_model(pixels.to(self.vision.device, self.vision.dtype)).last_hidden_state
         tokens = self.vision.visual_projection(model.post_layernorm(hidden))
-        return tokens / tokens[:, :1].norm(dim=-1, keepdim=True)
+        scaled: Tensor = tokens / tokens[:, :1].norm(dim=-1, keepdim=True)
+        return scaled
 
     @torch.no_grad()
     def text_tokens(self, captions: Sequence[str]) -> np.ndarray:
@@ -132,7 +135,11 @@ class ClipTokens:
     def token_ids(self, captions: Sequence[str]) -> Tensor:
         """Token ids, padded or cut to the encoder's length, shape (n, tokens)."""
         batch = self.tokenizer(
-            list(captions), padding="max_length", truncation=True, max_length=self.text_shape[0], return_tensors="pt"
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=self.text_shape[0],
+            return_tensors="pt",
         )
         ids: Tensor = batch["input_ids"]
         return ids
@@ -141,7 +148,8 @@ class ClipTokens:
         output = self.text(ids.to(self.text.device))
         tokens = self.text.text_projection(output.last_hidden_state)
         # text_embeds is the projected end-of-text token
-        return tokens / output.text_embeds[:, None].norm(dim=-1, keepdim=True)
+        scaled: Tensor = tokens / output.text_embeds[:, None].norm(dim=-1, keepdim=True)
+        return scaled
 
     def mean_text_tokens(self, captions: Sequence[Sequence[str]]) -> np.ndarray:
         """Tokens averaged over each image's captions, shape (n_images, tokens, dims)."""

@@ -33,8 +33,8 @@ class DualTransformer(nn.Module):
 
     def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any) -> tuple[Tensor]:
         """Attend to ``encoder_hidden_states`` of shape (n, n_vision + n_text, dims)."""
-        seen, read = encoder_hidden_states.split(
-            [self.n_vision, encoder_hidden_states.shape[1] - self.n_vision], dim=1
+        seen, read = torch.split(
+            encoder_hidden_states, [self.n_vision, encoder_hidden_states.shape[1] - self.n_vision], dim=1
         )
         by_vision = self.vision(hidden_states, encoder_hidden_states=seen, return_dict=False)[0]
         by_text = self.text(hidden_states, encoder_hidden_states=read, return_dict=False)[0]
@@ -81,7 +81,8 @@ def load_text_path(unet: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def split_paths(unet: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """State dicts of a dual UNet in the hub's layout: the image UNet's, and the text attentions'."""
-    image, text = {}, {}
+    image: dict[str, Tensor] = {}
+    text: dict[str, Tensor] = {}
     for key, value in unet.state_dict().items():
         head, _, rest = key.partition(".attentions.")
         if rest:

@@ -28,7 +28,7 @@ def available(name: str) -> bool:
 
 
 def load_networks(names: tuple[str, ...], clip: ClipTokens, device: str) -> dict[str, FeatureNetwork]:
-    """The judging networks that are available, in the order asked for.
+    """Load the judging networks that are available, in the order asked for.
 
     Raises
     ------

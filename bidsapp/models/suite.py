@@ -82,7 +82,7 @@ class Models:
         return total.hexdigest()
 
     def targets(self, images: np.ndarray, captions: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
-        """What the ridge models predict: latents of the VDVAE, tokens of CLIP.
+        """Compute what the ridge models predict: latents of the VDVAE, tokens of CLIP.
 
         Parameters
         ----------
@@ -96,7 +96,9 @@ class Models:
         small = resize(images, self.vdvae.config.image_size)
         section = self.recipe.vdvae
         rng = torch.Generator().manual_seed(0)  # used only where the recipe samples the posterior
-        latents = self.vdvae.encode_latents(small, section.layers, sample=section.sample_latents, generator=rng)
+        latents = self.vdvae.encode_latents(
+            small, section.layers, sample=section.sample_latents, generator=rng
+        )
         return {
             "vdvae": latents,
             "clip_vision": self.clip.vision_tokens(images).reshape(len(images), -1),
@@ -111,7 +113,10 @@ class Models:
             rows = slice(start, start + section.batch)
             parts.append(
                 self.vdvae.decode_latents(
-                    latents[rows], generators[rows], sample=section.sample_pixels, temperature=section.temperature
+                    latents[rows],
+                    generators[rows],
+                    sample=section.sample_pixels,
+                    temperature=section.temperature,
                 )
             )
         return np.concatenate(parts)
@@ -154,7 +159,7 @@ def resize(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def models_root(recipe: Recipe, models_dir: Path | None) -> Path:
-    """The folder that holds a recipe's model folders."""
+    """Give the folder that holds a recipe's model folders."""
     if recipe.models.location == "package":
         return EMBEDDED
     return models_dir if models_dir is not None else Path("models")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -70,7 +71,9 @@ def parse_blocks(text: str) -> list[_BlockSpec]:
 class Block(nn.Module):
     """Bottleneck block: four convolutions after GELUs, then an optional pooling."""
 
-    def __init__(self, n_in: int, n_mid: int, n_out: int, *, use_3x3: bool, residual: bool, down: int | None = None):
+    def __init__(
+        self, n_in: int, n_mid: int, n_out: int, *, use_3x3: bool, residual: bool, down: int | None = None
+    ):
         super().__init__()
         kernel = 3 if use_3x3 else 1
         self.residual, self.down = residual, down
@@ -80,6 +83,7 @@ class Block(nn.Module):
         self.c4 = nn.Conv2d(n_mid, n_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run the block on (n, n_in, H, W)."""
         y = self.c1(F.gelu(x))
         y = self.c2(F.gelu(y))
         y = self.c3(F.gelu(y))
@@ -97,11 +101,14 @@ class Encoder(nn.Module):
         middle = int(config.width * config.bottleneck)
         self.in_conv = nn.Conv2d(3, config.width, 3, padding=1)
         self.enc_blocks = nn.ModuleList(
-            Block(config.width, middle, config.width, use_3x3=s.resolution > 2, residual=True, down=s.down_rate)
+            Block(
+                config.width, middle, config.width, use_3x3=s.resolution > 2, residual=True, down=s.down_rate
+            )
             for s in parse_blocks(config.enc_blocks)
         )
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
+        """Activations by resolution, of normalised images (n, 3, H, W)."""
         x = self.in_conv(x)
         activations = {x.shape[2]: x}
         for block in self.enc_blocks:
@@ -123,7 +130,7 @@ class DecBlock(nn.Module):
         self.resnet = Block(width, middle, width, use_3x3=use_3x3, residual=True)
 
     def enter(self, streams: dict[int, Tensor]) -> Tensor:
-        """The stream at this block's resolution, with the coarser one mixed in."""
+        """Give the stream at this block's resolution, with the coarser one mixed in."""
         x = streams[self.base]
         if self.mixin is not None:
             x = x + F.interpolate(streams[self.mixin], scale_factor=self.base // self.mixin)
@@ -140,8 +147,9 @@ class DecBlock(nn.Module):
         return mean, log_sigma
 
     def leave(self, x: Tensor, z: Tensor) -> Tensor:
-        """The stream after the latent has entered."""
-        return self.resnet(x + self.z_proj(z))
+        """Give the stream after the latent has entered."""
+        left: Tensor = self.resnet(x + self.z_proj(z))
+        return left
 
 
 class _OutNet(nn.Module):
@@ -166,8 +174,13 @@ class Decoder(nn.Module):
         self.gain = nn.Parameter(torch.ones(1, config.width, 1, 1))
         self.bias = nn.Parameter(torch.zeros(1, config.width, 1, 1))
 
+    @property
+    def blocks(self) -> list[DecBlock]:
+        """Top-down blocks, coarse to fine."""
+        return cast("list[DecBlock]", list(self.dec_blocks))
+
     def start(self, n: int) -> dict[int, Tensor]:
-        """The learned initial stream of each resolution, for ``n`` images."""
+        """Give the learned initial stream of each resolution, for ``n`` images."""
         streams = {b.shape[2]: b.expand(n, -1, -1, -1) for b in self.bias_xs}
         for r in self.without_bias:
             streams[r] = self.gain.new_zeros(n, self.gain.shape[1], r, r)
@@ -175,7 +188,8 @@ class Decoder(nn.Module):
 
     def finish(self, streams: dict[int, Tensor], image_size: int) -> Tensor:
         """Raw parameters of the output mixture, shape (n, 10 * n_mixtures, H, W)."""
-        return self.out_net.out_conv(streams[image_size] * self.gain + self.bias)
+        raw: Tensor = self.out_net.out_conv(streams[image_size] * self.gain + self.bias)
+        return raw
 
 
 class VDVAE(nn.Module):
@@ -203,9 +217,8 @@ class VDVAE(nn.Module):
         return len(self.decoder.dec_blocks)
 
     def layer_sizes(self, n_layers: int | None = None) -> list[int]:
-        """Number of latent values of each of the first ``n_layers`` blocks."""
-        blocks = list(self.decoder.dec_blocks)[:n_layers]
-        return [self.config.zdim * b.base**2 for b in blocks]
+        """Count the latent values of each of the first ``n_layers`` blocks."""
+        return [self.config.zdim * b.base**2 for b in self.decoder.blocks[:n_layers]]
 
     def normalise(self, images: np.ndarray) -> Tensor:
         """uint8 (n, H, W, 3) at the model's size -> float32 (n, 3, H, W), normalised."""
@@ -242,7 +255,7 @@ class VDVAE(nn.Module):
         activations = self.encoder(self.normalise(images))
         streams = self.decoder.start(len(images))
         latents = []
-        for block in list(self.decoder.dec_blocks)[:n_layers]:
+        for block in self.decoder.blocks[:n_layers]:
             x = block.enter(streams)
             z, log_sigma = block.posterior_of(x, activations[block.base])
             if sample:
@@ -286,12 +299,14 @@ class VDVAE(nn.Module):
         given = torch.from_numpy(np.array(latents, dtype=np.float32)).to(self.device)
         streams = self.decoder.start(len(given))
         used = 0
-        for block, size in zip(self.decoder.dec_blocks, self.layer_sizes(), strict=True):
+        for block, size in zip(self.decoder.blocks, self.layer_sizes(), strict=True):
             x = block.enter(streams)
             mean, log_sigma, x = block.prior_of(x)
             if used < given.shape[1]:
                 if used + size > given.shape[1]:
-                    raise ValueError(f"{given.shape[1]} latent values end inside a block of {size} that starts at {used}")
+                    raise ValueError(
+                        f"{given.shape[1]} latent values end inside a block of {size} that starts at {used}"
+                    )
                 z = given[:, used : used + size].reshape(mean.shape).to(mean.dtype)
                 used += size
             elif temperature > 0:
@@ -301,7 +316,10 @@ class VDVAE(nn.Module):
             streams[block.base] = block.leave(x, z)
         raw = self.decoder.finish(streams, self.config.image_size)
         if sample:
-            rows = [mixture_sample(r[None], self.config.n_mixtures, g) for r, g in zip(raw, generators, strict=True)]
+            rows = [
+                mixture_sample(r[None], self.config.n_mixtures, g)
+                for r, g in zip(raw, generators, strict=True)
+            ]
             pixels = torch.cat(rows)
         else:
             pixels = mixture_mean(raw, self.config.n_mixtures)
@@ -313,13 +331,18 @@ class VDVAE(nn.Module):
         activations = self.encoder(self.normalise(images))
         streams = self.decoder.start(len(images))
         rate = torch.zeros(len(images), device=self.device)
-        for block in self.decoder.dec_blocks:
+        for block in self.decoder.blocks:
             x = block.enter(streams)
             q_mean, q_log = (t.float() for t in block.posterior_of(x, activations[block.base]))
             p_mean, p_log, x = block.prior_of(x)
             p_mean, p_log = p_mean.float(), p_log.float()
             z = q_mean + q_log.exp() * torch.randn_like(q_mean)
-            kl = p_log - q_log - 0.5 + 0.5 * (torch.exp(2 * q_log) + (q_mean - p_mean) ** 2) * torch.exp(-2 * p_log)
+            kl = (
+                p_log
+                - q_log
+                - 0.5
+                + 0.5 * (torch.exp(2 * q_log) + (q_mean - p_mean) ** 2) * torch.exp(-2 * p_log)
+            )
             rate = rate + kl.sum(dim=(1, 2, 3))
             streams[block.base] = block.leave(x, z)
         raw = self.decoder.finish(streams, self.config.image_size)
@@ -330,19 +353,21 @@ class VDVAE(nn.Module):
     def _check_images(self, images: np.ndarray) -> None:
         side = self.config.image_size
         if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
-            raise ValueError(f"expected uint8 images of shape (n, {side}, {side}, 3), got {images.dtype} {images.shape}")
+            raise ValueError(
+                f"expected uint8 images of shape (n, {side}, {side}, 3), got {images.dtype} {images.shape}"
+            )
 
 
 def scale_initial_weights(model: VDVAE) -> None:
     """Scale the residual branches' last weights by sqrt(1 / depth), as the paper does before training."""
     with torch.no_grad():
-        for block in model.encoder.enc_blocks:
-            block.c4.weight *= len(model.encoder.enc_blocks) ** -0.5
-        for block in model.decoder.dec_blocks:
+        for residual in cast("list[Block]", list(model.encoder.enc_blocks)):
+            residual.c4.weight *= len(model.encoder.enc_blocks) ** -0.5
+        for block in model.decoder.blocks:
             block.z_proj.weight *= model.n_blocks**-0.5
             block.resnet.c4.weight *= model.n_blocks**-0.5
             block.prior.c4.weight.zero_()
-            block.prior.c4.bias.zero_()
+            nn.init.zeros_(cast(Tensor, block.prior.c4.bias))
 
 
 def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:

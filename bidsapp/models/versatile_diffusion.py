@@ -76,14 +76,16 @@ class VersatileDiffusion:
         n_vision : int
             Number of vision tokens (257 for CLIP ViT-L/14).
         """
-        from diffusers import logging as diffusers_logging
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+        from diffusers.utils import logging as diffusers_logging
 
         diffusers_logging.disable_progress_bar()
         vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True, torch_dtype=dtype)
-        unet = UNet2DConditionModel.from_pretrained(folder / "image_unet", local_files_only=True, torch_dtype=dtype)
+        unet = UNet2DConditionModel.from_pretrained(
+            folder / "image_unet", local_files_only=True, torch_dtype=dtype
+        )
         add_text_path(unet, n_vision)
         load_text_path(unet, read_weights(folder / "text_unet"))
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
@@ -92,7 +94,8 @@ class VersatileDiffusion:
     @property
     def image_size(self) -> int:
         """Side of the images that come out, in pixels."""
-        return int(self.unet.config.sample_size) * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        doublings = len(self.vae.config.block_out_channels) - 1
+        return int(self.unet.config.sample_size * 2**doublings)
 
     @torch.no_grad()
     def encode(self, images: np.ndarray, generators: Sequence[torch.Generator] | None = None) -> Tensor:
@@ -110,7 +113,9 @@ class VersatileDiffusion:
         Tensor, shape (n, 4, h, w), times AutoKL's scaling factor
         """
         side = self.image_size
-        rows = [np.asarray(Image.fromarray(im).resize((side, side), Image.Resampling.BICUBIC)) for im in images]
+        rows = [
+            np.asarray(Image.fromarray(im).resize((side, side), Image.Resampling.BICUBIC)) for im in images
+        ]
         x = torch.from_numpy(np.stack(rows)).float().permute(0, 3, 1, 2) / 127.5 - 1
         posterior = self.vae.encode(x.to(self.vae.device, self.vae.dtype)).latent_dist
         latents = posterior.mean
@@ -176,7 +181,9 @@ class VersatileDiffusion:
             )
         return self.decode(latents)
 
-    def _condition(self, vision: np.ndarray, text: np.ndarray, unconditional: tuple[np.ndarray, np.ndarray]) -> Tensor:
+    def _condition(
+        self, vision: np.ndarray, text: np.ndarray, unconditional: tuple[np.ndarray, np.ndarray]
+    ) -> Tensor:
         """Tokens of the unconditional and the conditional half, shape (2n, tokens, dims)."""
         wanted = np.concatenate([vision, text], axis=1)
         nothing = np.concatenate(unconditional, axis=1)
@@ -200,7 +207,8 @@ class VersatileDiffusion:
         both = torch.cat([latents, latents]).to(self.unet.dtype)
         predicted = self.unet(both, t, encoder_hidden_states=condition, return_dict=False)[0]
         nothing, wanted = predicted.float().chunk(2)
-        return nothing + guidance * (wanted - nothing)
+        guided: Tensor = nothing + guidance * (wanted - nothing)
+        return guided
 
 
 def _noise_like(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

@@ -48,7 +48,7 @@ def parse_blocks(text: str) -> list[_BlockSpec]:
     Raises
     ------
     ValueError
-        If an item is none of these.
+        If an item is none of these, or holds a number below one.
     """
     specs: list[_BlockSpec] = []
     for item in text.split(","):
@@ -59,6 +59,8 @@ def parse_blocks(text: str) -> list[_BlockSpec]:
                 break
         else:
             mark, left, right = "x", int(item), 1
+        if left < 1 or right < 1:
+            raise ValueError(f"the numbers of a block string are at least 1, got {item!r}")
         if mark == "x":
             specs += [_BlockSpec(left)] * right
         elif mark == "d":
@@ -250,8 +252,15 @@ class VDVAE(nn.Module):
         -------
         ndarray of float32, shape (n, sum(layer_sizes(n_layers)))
             Layer after layer, each flattened channels first.
+
+        Raises
+        ------
+        ValueError
+            If the images are not of the model's size and type, or there are fewer blocks.
         """
         self._check_images(images)
+        if not 1 <= n_layers <= self.n_blocks:
+            raise ValueError(f"latents of the first {n_layers} of {self.n_blocks} blocks were asked for")
         activations = self.encoder(self.normalise(images))
         streams = self.decoder.start(len(images))
         latents = []
@@ -281,7 +290,8 @@ class VDVAE(nn.Module):
         latents : ndarray of float32, shape (n, sum(layer_sizes(k)))
             Of the first k blocks, as :meth:`encode_latents` returns them.
         generators : sequence of n torch.Generator
-            One an image, so that an image does not depend on its batch.
+            One an image, so that an image does not depend on its batch. May be empty where nothing
+            is drawn.
         sample : bool
             Draw each pixel from the output mixture; the mixture's mean otherwise.
         temperature : float
@@ -294,21 +304,19 @@ class VDVAE(nn.Module):
         Raises
         ------
         ValueError
-            If the latents' width ends inside a block.
+            If the latents' width ends inside a block or beyond the last, or generators are missing.
         """
+        n_given = self._count_blocks(latents.shape[1])
+        if (sample or (n_given < self.n_blocks and temperature > 0)) and len(generators) != len(latents):
+            raise ValueError(f"{len(latents)} images need as many generators, got {len(generators)}")
         given = torch.from_numpy(np.array(latents, dtype=np.float32)).to(self.device)
         streams = self.decoder.start(len(given))
-        used = 0
-        for block, size in zip(self.decoder.blocks, self.layer_sizes(), strict=True):
+        values = iter(torch.split(given, self.layer_sizes(n_given), dim=1))
+        for index, block in enumerate(self.decoder.blocks):
             x = block.enter(streams)
             mean, log_sigma, x = block.prior_of(x)
-            if used < given.shape[1]:
-                if used + size > given.shape[1]:
-                    raise ValueError(
-                        f"{given.shape[1]} latent values end inside a block of {size} that starts at {used}"
-                    )
-                z = given[:, used : used + size].reshape(mean.shape).to(mean.dtype)
-                used += size
+            if index < n_given:
+                z = next(values).reshape(mean.shape).to(mean.dtype)
             elif temperature > 0:
                 z = mean + temperature * log_sigma.exp() * _normal_each(mean, generators)
             else:
@@ -349,6 +357,17 @@ class VDVAE(nn.Module):
         target = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).float() / 127.5 - 1
         distortion = negative_log_likelihood(raw, target, self.config.n_mixtures)
         return distortion, rate / (3 * self.config.image_size**2)
+
+    def _count_blocks(self, width: int) -> int:
+        """How many blocks have ``width`` latent values together."""
+        total = 0
+        for count, size in enumerate([0, *self.layer_sizes()]):
+            total += size
+            if total == width:
+                return count
+        raise ValueError(
+            f"{width} latent values are not those of the first blocks, of sizes {self.layer_sizes()}"
+        )
 
     def _check_images(self, images: np.ndarray) -> None:
         side = self.config.image_size

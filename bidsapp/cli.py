@@ -9,7 +9,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -234,48 +235,66 @@ def normalise(argv: Sequence[str], command: click.Command) -> list[str]:
     """Accept ``_`` for ``-`` in options, and several values after ``--participant-label``.
 
     As in other BIDS Apps, ``--participant-label 01 02`` names two subjects. Where the positionals
-    come last, as many words as they need are left to them.
+    follow such a list, as many words as they need are left to them: those that end in an analysis
+    level, else those of the last list that has enough.
+
+    Raises
+    ------
+    click.UsageError
+        For an option at the end that lacks its value.
     """
-    flags = {
-        o for p in command.params if isinstance(p, click.Option) and (p.is_flag or p.count) for o in p.opts
-    }
-    flags |= {"-h", "--help", "--version"}
-    n_positionals = sum(isinstance(p, click.Argument) for p in command.params)
-    groups: list[list[str]] = []  # an option with its values, or a lone positional
-    words = list(argv)
+    groups = list(_groups(list(argv), command))
+    short = sum(isinstance(p, click.Argument) for p in command.params)
+    short -= sum(not is_option for is_option, _ in groups)
+    lists = [g for is_option, g in groups if is_option and g[0] in _LISTS and len(g) - 2 >= short > 0]
+    givers = [g for g in lists if g[-1] in LEVELS] or lists
+    options: list[str] = []
+    positionals: list[str] = []
+    for is_option, group in groups:
+        if not is_option:
+            positionals += group
+        elif group[0] not in _LISTS:
+            options += group
+        else:
+            values = group[1:]
+            if givers and group is givers[-1]:
+                positionals += values[-short:]
+                values = values[:-short]
+            options += [word for value in values for word in (group[0], value)]
+    return [*options, "--", *positionals] if positionals else options
+
+
+def _groups(words: list[str], command: click.Command) -> Iterator[tuple[bool, list[str]]]:
+    """Split a command line into options with their values (True) and lone positionals (False)."""
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    takes_value = {name for o in options if not (o.is_flag or o.count) for name in o.opts}
+    flags = {"-h", *(name for o in options if o.is_flag or o.count for name in o.opts)}
     while words:
         word = words.pop(0)
         if word == "--":
-            groups += [[w] for w in words]
-            break
+            yield from ((False, [w]) for w in words)
+            return
         if not word.startswith("-") or word == "-":
-            groups.append([word])
+            yield False, [word]
             continue
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
             name = name.replace("_", "-")
-        group = [name + equals + value]
-        if not equals and name in _LISTS:
-            while words and not words[0].startswith("-"):
-                group.append(words.pop(0))
-        elif not equals and name not in flags and not re.fullmatch("-v+", name) and words:
-            group.append(words.pop(0))
-        groups.append(group)
-    short = n_positionals - sum(len(g) == 1 and not g[0].startswith("-") for g in groups)
-    options: list[str] = []
-    positionals: list[str] = []
-    for group in groups:
-        if not group[0].startswith("-"):
-            positionals += group
-        elif group[0] in _LISTS:
-            values = group[1:]
-            if short > 0 and len(values) > short:
-                positionals += values[-short:]
-                values, short = values[:-short], 0
-            options += [w for v in values or [""] for w in (group[0], v)] if values else group
+            complete = bool(equals) or name not in takes_value
+            group = [name + equals + value]
         else:
-            options += group
-    return [*options, "--", *positionals] if positionals else options
+            # In -vwDIR the letters up to the first that takes a value are flags.
+            letters = word[1:]
+            while letters and f"-{letters[0]}" in flags:
+                letters = letters[1:]
+            name, group, complete = word, [word], f"-{letters}" not in takes_value
+        if not complete and (not words or (name in _LISTS and words[0].startswith("-"))):
+            raise click.UsageError(f"Option {name!r} requires an argument.")
+        if not complete:
+            group.append(words.pop(0))
+        while not complete and name in _LISTS and words and not words[0].startswith("-"):
+            group.append(words.pop(0))
+        yield True, group
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -298,26 +317,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.Abort:
         click.echo("Stopped. Run the same command again to go on.", err=True)
         return 130
-    except AppError as error:
-        click.echo(f"Error: {error}", err=True)
-        if _wants_traceback(words):
-            raise
-        return int(error.exit_code)
-    except OSError as error:
-        if _wants_traceback(words):
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        click.echo(f"Error: {where}{error.strerror or error}. Run again with -vv for a traceback.", err=True)
-        return int(ExitCode.IO_ERROR)
     except Exception as error:
+        message, code = _explain(error)
         if _wants_traceback(words):
-            raise
-        click.echo(
-            f"Error: {type(error).__name__}: {error}. This should not happen: please report it, with the "
-            "output of the same command and -vv.",
-            err=True,
-        )
-        return int(ExitCode.INTERNAL)
+            traceback.print_exception(error)
+        click.echo(f"Error: {message}", err=True)
+        return int(code)
+
+
+def _explain(error: Exception) -> tuple[str, ExitCode]:
+    """Word an error for the user, and choose its exit code."""
+    if isinstance(error, AppError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}. Run again with -vv for a traceback.", ExitCode.IO_ERROR
+    what = f"{type(error).__name__}: {error}. This should not happen: please report it, with the"
+    return f"{what} output of the same command and -vv.", ExitCode.INTERNAL
 
 
 def _wants_traceback(words: Sequence[str]) -> bool:

@@ -190,8 +190,9 @@ def _resize_and_crop(image: Image.Image, side: int) -> Image.Image:
     width, height = image.size
     if (width, height) == (side, side):
         return image
-    scale = side / min(width, height)
-    new = (max(side, int(width * scale)), max(side, int(height * scale)))
+    # multiplied before divided, as in CLIP's own: the other way a float may fall short of a whole number
+    short = min(width, height)
+    new = (int(side * width / short), int(side * height / short))
     image = image.resize(new, Image.Resampling.BICUBIC)
     left, top = (new[0] - side) // 2, (new[1] - side) // 2
     return image.crop((left, top, left + side, top + side))

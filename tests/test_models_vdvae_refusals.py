@@ -1,4 +1,4 @@
-"""What the VDVAE refuses: block strings, images, numbers of layers, latents and generators that do not fit."""
+"""What the VDVAE refuses: block strings, images, layers, latents and generators that do not fit."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_bare_number_is_one_block() -> None:
     "text", ["", "x", "64x", "64q2", "64x2x3", "64d", "m4", "64x1,,32x1", "a", "64x0", "64x-2", "0x1", "8d0"]
 )
 def test_other_block_strings_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="literal for int|not enough values|too many values|at least 1"):
+    with pytest.raises(ValueError, match=r"literal for int|not enough values|too many values|at least 1"):
         parse_blocks(text)
 
 

@@ -152,7 +152,16 @@ class ClipTokens:
         return scaled
 
     def mean_text_tokens(self, captions: Sequence[Sequence[str]]) -> np.ndarray:
-        """Tokens averaged over each image's captions, shape (n_images, tokens, dims)."""
+        """Tokens averaged over each image's captions, shape (n_images, tokens, dims).
+
+        Raises
+        ------
+        ValueError
+            If an image has no captions: their mean would not be a number.
+        """
+        bare = [index for index, image in enumerate(captions) if not image]
+        if bare:
+            raise ValueError(f"images without a caption, at {bare[:10]} of {len(captions)}")
         flat = [caption for image in captions for caption in image]
         tokens = self.text_tokens(flat)
         ends = np.cumsum([len(image) for image in captions])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -193,8 +194,14 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
             raise _Misfit(f"{where} should be a list of words")
         return tuple(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise _Misfit(f"{where} should be a finite number")
+        return number
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise _Misfit(f"{where} should be of type {hint.__name__}, got {value!r}")
     return value
@@ -209,6 +216,8 @@ def _check(recipe: Recipe, path: Path) -> None:
         wrong.append("diffusion.strength should lie in (0, 1]")
     if not 0 <= recipe.diffusion.text_share <= 1:
         wrong.append("diffusion.text_share should lie in [0, 1]")
+    if recipe.diffusion.steps >= 1 and int(recipe.diffusion.steps * recipe.diffusion.strength) < 1:
+        wrong.append("diffusion.strength leaves none of diffusion.steps to run")
     for name in ("steps", "batch"):
         if getattr(recipe.diffusion, name) < 1:
             wrong.append(f"diffusion.{name} should be at least 1")
@@ -216,6 +225,10 @@ def _check(recipe: Recipe, path: Path) -> None:
         wrong.append("vdvae.layers and vdvae.batch should be at least 1, vdvae.temperature at least 0")
     if recipe.models.location not in ("package", "models-dir"):
         wrong.append("models.location should be 'package' or 'models-dir'")
+    if recipe.calibration.max_rows < 2 or recipe.controls.max_images < 2:
+        wrong.append("calibration.max_rows and controls.max_images should be at least 2")
+    if recipe.metrics.size < 11:
+        wrong.append("metrics.size should be at least 11, the side of SSIM's window")
     if recipe.calibration.method not in ("train-cv", "transductive", "none"):
         wrong.append("calibration.method should be 'train-cv', 'transductive' or 'none'")
     if wrong:

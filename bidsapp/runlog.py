@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +19,6 @@ LOG = logging.getLogger("bidsapp")
 
 def new_run_id() -> str:
     """Date, time and a few random digits, sortable: ``20260131T120000-1a2b3c``."""
-    import secrets
-
     return f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
 
 
@@ -52,31 +53,36 @@ def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 def _tables(table: Mapping[str, Any], prefix: tuple[str, ...]) -> Iterator[str]:
     plain = {k: v for k, v in table.items() if not isinstance(v, Mapping) and v is not None}
-    if prefix and plain:
+    inner = {k: v for k, v in table.items() if isinstance(v, Mapping)}
+    if prefix and (plain or not inner):
         yield f"[{'.'.join(_key(p) for p in prefix)}]"
     for key, value in plain.items():
         yield f"{_key(key)} = {_value(value)}"
     if plain:
         yield ""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _tables(value, (*prefix, key))
+    for key, value in inner.items():
+        yield from _tables(value, (*prefix, key))
 
 
 def _key(key: str) -> str:
-    import json
-    import re
-
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _text(key)
 
 
 def _value(value: Any) -> str:
-    import json
-
+    if hasattr(value, "tolist"):  # NumPy's scalars and arrays, without importing it
+        value = value.tolist()
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (int, float)):
+    if isinstance(value, int):
+        return str(int(value))
+    if isinstance(value, float):
         return repr(value)
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_value(v) for v in value) + "]"
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return _text(str(value))
+
+
+def _text(text: str) -> str:
+    """Quote as JSON does, which TOML reads; bytes of a path that are no UTF-8 become ``?``."""
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    return json.dumps(whole, ensure_ascii=False).replace("\x7f", "\\u007f")

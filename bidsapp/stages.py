@@ -103,6 +103,8 @@ class Stages:
 
     def _load(self, name: str, key: str) -> StageResult | None:
         folder = self.folder / name
+        if not (folder / "done.json").exists():
+            return None
         try:
             done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
             if done["key"] != key:
@@ -113,9 +115,7 @@ class Stages:
                 if str(array.dtype) != dtype or list(array.shape) != shape:
                     raise ValueError(f"{array_name} has another shape than was written")
                 arrays[array_name] = array
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             LOG.warning("%s: what an earlier run left is damaged (%s); computing again", name, error)
             return None
         return StageResult(key, arrays)

@@ -42,25 +42,34 @@ class TargetRows:
     """
 
     def __init__(self, places: Sequence[tuple[Any, int]]) -> None:
-        self._by_part: dict[int, tuple[Any, list[int], list[int]]] = {}
+        by_part: dict[int, tuple[Any, list[int], list[int]]] = {}
         for row, (dataset, source) in enumerate(places):
-            part = self._by_part.setdefault(id(dataset), (dataset, [], []))
+            part = by_part.setdefault(id(dataset), (dataset, [], []))
             part[1].append(row)
             part[2].append(source)
+        #: of every part: the dataset, our rows that lie in it, and where in it
+        self._parts = [(d, np.array(own), np.array(sources)) for d, own, sources in by_part.values()]
         self.shape = (len(places), int(places[0][0].shape[1]))
         self.ndim = 2
         self.dtype = np.dtype(np.float32)
 
     def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
-        rows, columns = key
-        wanted = range(self.shape[0])[rows]
-        first, last, _ = columns.indices(self.shape[1])
-        out = np.empty((self.shape[0], last - first), dtype=np.float32)
-        for dataset, targets, sources in self._by_part.values():
+        rows, columns = (range(n)[part] for n, part in zip(self.shape, key, strict=True))
+        out = np.empty((len(rows), len(columns)), dtype=np.float32)
+        if not out.size:
+            return out
+        place = np.full(self.shape[0], -1)
+        place[list(rows)] = np.arange(len(rows))
+        first, last = min(columns), max(columns) + 1
+        for dataset, own, sources in self._parts:
+            wanted = place[own] >= 0
+            if not wanted.any():
+                continue
             # one contiguous read, then the choice: HDF5 is slow at picking rows itself
-            low, high = min(sources), max(sources) + 1
-            out[targets] = dataset[low:high, first:last][np.array(sources) - low]
-        return out if len(wanted) == self.shape[0] and wanted.step == 1 else out[wanted]
+            low, high = sources[wanted].min(), sources[wanted].max() + 1
+            block = dataset[low:high, first:last]
+            out[place[own[wanted]]] = block[sources[wanted] - low, :: columns.step]
+        return out
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         whole = self[:, :]
@@ -146,11 +155,15 @@ class TargetStore:
         return self._open[part]
 
     def _index(self) -> None:
+        self._places = {}
         for path in sorted(self.folder.glob("part-*.h5")):
             try:
                 digests = self._file(path.name)["digest"].asstr()[:]
-            except (OSError, KeyError) as error:
+            except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 LOG.warning("%s is damaged (%s); its stimuli are computed again", path, error)
+                # A part of the same name may be written now, so the damaged one must not stay open.
+                if path.name in self._open:
+                    self._open.pop(path.name).close()
                 path.unlink()
                 continue
             self._places |= {digest: (path.name, row) for row, digest in enumerate(digests)}

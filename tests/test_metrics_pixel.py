@@ -100,9 +100,31 @@ def test_shifted_pairs_and_blocks(monkeypatch, block):
 
 def test_refusals():
     a, b = _pairs()
-    for x, y in ((a, b[:2]), (a / 255.0, b / 255.0), (a[..., 0], b[..., 0])):
+    for x, y in ((a, b[:2]), (a, b / 255.0), (a.astype(int), b.astype(int)), (a[..., 0], b[..., 0])):
         for function in (pixcorr, ssim, ssim_columnwise):
             with pytest.raises(ValueError, match="needed"):
                 function(x, y)
     with pytest.raises(ValueError, match="at least 11"):
         ssim(a[:, :10], b[:, :10])
+    for wrong in (b / 1.0, b / 255.0 - 0.1, np.full(b.shape, np.nan)):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            ssim(a / 255.0, wrong)
+
+
+def test_floats_score_as_the_bytes_they_came_from():
+    a, b = _pairs()
+    for kind, tolerance in ((np.float64, 1e-12), (np.float32, 1e-6)):
+        floats = [(x / 255.0).astype(kind) for x in (a, b)]
+        for function in (pixcorr, ssim, ssim_columnwise):
+            np.testing.assert_allclose(function(*floats), function(a, b), rtol=tolerance)
+
+
+def test_a_constant_float_image_is_constant_but_for_rounding():
+    a, _ = _pairs(2, 425, 425)
+    floats = (a / 255.0).astype(np.float32)
+    flat = np.full_like(floats, 0.7)
+    flat[0, ::2] += np.float32(1e-7)
+    assert (flat[0] != flat[1]).any()
+    np.testing.assert_array_equal(pixcorr(floats, flat), 0)
+    flat[0, 5, 5, 0] += 1 / 255
+    assert pixcorr(floats, flat)[0] != 0

@@ -1,4 +1,7 @@
-"""Pixel metrics: correlation and structural similarity of image pairs."""
+"""Pixel metrics: correlation and structural similarity of image pairs.
+
+Images are 8-bit, or floats in [0, 1] as some protocols resize them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Images = npt.NDArray[np.uint8]
+Images = npt.NDArray[np.uint8] | npt.NDArray[np.floating[Any]]
 Vector = npt.NDArray[np.float64]
 
 #: Weights of R, G, B in luminance, as in scikit-image's ``rgb2gray``.
@@ -20,6 +23,11 @@ _TRUNCATE = 3.5
 _RADIUS = int(_TRUNCATE * _SIGMA + 0.5)
 #: Pixels worked on at once.
 _BLOCK = 1 << 18
+#: An image whose variance (of values in [0, 1]) is not above this is of one value throughout, but for
+#: rounding; a single 8-bit value off by one in 512 x 512 pixels is above it.
+_FLAT = 1e-12
+#: Largest value of float images: 1, and what resizing white may add by rounding.
+_WHITE = 1 + 1e-5
 
 
 def pixcorr(a: Images, b: Images) -> Vector:
@@ -27,7 +35,7 @@ def pixcorr(a: Images, b: Images) -> Vector:
 
     Parameters
     ----------
-    a, b : ndarray of uint8, (n, H, W, 3)
+    a, b : ndarray of uint8, or of float in [0, 1], (n, H, W, 3)
 
     Returns
     -------
@@ -42,9 +50,8 @@ def pixcorr(a: Images, b: Images) -> Vector:
         y -= y.mean()
         # Not BLAS's dot: for vectors as short as these, waking its threads costs more than the sum.
         xx, yy, xy = (np.einsum("i,i->", *pair) for pair in ((x, x), (y, y), (x, y)))
-        norm = np.sqrt(xx * yy)
-        # uint8 values that vary at all give a sum of squares of at least one half.
-        out[i] = np.clip(xy / norm, -1, 1) if norm > 1e-3 else 0.0
+        varies = min(xx, yy) > _FLAT * x.size
+        out[i] = np.clip(xy / np.sqrt(xx * yy), -1, 1) if varies else 0.0
     return out
 
 
@@ -57,7 +64,7 @@ def ssim(a: Images, b: Images) -> Vector:
 
     Parameters
     ----------
-    a, b : ndarray of uint8, (n, H, W, 3)
+    a, b : ndarray of uint8, or of float in [0, 1], (n, H, W, 3)
         At least 11 pixels high and wide.
 
     Returns
@@ -76,7 +83,7 @@ def ssim_columnwise(a: Images, b: Images) -> Vector:
 
     Parameters
     ----------
-    a, b : ndarray of uint8, (n, H, W, 3)
+    a, b : ndarray of uint8, or of float in [0, 1], (n, H, W, 3)
         At least 11 pixels high and wide.
 
     Returns
@@ -91,7 +98,7 @@ def ssim_shifted(a: Images, b: Images, shifts: Sequence[int]) -> Vector:
 
     Parameters
     ----------
-    a, b : ndarray of uint8, (n, H, W, 3)
+    a, b : ndarray of uint8, or of float in [0, 1], (n, H, W, 3)
     shifts : sequence of int, (k,)
         Shift s pairs ``b[j]`` with ``a[(j + s) % n]``.
 
@@ -132,7 +139,11 @@ class _Moments:
 
     def __init__(self, rgb: Images, axes: tuple[int, ...]) -> None:
         self.axes = axes
-        red, green, blue = (rgb[..., channel] * (weight / 255.0) for channel, weight in enumerate(_LUMINANCE))
+        white = 255.0 if rgb.dtype == np.uint8 else 1.0
+        red, green, blue = (
+            rgb[..., channel].astype(np.float64) * (weight / white)
+            for channel, weight in enumerate(_LUMINANCE)
+        )
         self.gray: Vector = red + green + blue
         self.mean = _blur(self.gray, axes)
         self.variance = _blur(self.gray * self.gray, axes) - self.mean * self.mean
@@ -157,8 +168,10 @@ def _ssim(x: _Moments, y: _Moments) -> Vector:
 
 
 def _check(a: Images, b: Images, smallest: int = 1) -> None:
-    if a.dtype != np.uint8 or b.dtype != np.uint8:
-        raise ValueError(f"uint8 images are needed, {a.dtype} and {b.dtype} given")
+    if a.dtype != b.dtype or not (a.dtype == np.uint8 or np.issubdtype(a.dtype, np.floating)):
+        raise ValueError(f"uint8 (or float) images are needed for both, {a.dtype} and {b.dtype} given")
+    if a.dtype != np.uint8 and not all(x.min(initial=0) >= 0 and x.max(initial=1) <= _WHITE for x in (a, b)):
+        raise ValueError("float images must lie between 0 and 1 (or be given as uint8)")
     if a.shape != b.shape or a.ndim != 4 or a.shape[3] != 3:
         raise ValueError(f"shapes {a.shape} and {b.shape} given, (n, H, W, 3) needed for both")
     if min(a.shape[1:3]) < smallest:

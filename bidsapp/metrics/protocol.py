@@ -1,12 +1,13 @@
-"""Named protocols: which metrics are taken of which sizes, each beside its chance level.
+"""Score reconstructions by a named protocol, each metric beside its chance level.
 
-``native`` scores images at a size of the caller's choice with whatever networks are given.
+``native`` scores images at a size of the caller's choice with whatever networks are given; the
+published protocols (``protocols.toml``) fix sizes, resampling and networks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,24 @@ import numpy.typing as npt
 
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.metrics import identification, pixel
+from bidsapp.metrics.protocols import PublishedProtocol, published_protocols
+from bidsapp.metrics.resizing import prepare, resize
 from bidsapp.metrics.statistics import Interval, bootstrap_interval, pairing_null, percentile_interval
 
 Images = npt.NDArray[np.uint8]
 Vector = npt.NDArray[np.float64]
 Network = Callable[[Images], npt.NDArray[Any]]
 
-PROTOCOLS = ("native",)
+PROTOCOLS = ("native", *published_protocols())
 
 #: Pairings drawn for the null of identification and PixCorr, and for that of SSIM, which costs a
 #: filter for every pair.
 _PERMUTATIONS = 1000
 _SHIFTS = 20
+#: Mismatched pairs of the published protocols' pixel metrics, which are taken of large images.
+_PAIRS = 500
+#: Image pairs of the pixel metrics held at size at once.
+_AT_ONCE = 16
 #: Two-sided 95 % quantile of the normal distribution.
 _Z95 = 1.959964
 
@@ -41,7 +48,8 @@ class Summary:
         Bootstrap 95 % interval of the mean over images.
     chance : float
         What a random pairing of reconstructions and stimuli scores: 0.5 for two-way identification,
-        1 / n for top-1, the mean over all pairs for PixCorr, over mismatched pairs for SSIM.
+        1 / n for top-1, the mean over all pairs for distances and for PixCorr (``native``), over
+        mismatched pairs for the other pixel metrics.
     chance_low, chance_high : float
         95 % interval of the mean score under random pairings.
     ties : int
@@ -67,11 +75,14 @@ class Scores:
     summary : dict of str to Summary
         Same keys, in the same order.
     protocol : str
+    skipped : tuple of str
+        Metrics of the protocol that were not computed because their network was not given.
     """
 
-    per_image: dict[str, Vector]
-    summary: dict[str, Summary]
+    per_image: dict[str, Vector] = field(default_factory=dict)
+    summary: dict[str, Summary] = field(default_factory=dict)
     protocol: str = "native"
+    skipped: tuple[str, ...] = ()
 
 
 def score(
@@ -92,22 +103,28 @@ def score(
         In the same order.
     networks : mapping of str to callable
         Each takes uint8 images (n, H, W, 3), as given here and of whatever size, and returns their
-        features, (n, d). It gives ``two_way_<name>`` and ``top1_<name>``.
+        features, (n, ...). With ``native`` any network gives ``two_way_<name>`` and ``top1_<name>``;
+        a published protocol knows its networks by name, and skips those that are not given.
     size : int
-        Side in pixels to which both are brought (PIL, bilinear) for ``pixcorr`` and ``ssim``.
+        Side in pixels to which both are brought (PIL, bilinear) for ``pixcorr`` and ``ssim`` of
+        ``native``; published protocols have their own.
     seed : int
         Of bootstrap and permutations.
-    protocol : {"native"}
+    protocol : {"native", "bd2023", "mindeye"}
 
     Returns
     -------
     Scores
-        Keys ``pixcorr``, ``ssim``, then two of each network.
+        Keys of ``native``: ``pixcorr``, ``ssim``, then two of each network. Of the others, as far as
+        networks are given: ``pixcorr``, ``ssim`` (``bd2023``: and ``ssim_columnwise``),
+        ``two_way_alexnet2``, ``two_way_alexnet5``, ``two_way_inception``, ``two_way_clip``, and
+        ``distance_effnet``, ``distance_swav``, which are better when lower.
 
     Raises
     ------
     AppError
-        Exit code 65 for fewer than two test images, or features that are not finite.
+        Exit code 64 for a protocol, or a network of a published protocol, that is not known; 65 for
+        fewer than two test images, or features that are not finite.
     """
     if protocol not in PROTOCOLS:
         raise AppError(
@@ -122,30 +139,124 @@ def score(
             f"{n} test image given, but identification needs at least two. Put more into the test set.",
             exit_code=ExitCode.BAD_DATA,
         )
-    per_image: dict[str, Vector] = {}
-    summary: dict[str, Summary] = {}
+    if protocol == "native":
+        return _native(reconstructions, stimuli, networks, size, seed)
+    return _published(reconstructions, stimuli, networks, published_protocols()[protocol], seed)
 
-    def add(name: str, values: Vector, chance: float, null: Interval, ties: int = 0) -> None:
-        per_image[name] = values
-        inside = bootstrap_interval(values, seed)
-        summary[name] = Summary(float(values.mean()), *inside, chance, *null, ties)
 
-    def by_pairing(table: Vector) -> Interval:
-        return percentile_interval(pairing_null(table, seed, _PERMUTATIONS))
-
+def _native(
+    reconstructions: Images, stimuli: Images, networks: Mapping[str, Network], size: int, seed: int
+) -> Scores:
+    scores = Scores()
     truth, images = resize(stimuli, size), resize(reconstructions, size)
     table = identification.similarity(truth, images)
-    add("pixcorr", pixel.pixcorr(truth, images), float(table.mean()), by_pairing(table))
-    add("ssim", pixel.ssim(truth, images), *_ssim_chance(truth, images, seed))
+    _add(scores, "pixcorr", pixel.pixcorr(truth, images), float(table.mean()), _by_pairing(table, seed), seed)
+    _add(scores, "ssim", pixel.ssim(truth, images), *_ssim_chance(truth, images, seed), seed)
     for name, network in networks.items():
-        r = identification.similarity(
-            _features(name, network, stimuli), _features(name, network, reconstructions)
+        r = _similarity(name, network, stimuli, reconstructions)
+        _add_two_way(scores, f"two_way_{name}", r, seed)
+        null = _by_pairing(identification.top1_table(r), seed)
+        _add(scores, f"top1_{name}", identification.top1(r), 1 / len(r), null, seed)
+    return scores
+
+
+def _published(
+    reconstructions: Images,
+    stimuli: Images,
+    networks: Mapping[str, Network],
+    protocol: PublishedProtocol,
+    seed: int,
+) -> Scores:
+    unknown = [name for name in networks if name not in protocol.networks]
+    if unknown:
+        raise AppError(
+            f"The protocol {protocol.name!r} has no network {', '.join(map(repr, unknown))}. "
+            f"It has: {', '.join(protocol.networks)}.",
+            exit_code=ExitCode.USAGE,
         )
-        result = identification.two_way(r)
-        null = by_pairing(identification.two_way_table(r))
-        add(f"two_way_{name}", result.per_image, 0.5, null, result.ties)
-        add(f"top1_{name}", identification.top1(r), 1 / n, by_pairing(identification.top1_table(r)))
-    return Scores(per_image, summary, protocol)
+    absent = (name for name in protocol.networks if name not in networks)
+    skipped = tuple(f"{protocol.networks[name].score}_{name}" for name in absent)
+    scores = Scores(protocol=protocol.name, skipped=skipped)
+    n = stimuli.shape[0]
+    everyone = np.arange(n)
+    own = _pixel_values(reconstructions, stimuli, everyone, everyone, protocol)
+    others = _pixel_values(reconstructions, stimuli, *_mismatched(n, seed), protocol)
+    for name in protocol.pixel_metrics:
+        _add(scores, name, own[name], float(others[name].mean()), _null_of_pairs(others[name], n), seed)
+    for name, use in protocol.networks.items():
+        if name not in networks:
+            continue
+        r = _similarity(name, networks[name], stimuli, reconstructions)
+        if use.score == "two_way":
+            _add_two_way(scores, f"two_way_{name}", r, seed)
+        else:
+            null = _by_pairing(1 - r, seed)
+            _add(scores, f"distance_{name}", 1 - np.diagonal(r), 1 - float(r.mean()), null, seed)
+    return scores
+
+
+def _add(scores: Scores, name: str, values: Vector, chance: float, null: Interval, seed: int) -> None:
+    scores.per_image[name] = values
+    inside = bootstrap_interval(values, seed)
+    scores.summary[name] = Summary(float(values.mean()), *inside, chance, *null)
+
+
+def _add_two_way(scores: Scores, name: str, r: Vector, seed: int) -> None:
+    result = identification.two_way(r)
+    null = _by_pairing(identification.two_way_table(r), seed)
+    _add(scores, name, result.per_image, 0.5, null, seed)
+    scores.summary[name] = replace(scores.summary[name], ties=result.ties)
+
+
+def _by_pairing(table: Vector, seed: int) -> Interval:
+    return percentile_interval(pairing_null(table, seed, _PERMUTATIONS))
+
+
+def _similarity(name: str, network: Network, stimuli: Images, reconstructions: Images) -> Vector:
+    return identification.similarity(
+        _features(name, network, stimuli), _features(name, network, reconstructions)
+    )
+
+
+def _pixel_values(
+    reconstructions: Images,
+    stimuli: Images,
+    stimulus: npt.NDArray[np.intp],
+    reconstruction: npt.NDArray[np.intp],
+    protocol: PublishedProtocol,
+) -> dict[str, Vector]:
+    """Pixel metrics of pairs of images, given by their places, brought to size a few at a time."""
+    blocks: dict[str, list[Vector]] = {name: [] for name in protocol.pixel_metrics}
+    for start in range(0, len(stimulus), _AT_ONCE):
+        rows = slice(start, start + _AT_ONCE)
+        truth = prepare(stimuli[stimulus[rows]], protocol.pixels)
+        images = prepare(reconstructions[reconstruction[rows]], protocol.pixels)
+        for name in protocol.pixel_metrics:
+            blocks[name].append(getattr(pixel, name)(truth, images))
+    return {name: np.concatenate(parts) for name, parts in blocks.items()}
+
+
+def _mismatched(n: int, seed: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Places of stimuli and reconstructions that do not belong together: all pairs, or 500 of them.
+
+    They are shifts of the images in a random order, so that every image comes about as often.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(n)
+    shifts = rng.permutation(np.arange(1, n))
+    pair = np.arange(min(_PAIRS, n * (n - 1)))
+    shift, j = shifts[pair // n], pair % n
+    return order[(j + shift) % n], order[j]
+
+
+def _null_of_pairs(values: Vector, n: int) -> Interval:
+    """Give the normal 95 % interval of a mean of n mismatched pairs, taken for independent.
+
+    Under a true random pairing every image comes once, so the interval is, if anything, too wide.
+    """
+    centre = float(values.mean())
+    half = _Z95 * float(values.std(ddof=1)) / np.sqrt(n)
+    return Interval(centre - half, centre + half)
 
 
 def _features(name: str, network: Network, images: Images) -> npt.NDArray[Any]:
@@ -174,28 +285,6 @@ def _ssim_chance(truth: Images, images: Images, seed: int) -> tuple[float, Inter
     chance = float(np.mean(means))
     half = _Z95 * float(np.std(means, ddof=1)) if means.size > 1 else 0.0
     return chance, Interval(chance - half, chance + half)
-
-
-def resize(images: Images, size: int) -> Images:
-    """Bring images to ``size`` x ``size`` pixels (PIL, bilinear, antialiased), where they are not.
-
-    Parameters
-    ----------
-    images : ndarray of uint8, (n, H, W, 3)
-    size : int
-
-    Returns
-    -------
-    ndarray of uint8, (n, size, size, 3)
-    """
-    if images.shape[1:3] == (size, size):
-        return images
-    from PIL import Image
-
-    out = np.empty((images.shape[0], size, size, 3), dtype=np.uint8)
-    for i, image in enumerate(images):
-        out[i] = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
-    return out
 
 
 __all__ = ["PROTOCOLS", "Interval", "Network", "Scores", "Summary", "resize", "score"]

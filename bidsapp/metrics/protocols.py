@@ -1,0 +1,108 @@
+"""The published protocols as records, read from ``protocols.toml``."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """How images are brought to size.
+
+    Attributes
+    ----------
+    sizes : tuple of int
+        Sides in pixels of the squares they are brought to, one after the other.
+    resample : {"bilinear", "bicubic"}
+    precision : {"uint8", "float"}
+        ``uint8`` rounds after each step, as PIL does with 8-bit images; ``float`` keeps values in
+        [0, 1] unrounded. Both are antialiased.
+    """
+
+    sizes: tuple[int, ...]
+    resample: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class NetworkUse:
+    """One network of a protocol: which checkpoint, which of its outputs, of what input, scored how.
+
+    Attributes
+    ----------
+    architecture, layer : str
+    score : {"two_way", "distance"}
+    mean_std : {"imagenet", "clip"}
+    file : str
+        Name of the published checkpoint; empty for CLIP, which is a folder.
+    resizing : Resizing
+    """
+
+    architecture: str
+    layer: str
+    score: str
+    mean_std: str
+    file: str
+    resizing: Resizing
+
+
+@dataclass(frozen=True)
+class PublishedProtocol:
+    """What a published protocol measures.
+
+    Attributes
+    ----------
+    name, title : str
+    pixels : Resizing
+        Of both images, before the pixel metrics.
+    pixel_metrics : tuple of str
+        Names of functions of :mod:`bidsapp.metrics.pixel`.
+    networks : dict of str to NetworkUse
+    """
+
+    name: str
+    title: str
+    pixels: Resizing
+    pixel_metrics: tuple[str, ...]
+    networks: dict[str, NetworkUse]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """All metrics in the order of the published tables, ``<score>_<network>`` those of networks."""
+        return (*self.pixel_metrics, *(f"{use.score}_{name}" for name, use in self.networks.items()))
+
+
+@cache
+def published_protocols() -> dict[str, PublishedProtocol]:
+    """Read the published protocols, by name."""
+    text = resources.files("bidsapp.metrics").joinpath("protocols.toml").read_text(encoding="utf-8")
+    table = tomllib.loads(text)
+    return {name: _protocol(name, row, table["networks"]) for name, row in table["protocols"].items()}
+
+
+def _protocol(name: str, row: dict[str, Any], networks: dict[str, Any]) -> PublishedProtocol:
+    return PublishedProtocol(
+        name=name,
+        title=row["title"],
+        pixels=_resizing(row["pixels"]),
+        pixel_metrics=tuple(row["pixel_metrics"]),
+        networks={
+            network: NetworkUse(
+                architecture=networks[network]["architecture"],
+                layer=networks[network]["layer"],
+                score=networks[network]["score"],
+                mean_std=networks[network]["mean_std"],
+                file=use.get("file", networks[network]["file"]),
+                resizing=_resizing(use),
+            )
+            for network, use in row["networks"].items()
+        },
+    )
+
+
+def _resizing(row: dict[str, Any]) -> Resizing:
+    return Resizing(tuple(row["sizes"]), row["resample"], row["precision"])

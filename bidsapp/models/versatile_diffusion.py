@@ -127,8 +127,15 @@ class VersatileDiffusion:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
-        """uint8 images (n, H, W, 3) of latents."""
+        """uint8 images (n, H, W, 3) of latents.
+
+        Raises
+        ------
+        AppError
+            If AutoKL overflows; its pixels would be black or white.
+        """
         x = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        _check_finite(x, "pixels", self.vae)
         x = ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         pixels: np.ndarray = x.permute(0, 2, 3, 1).cpu().numpy()
         return pixels
@@ -164,7 +171,7 @@ class VersatileDiffusion:
         Raises
         ------
         AppError
-            If a latent stops being finite.
+            If a latent or a decoded pixel is not finite.
         """
         condition = self._condition(vision, text, unconditional)
         set_text_share(self.unet, settings.text_share)
@@ -174,11 +181,7 @@ class VersatileDiffusion:
         for t in timesteps:
             guided = self._guided_noise(latents, t, condition, settings.guidance)
             latents = self.scheduler.step(guided, t, latents, eta=0.0).prev_sample
-        if not torch.isfinite(latents).all():
-            raise AppError(
-                f"Stage 2 produced values that are not finite in {self.unet.dtype} on {self.unet.device}. "
-                "Half precision overflows on some devices: run again in float32 (or bfloat16 on CUDA)."
-            )
+        _check_finite(latents, "latents", self.unet)
         return self.decode(latents)
 
     def _condition(
@@ -209,6 +212,14 @@ class VersatileDiffusion:
         nothing, wanted = predicted.float().chunk(2)
         guided: Tensor = nothing + guidance * (wanted - nothing)
         return guided
+
+
+def _check_finite(x: Tensor, what: str, model: Any) -> None:
+    if not torch.isfinite(x).all():
+        raise AppError(
+            f"Stage 2 produced {what} that are not finite in {model.dtype} on {model.device}. "
+            "Half precision overflows on some devices: run again in float32 (or bfloat16 on CUDA)."
+        )
 
 
 def _noise_like(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

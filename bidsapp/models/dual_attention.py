@@ -74,8 +74,9 @@ def load_text_path(unet: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, owner, index, _ in _attention_blocks(unet):
         prefix = f"{name}.attentions.{index}."
         part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if not part:
-            raise KeyError(f"the text UNet holds no weights for {prefix}*")
+        missing = sorted(set(owner.attentions[index].text.state_dict()) - set(part))
+        if missing:
+            raise KeyError(f"the text UNet does not hold {', '.join(prefix + key for key in missing[:5])}")
         owner.attentions[index].text.load_state_dict(part, strict=True)
 
 

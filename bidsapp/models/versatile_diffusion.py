@@ -18,7 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from bidsapp.errors import AppError
-from bidsapp.models.dual_attention import add_text_path, load_text_path, read_weights, set_text_share
+from bidsapp.models.dual_attention import (
+    add_text_path,
+    dual_transformers,
+    load_text_path,
+    read_weights,
+    set_text_share,
+)
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,8 @@ class VersatileDiffusion:
         ------
         AppError
             If a latent or a decoded pixel is not finite.
+        ValueError
+            If the numbers of tokens or of generators do not fit.
         """
         condition = self._condition(vision, text, unconditional)
         set_text_share(self.unet, settings.text_share)
@@ -188,9 +196,17 @@ class VersatileDiffusion:
         self, vision: np.ndarray, text: np.ndarray, unconditional: tuple[np.ndarray, np.ndarray]
     ) -> Tensor:
         """Tokens of the unconditional and the conditional half, shape (2n, tokens, dims)."""
+        n_vision = dual_transformers(self.unet)[0].n_vision
+        if vision.shape[1] != n_vision:
+            raise ValueError(f"the UNet takes {n_vision} vision tokens an image, got {vision.shape[1]}")
+        for name, given, nothing in zip(("vision", "text"), (vision, text), unconditional, strict=True):
+            if given.shape[1:] != nothing.shape[1:]:
+                raise ValueError(
+                    f"{name} tokens of shape {given.shape[1:]}, but unconditional ones of {nothing.shape[1:]}"
+                )
         wanted = np.concatenate([vision, text], axis=1)
-        nothing = np.concatenate(unconditional, axis=1)
-        both = np.concatenate([np.repeat(nothing, len(wanted), axis=0), wanted])
+        unguided = np.concatenate(unconditional, axis=1)
+        both = np.concatenate([np.repeat(unguided, len(wanted), axis=0), wanted])
         return torch.from_numpy(both.astype(np.float32)).to(self.unet.device, self.unet.dtype)
 
     def _schedule(self, settings: DiffusionSettings) -> tuple[Tensor, Tensor]:
@@ -223,5 +239,7 @@ def _check_finite(x: Tensor, what: str, model: Any) -> None:
 
 
 def _noise_like(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    if len(generators) != len(x):
+        raise ValueError(f"{len(x)} images need as many generators, got {len(generators)}")
     rows = [torch.randn(x.shape[1:], generator=g, dtype=torch.float32) for g in generators]
     return torch.stack(rows).to(x)

@@ -134,9 +134,13 @@ def app(**options: Any) -> int:
         from bidsapp.group import run_group
 
         outcome = run_group(
-            options["output_dir"], participants=options["participant_label"] or None, command=_command_line()
+            options["output_dir"],
+            participants=options["participant_label"] or None,
+            command=_command_line(),
+            dry_run=options["dry_run"],
         )
-        click.echo(f"{len(outcome.subjects)} subjects: {outcome.report}")
+        labels = ", ".join(f"sub-{label}" for label in outcome.subjects)
+        click.echo(f"{len(outcome.subjects)} subjects ({labels}): {outcome.report}")
         return ExitCode.OK
     config = make_config(options)
     from bidsapp.levels import plan, run_participants

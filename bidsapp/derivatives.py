@@ -211,12 +211,17 @@ def target_rows(found: Reconstruction, config: RunConfig) -> tuple[TargetRow, ..
     for name in TARGETS:
         true = np.asarray(found.test_targets[name], dtype=np.float64)
         predicted = np.asarray(found.latents[f"{name}_raw"], dtype=np.float64)
+        n_dims, alpha = true.shape[1], config.recipe.targets[name].alpha
+        # Dimensions that do not vary have no correlation; captions may all read the same to CLIP.
+        varies = (np.ptp(true, axis=0) > 0) & (np.ptp(predicted, axis=0) > 0)
+        if not varies.any():
+            rows.append(TargetRow(name, np.nan, None, None, n_dims, alpha, "the same for all test images"))
+            continue
+        true, predicted = true[:, varies], predicted[:, varies]
         true, predicted = true - true.mean(0), predicted - predicted.mean(0)
-        norm = np.sqrt((true**2).sum(0) * (predicted**2).sum(0))
-        r = (true * predicted).sum(0)[norm > 0] / norm[norm > 0]
+        r = (true * predicted).sum(0) / np.sqrt((true**2).sum(0) * (predicted**2).sum(0))
         low, high = np.quantile(r, [0.025, 0.975])
-        alpha = config.recipe.targets[name].alpha
-        rows.append(TargetRow(name, float(r.mean()), float(low), float(high), true.shape[1], alpha))
+        rows.append(TargetRow(name, float(r.mean()), float(low), float(high), n_dims, alpha))
     return tuple(rows)
 
 

@@ -79,6 +79,7 @@ def run_group(
     participants: Sequence[str] | None = None,
     command: str = "",
     version: str = bidsapp.__version__,
+    dry_run: bool = False,
 ) -> GroupOutcome:
     """Write the group's table, its description, ``participants.tsv`` and ``group.html``.
 
@@ -92,6 +93,8 @@ def run_group(
         The exact command line, for the report.
     version : str
         Version of this app, for the report.
+    dry_run : bool
+        Only find out who would be in it; nothing is written.
 
     Returns
     -------
@@ -112,6 +115,9 @@ def run_group(
         log.warning("sub-%s is missing from the group: %s", subject.label, subject.why)
     if not scores:
         raise AppError(_nothing(root, missing), exit_code=ExitCode.NO_INPUT)
+    table, page = root / "phenotype" / "reconmetrics.tsv", root / "group.html"
+    if dry_run:
+        return GroupOutcome(tuple(scores), tuple(missing), table, page)
     columns = _columns(scores)
     values = {s: {c.name: got.means.get(_key(c), math.nan) for c in columns} for s, got in scores.items()}
     estimates = {
@@ -119,7 +125,6 @@ def run_group(
         for c in columns
         if any(math.isfinite(values[s][c.name]) for s in scores)
     }
-    table = root / "phenotype" / "reconmetrics.tsv"
     write_tsv(table, _table(scores, values, columns))
     write_json(table.with_suffix(".json"), _describe(columns))
     _update_participants(root)
@@ -133,7 +138,7 @@ def run_group(
         command=command,
         versions={"bidsapp-recon": version, "Python": platform.python_version(), "NumPy": np.__version__},
     )
-    page = write_group_report(root / "group.html", report)
+    page = write_group_report(page, report)
     log.info("group: %d subjects, %d missing; %s", len(scores), len(missing), page)
     return GroupOutcome(tuple(scores), tuple(missing), table, page, estimates)
 

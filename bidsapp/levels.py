@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from bidsapp import __version__
 from bidsapp.config import RunConfig
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
-from bidsapp.records import Split
+from bidsapp.records import Split, SubjectInputs
 
 if TYPE_CHECKING:
     from bidsapp.bids.inputs import Dataset
+    from bidsapp.bids.outputs import OutputTree
     from bidsapp.data.stimuli import StimulusSet
     from bidsapp.models.suite import Models
     from bidsapp.report import ScoreRow
@@ -104,10 +105,12 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
     planned = plan(config)
 
     from bidsapp.bids.descriptions import update_participants, write_dataset_files
+    from bidsapp.bids.outputs import OutputTree
     from bidsapp.io import write_text
     from bidsapp.models.devices import choose_device, set_threads
     from bidsapp.models.suite import Models
     from bidsapp.report.methods import describe
+    from bidsapp.runlog import log_to_file, new_run_id
 
     device = choose_device(config.device)
     set_threads(config.n_cpus)
@@ -121,39 +124,41 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
     done: dict[str, list[ScoreRow]] = {}
     failed = []
     for label in labels:
-        try:
-            done[label] = _run_subject(label, planned, models, config)
-        except Exception as error:  # one bad subject must not stop the others
-            failed.append(label)
-            _record_failure(label, error, planned, config)
-            if config.stop_on_first_crash:
-                raise
+        subject = planned.dataset.subject(label)
+        tree = OutputTree(config.output_dir, label, subject.task, subject.space)
+        run_id = new_run_id()
+        with log_to_file(tree.path("log", run_id=run_id)):
+            try:
+                done[label] = _run_subject(subject, tree, run_id, planned, models, config)
+            except Exception as error:  # one bad subject must not stop the others
+                failed.append(label)
+                _record_failure(subject, tree, error, config)
+        if failed and config.stop_on_first_crash:
+            break
     if failed:
         LOG.error("Failed: %s. Done: %s.", ", ".join(failed), ", ".join(done) or "none")
     return (ExitCode.SUBJECT_FAILED if failed else ExitCode.OK), done
 
 
-def _run_subject(label: str, planned: Plan, models: Models, config: RunConfig) -> list[ScoreRow]:
+def _run_subject(
+    subject: SubjectInputs, tree: OutputTree, run_id: str, planned: Plan, models: Models, config: RunConfig
+) -> list[ScoreRow]:
     from bidsapp.bids.inputs import mask_files
-    from bidsapp.bids.outputs import OutputTree
     from bidsapp.derivatives import settings_of, software_versions, write_subject
     from bidsapp.participant import reconstruct
-    from bidsapp.runlog import log_to_file, new_run_id, write_settings
+    from bidsapp.runlog import write_settings
 
     start = time.monotonic()
-    subject = planned.dataset.subject(label)
-    tree = OutputTree(config.output_dir, label, subject.task, subject.space)
-    run_id = new_run_id()
+    label = subject.label
     settings = {"command": config.command, **settings_of(config), "versions": software_versions()}
     write_settings(tree.path("settings", run_id=run_id), settings)
-    with log_to_file(tree.path("log", run_id=run_id)):
-        LOG.info("sub-%s: %d sessions", label, len(subject.sessions))
-        masks = mask_files(planned.dataset, label, config.work_dir / f"sub-{label}")
-        found = reconstruct(subject, masks, planned.splits[label], planned.stimuli, models, config)
-        warnings = _warnings(planned, models, config)
-        seconds = time.monotonic() - start
-        rows = write_subject(found, tree, planned.dataset, planned.stimuli, config, run_id, seconds, warnings)
-        LOG.info("sub-%s: done in %.0f s, %s", label, time.monotonic() - start, tree.path("report"))
+    LOG.info("sub-%s: %d sessions", label, len(subject.sessions))
+    masks = mask_files(planned.dataset, label, config.work_dir / f"sub-{label}")
+    found = reconstruct(subject, masks, planned.splits[label], planned.stimuli, models, config)
+    warnings = _warnings(planned, models, config)
+    seconds = time.monotonic() - start
+    rows = write_subject(found, tree, planned.dataset, planned.stimuli, config, run_id, seconds, warnings)
+    LOG.info("sub-%s: done in %.0f s, %s", label, time.monotonic() - start, tree.path("report"))
     return rows
 
 
@@ -173,17 +178,16 @@ def _warnings(planned: Plan, models: Models, config: RunConfig) -> tuple[str, ..
     return tuple(found)
 
 
-def _record_failure(label: str, error: Exception, planned: Plan, config: RunConfig) -> None:
+def _record_failure(subject: SubjectInputs, tree: OutputTree, error: Exception, config: RunConfig) -> None:
     """Tell the user, and leave a report that carries the error."""
-    from bidsapp.bids.outputs import OutputTree
     from bidsapp.derivatives import settings_of, software_versions
     from bidsapp.report import SubjectReport, write_subject_report
 
+    label = subject.label
     known = isinstance(error, AppError)
     text = str(error) if known else f"{type(error).__name__}: {error}"
-    LOG.error("sub-%s failed: %s", label, text, exc_info=not known or config.verbose > 0)
-    subject = planned.dataset.subject(label)
-    tree = OutputTree(config.output_dir, label, subject.task, subject.space)
+    trace = error if not known or config.verbose > 0 else None
+    LOG.error("sub-%s failed: %s", label, text, exc_info=trace)
     try:
         write_subject_report(
             tree.path("report"),

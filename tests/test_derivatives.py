@@ -1,0 +1,33 @@
+"""What is said about the fit of targets, where there is nothing to say too."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+
+from bidsapp.config import TARGETS, load_recipe
+from bidsapp.derivatives import target_rows
+
+
+def test_correlations_are_over_images_of_what_varies():
+    rng = np.random.default_rng(0)
+    true = {name: rng.standard_normal((9, 6)).astype(np.float32) for name in TARGETS}
+    predicted = {f"{name}_raw": 3 * t + rng.standard_normal(t.shape) - 1 for name, t in true.items()}
+    true["clip_text"][:] = true["clip_text"][:1]  # captions that all read the same
+    true["clip_vision"][:, 2:] = 0.1
+    found = SimpleNamespace(test_targets=true, latents=predicted)
+    vdvae, vision, text = target_rows(found, SimpleNamespace(recipe=load_recipe("embedded")))
+    expected = [np.corrcoef(true["vdvae"][:, i], predicted["vdvae_raw"][:, i])[0, 1] for i in range(6)]
+    np.testing.assert_allclose(vdvae.correlation, np.mean(expected), rtol=1e-12)
+    np.testing.assert_allclose([vdvae.low, vdvae.high], np.quantile(expected, [0.025, 0.975]), rtol=1e-12)
+    expected = [
+        np.corrcoef(true["clip_vision"][:, i], predicted["clip_vision_raw"][:, i])[0, 1] for i in (0, 1)
+    ]
+    np.testing.assert_allclose(vision.correlation, np.mean(expected), rtol=1e-12)
+    assert math.isnan(text.correlation)
+    assert text.low is None
+    assert text.note
+    assert [r.target for r in (vdvae, vision, text)] == list(TARGETS)
+    assert {r.n_dims for r in (vdvae, vision, text)} == {6}

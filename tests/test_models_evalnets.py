@@ -114,3 +114,22 @@ def test_efficientnet_weights_are_the_packages(lite: EfficientNetLite0) -> None:
 def test_efficientnet_refuses_other_types(lite: EfficientNetLite0, dtype: type) -> None:
     with pytest.raises(TypeError, match="uint8"):
         lite((random_images(1) / 255).astype(dtype))
+
+
+def test_features_of_the_last_image_sets_are_remembered() -> None:
+    calls: list[int] = []
+
+    def network(images: np.ndarray) -> np.ndarray:
+        calls.append(len(images))
+        return images.reshape(len(images), -1).astype(np.float32)
+
+    features = evalnets.remembered(network, most=2)
+    one, two, three = (random_images(3, 4, seed) for seed in range(3))
+    for images, n_calls in ((one, 1), (two, 2), (one.copy(), 2), (three, 3), (one, 3), (two, 4)):
+        np.testing.assert_array_equal(features(images), images.reshape(3, -1))
+        assert len(calls) == n_calls
+    # the same bytes in another arrangement are other images
+    np.testing.assert_array_equal(features(two.reshape(2, 6, 4, 3)), two.reshape(2, -1))
+    changed = two.copy()
+    changed[0, 0, 0, 0] ^= 1
+    np.testing.assert_array_equal(features(changed), changed.reshape(3, -1))

@@ -121,6 +121,21 @@ def test_probabilities_of_all_values_sum_to_one(pinned: int) -> None:
     assert (probability > 1e-6).sum() > 1000
 
 
+def test_mean_in_closed_form() -> None:
+    """Green is predicted from red, blue from red and green, within each mixture."""
+    raw = random_raw(np.random.default_rng(7), 20, (-4, -3))
+    rest = raw[:, M:].reshape(20, 3, 3, M)
+    rest[:, :, 0] *= 0.5
+    share = np.exp(raw[:, :M]) / np.exp(raw[:, :M]).sum(1, keepdims=True)
+    c = np.tanh(rest[:, :, 2])
+    red = rest[:, 0, 0]
+    green = rest[:, 1, 0] + c[:, 0] * red
+    blue = rest[:, 2, 0] + c[:, 1] * red + c[:, 2] * green
+    expected = np.stack([(share * channel).sum(1) for channel in (red, green, blue)], 1)
+    own = mixture_mean(as_images(raw), M).reshape(20, 3).numpy()
+    np.testing.assert_allclose(own, expected.clip(-1, 1), rtol=1e-5, atol=1e-6)
+
+
 def test_mean_is_the_mean_of_samples() -> None:
     raw = random_raw(np.random.default_rng(5), 1, (-4, -3.5))
     raw[0, M:].reshape(3, 3, M)[:, 0] *= 0.5  # far enough inside [-1, 1] that nothing is clipped

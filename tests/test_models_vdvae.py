@@ -320,6 +320,16 @@ def test_published_configuration() -> None:
     assert shapes["decoder.out_net.out_conv.weight"] == (100, 512, 1, 1)
 
 
+def test_kernels_at_one_and_two_pixels_are_one_wide(small: VDVAE) -> None:
+    blocks = [*small.encoder.enc_blocks, *(part.resnet for part in small.decoder.dec_blocks)]
+    resolutions = [16, 16, 16, 8, 8, 4, 4, 4, 2, 2, 1, 1] + [
+        resolution for resolution, _ in top_down_plan(SMALL)
+    ]
+    for part, resolution in zip(blocks, resolutions, strict=True):
+        kernels = [getattr(part, f"c{i}").weight.shape[-1] for i in (1, 2, 3, 4)]
+        assert kernels == ([1, 3, 3, 1] if resolution > 2 else [1, 1, 1, 1])
+
+
 def test_loading_is_strict(small: VDVAE) -> None:
     state = small.state_dict()
     copy = VDVAE(SMALL)

@@ -60,6 +60,7 @@ def plan(config: RunConfig) -> Plan:
     from bidsapp.bids.preflight import check
     from bidsapp.data.splits import make_split
     from bidsapp.data.stimuli import StimulusSet
+    from bidsapp.metrics.protocol import PROTOCOLS
     from bidsapp.models.suite import missing_models
 
     dataset = open_dataset(
@@ -73,6 +74,9 @@ def plan(config: RunConfig) -> Plan:
     )
     stimuli = StimulusSet.open(dataset.root)
     problems: list[Problem] = list(missing_models(config.recipe, config.models_dir))
+    if (protocol := config.recipe.metrics.protocol) not in PROTOCOLS:
+        mend = f"set metrics.protocol in the recipe to one of {', '.join(PROTOCOLS)}"
+        problems.append(Problem(f"recipe {config.recipe.name}", f"there is no protocol {protocol!r}", mend))
     splits = {}
     for subject in dataset.subjects:
         seen = {i for session in subject.sessions for i in session.stimulus_ids}

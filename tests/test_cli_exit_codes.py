@@ -148,6 +148,15 @@ def test_unforeseen_errors(monkeypatch, capsys):
         assert "Traceback" in capsys.readouterr().err
 
 
+def test_control_c(monkeypatch, capsys):
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.app, "callback", interrupted)
+    assert run("a", "b", "participant") == 130
+    assert "go on" in capsys.readouterr().err
+
+
 def test_help_and_refusals_import_nothing_heavy():
     code = """
 import json, sys

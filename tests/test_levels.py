@@ -250,6 +250,14 @@ def test_missing_models_are_named_before_anything_is_computed(bids, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
+def test_an_unknown_protocol_is_named_before_anything_is_computed(bids, tmp_path, capsys):
+    recipe = recipe_file(tmp_path, metrics={"protocol": "moon"})
+    words = (bids, tmp_path / "out", "participant", "--recipe", recipe, "--skip-bids-validation")
+    assert run(*words) == 65
+    assert "'moon'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def averaged_betas(bids: Path, subject: str, stimuli: list[str]) -> np.ndarray:
     """Mean response to each stimulus, (images, all voxels in Fortran order), in float64."""
     total, count = None, np.zeros(len(stimuli))

@@ -145,6 +145,18 @@ def test_preprocessing_in_closed_form(mean_std, precision):
         torch.testing.assert_close(got[:, channel], torch.full((2, 50, 50), value), rtol=0, atol=3e-6)
 
 
+def test_floats_are_antialiased_when_shrinking():
+    images = formula_images(1, 60)
+    got = Preprocessing((20, 35), "bilinear", "float")(images)
+    mean, std = MEAN_STD["imagenet"]
+    for channel in range(3):
+        plane = Image.fromarray(images[0, ..., channel].astype(np.float32) / 255)
+        for size in (20, 35):
+            plane = plane.resize((size, size), Image.Resampling.BILINEAR)
+        expected = (np.asarray(plane) - mean[channel]) / std[channel]
+        np.testing.assert_allclose(got[0, channel].numpy(), expected, atol=1e-5)
+
+
 @given(size=st.integers(1, 40), side=st.integers(1, 40), precision=st.sampled_from(["uint8", "float"]))
 @settings(max_examples=30, deadline=None)
 def test_preprocessing_stays_in_range_and_takes_images_one_by_one(size, side, precision):

@@ -35,8 +35,9 @@ class VdvaeSection:
 
 @dataclass(frozen=True)
 class DiffusionSection:
-    """Stage 2: the image-to-image loop."""
+    """Stage 2: the image-to-image loop, and which generator runs it (a key of GENERATORS)."""
 
+    kind: str
     steps: int
     strength: float
     guidance: float
@@ -79,8 +80,11 @@ class ControlsSection:
     max_images: int
 
 
-#: The regression targets of every recipe, in the order they are reported.
-TARGETS = ("vdvae", "clip_vision", "clip_text")
+#: The generators of stage 2 and the targets that a recipe with them predicts, in the order reported.
+GENERATORS = {
+    "versatile-diffusion": ("vdvae", "clip_vision", "clip_text"),
+    "ip-adapter": ("vdvae", "clip_image"),
+}
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,11 @@ class Recipe:
     calibration: CalibrationSection
     metrics: MetricsSection
     controls: ControlsSection
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The regression targets, in the order they are reported."""
+        return GENERATORS[self.diffusion.kind]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dict, for run records and hashes."""
@@ -209,8 +218,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 def _check(recipe: Recipe, path: Path) -> None:
     wrong = []
-    if set(recipe.targets) != set(TARGETS):
-        wrong.append(f"[targets] should be exactly {', '.join(TARGETS)}")
+    names = GENERATORS.get(recipe.diffusion.kind, ())
+    if not names:
+        wrong.append(f"diffusion.kind should be one of {', '.join(GENERATORS)}")
+    elif set(recipe.targets) != set(names):
+        wrong.append(f"[targets] should be exactly {', '.join(names)}")
     wrong += [f"targets.{k}.alpha should be above 0" for k, t in recipe.targets.items() if t.alpha <= 0]
     if not 0 < recipe.diffusion.strength <= 1:
         wrong.append("diffusion.strength should lie in (0, 1]")

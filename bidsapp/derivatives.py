@@ -20,7 +20,7 @@ from bidsapp.bids.outputs import (
     write_metrics,
     write_model_sidecar,
 )
-from bidsapp.config import TARGETS, RunConfig
+from bidsapp.config import RunConfig
 from bidsapp.io import atomic_path
 from bidsapp.report import ScoreRow, SubjectReport, TargetRow, write_subject_report
 from bidsapp.report.labels import metric_label
@@ -171,7 +171,7 @@ def write_model(found: Reconstruction, tree: OutputTree, config: RunConfig, sour
         file["train_mean"] = decoder.x_mean
         if decoder.is_dual:
             file["x_train"] = np.asarray(found.zscored["train"], dtype=np.float32)
-        for name in TARGETS:
+        for name in config.recipe.target_names:
             alpha = config.recipe.targets[name].alpha
             group = file.create_group(f"targets/{name}")
             group.attrs["alpha"] = alpha
@@ -184,7 +184,7 @@ def write_model(found: Reconstruction, tree: OutputTree, config: RunConfig, sour
         {
             "Sources": sources,
             "Recipe": config.recipe.name,
-            "Alphas": {name: config.recipe.targets[name].alpha for name in TARGETS},
+            "Alphas": {name: config.recipe.targets[name].alpha for name in config.recipe.target_names},
             "Calibration": config.recipe.calibration.method,
             "TrainingImages": len(found.split.train),
             "Voxels": int(np.count_nonzero(found.zscored["kept"])),
@@ -208,7 +208,7 @@ def _write_coefficients(group: Any, decoder: RidgeDecoder, targets: TargetRows, 
 def target_rows(found: Reconstruction, config: RunConfig) -> tuple[TargetRow, ...]:
     """How well each target was predicted: correlations over test images, dimension by dimension."""
     rows = []
-    for name in TARGETS:
+    for name in config.recipe.target_names:
         true = np.asarray(found.test_targets[name], dtype=np.float64)
         predicted = np.asarray(found.latents[f"{name}_raw"], dtype=np.float64)
         n_dims, alpha = true.shape[1], config.recipe.targets[name].alpha

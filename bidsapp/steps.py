@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bidsapp.config import TARGETS, RunConfig
+from bidsapp.config import RunConfig
 from bidsapp.data.betas import Mask, mask_session
 from bidsapp.data.responses import average_repeats, zscore
 from bidsapp.data.targets import TargetRows, TargetStore
@@ -108,8 +108,8 @@ def targets_of_stimuli(
     computed = store.ensure(digests, compute)
     LOG.info("targets: %d stimuli, %d of them computed now", len(ids), computed)
     n = len(split.train)
-    train = {t: store.rows(t, digests[:n]) for t in TARGETS}
-    test = {t: store.rows(t, digests[n:]) for t in TARGETS}
+    train = {t: store.rows(t, digests[:n]) for t in models.recipe.target_names}
+    test = {t: store.rows(t, digests[n:]) for t in models.recipe.target_names}
     return train, test, _digest_text([model_key, digests])
 
 
@@ -153,7 +153,7 @@ def predict_and_calibrate(
 
     def compute(folder: Path) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
-        for name in TARGETS:
+        for name in config.recipe.target_names:
             alpha = config.recipe.targets[name].alpha
             predict, loo = ridge[f"predict_{alpha:g}"], ridge[f"loo_{alpha:g}"]
             rows: Any = targets[name]
@@ -178,7 +178,7 @@ def predict_and_calibrate(
         return arrays
 
     inputs = {"after": [ridge.key, targets_key], "method": method, "seed": config.seed}
-    inputs |= {"alphas": {t: config.recipe.targets[t].alpha for t in TARGETS}}
+    inputs |= {"alphas": {t: config.recipe.targets[t].alpha for t in config.recipe.target_names}}
     return stages.run(f"latents_{condition}", inputs, compute)
 
 
@@ -186,7 +186,7 @@ def true_latents(stages: Stages, targets: Mapping[str, TargetRows], targets_key:
     """Take the oracle's latents: the true targets of the first ``n`` test images."""
 
     def compute(_: Path) -> dict[str, np.ndarray]:
-        return {name: targets[name][:n, :] for name in TARGETS}
+        return {name: rows[:n, :] for name, rows in targets.items()}
 
     return stages.run(f"latents_{ORACLE}", {"after": targets_key, "n": n}, compute)
 
@@ -227,8 +227,8 @@ def second_stage(
     def compute(_: Path) -> dict[str, np.ndarray]:
         generators = image_generators(seed, subject, ids, "stage 2")
         n = len(ids)
-        tokens = latents["clip_vision"][:n], latents["clip_text"][:n]
-        return {"images": models.second_stage(initial["images"], *tokens, generators)}
+        conditions = {name: latents[name][:n] for name in models.recipe.target_names if name != "vdvae"}
+        return {"images": models.second_stage(initial["images"], conditions, generators)}
 
     inputs: dict[str, Any] = {
         "after": [initial.key, latents.key],

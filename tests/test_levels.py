@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from bidsapp import cli
-from bidsapp.config import RECIPES, TARGETS
+from bidsapp.config import RECIPES, load_recipe
 from bidsapp.io import read_tsv
 from bidsapp.models.suite import EMBEDDED
 from bidsapp.runlog import write_settings
@@ -284,7 +284,7 @@ def test_the_model_file_alone_predicts_the_latents(roi, n_trials, form, tiny_dat
     with h5py.File(next((tmp_path / "out").glob("sub-01/func/*_model.h5"))) as file:
         x = (x[:, file["voxel_index"][:]] - file["voxel_mean"][:]) / file["voxel_std"][:]
         x_c = x - file["train_mean"][:]
-        for name in TARGETS:
+        for name in load_recipe("embedded").target_names:
             group = file[f"targets/{name}"]
             assert form in group
             if form == "dual":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -124,11 +124,13 @@ class Models:
     def second_stage(
         self,
         initial: np.ndarray,
-        vision: np.ndarray,
-        text: np.ndarray,
+        conditions: Mapping[str, np.ndarray],
         generators: Sequence[torch.Generator],
     ) -> np.ndarray:
-        """Stage 2: latent diffusion from first-stage images under predicted tokens, uint8 (n, S, S, 3)."""
+        """Stage 2: latent diffusion from first-stage images under predicted conditions, uint8 (n, S, S, 3).
+
+        ``conditions`` are the predicted targets beside the VDVAE's, (n, dims) by target name.
+        """
         section = self.recipe.diffusion
         settings = DiffusionSettings(
             steps=section.steps,
@@ -139,8 +141,8 @@ class Models:
             sample_posterior=section.sample_posterior,
         )
         nothing = (self.clip.unconditional_vision(), self.clip.unconditional_text())
-        seen = vision.reshape(len(vision), *self.clip.vision_shape)
-        read = text.reshape(len(text), *self.clip.text_shape)
+        seen = conditions["clip_vision"].reshape(len(initial), *self.clip.vision_shape)
+        read = conditions["clip_text"].reshape(len(initial), *self.clip.text_shape)
         parts = []
         for start in track(range(0, len(initial), section.batch), "stage 2, diffusion (batches)"):
             rows = slice(start, start + section.batch)

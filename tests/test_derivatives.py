@@ -13,7 +13,8 @@ from bidsapp.derivatives import target_rows
 
 def test_correlations_are_over_images_of_what_varies():
     rng = np.random.default_rng(0)
-    true = {name: rng.standard_normal((9, 6)).astype(np.float32) for name in load_recipe("embedded").target_names}
+    names = load_recipe("embedded").target_names
+    true = {name: rng.standard_normal((9, 6)).astype(np.float32) for name in names}
     predicted = {f"{name}_raw": 3 * t + rng.standard_normal(t.shape) - 1 for name, t in true.items()}
     true["clip_text"][:] = true["clip_text"][:1]  # captions that all read the same
     true["clip_vision"][:, 2:] = 0.1
@@ -29,5 +30,5 @@ def test_correlations_are_over_images_of_what_varies():
     assert math.isnan(text.correlation)
     assert text.low is None
     assert text.note
-    assert [r.target for r in (vdvae, vision, text)] == list(load_recipe("embedded").target_names)
+    assert [r.target for r in (vdvae, vision, text)] == list(names)
     assert {r.n_dims for r in (vdvae, vision, text)} == {6}

@@ -513,6 +513,8 @@ def export(work: Path, out: Path) -> None:
     save(image, folder / "image_unet" / "diffusion_pytorch_model.safetensors")
     save(text, folder / "text_unet" / "diffusion_pytorch_model.safetensors")
     make_scheduler().save_pretrained(folder / "scheduler")  # type: ignore[attr-defined]
+    for path in out.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # save_file makes files that only their owner reads
     total = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     print(f"{total / 1e6:.1f} MB in {out}")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bidsapp import __version__
 from bidsapp.config import RunConfig
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
+from bidsapp.estimate import Needs, as_text, needs
 from bidsapp.records import Split, SubjectInputs
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from bidsapp.report import ScoreRow
 
 LOG = logging.getLogger("bidsapp")
-CODE_URL = "https://pypi.org/project/bidsapp-recon/"
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,19 @@ class Plan:
     dataset: Dataset
     stimuli: StimulusSet
     splits: dict[str, Split]
+    needs: dict[str, Needs]
 
     def describe(self, config: RunConfig) -> str:
         """Say the plan in words, for ``--dry-run``."""
         lines = [f"Recipe {config.recipe.name}: {config.recipe.title}", f"Output: {config.output_dir}"]
         for subject in self.dataset.subjects:
-            split = self.splits[subject.label]
+            split, needed = self.splits[subject.label], self.needs[subject.label]
             trials = sum(len(s.stimulus_ids) for s in subject.sessions)
             lines.append(
                 f"sub-{subject.label}: {len(subject.sessions)} sessions, {trials} trials, "
                 f"{len(split.train)} training and {len(split.test)} test images, "
-                f"voxels of {', '.join(subject.masks) or 'no mask'}"
+                f"voxels of {', '.join(subject.masks) or 'no mask'}; "
+                f"about {as_text(needed.memory)} of memory, {as_text(needed.disk)} in {config.work_dir}"
             )
         return "\n".join(lines)
 
@@ -93,7 +95,31 @@ def plan(config: RunConfig) -> Plan:
             "The embedded models know drawn scenes only; on photographs they show that the pipeline runs, "
             "not what the brain data hold."
         )
-    return Plan(dataset, stimuli, splits)
+    needed = {s.label: _needs(dataset, s, splits[s.label], config) for s in dataset.subjects}
+    _check_memory(needed, config)
+    return Plan(dataset, stimuli, splits, needed)
+
+
+def _needs(dataset: Dataset, subject: SubjectInputs, split: Split, config: RunConfig) -> Needs:
+    from bidsapp.bids.inputs import count_voxels
+    from bidsapp.models.sizes import target_sizes
+    from bidsapp.models.suite import models_root
+
+    sizes = target_sizes(config.recipe, models_root(config.recipe, config.models_dir))
+    trials = sum(len(s.stimulus_ids) for s in subject.sessions)
+    voxels = count_voxels(dataset, subject.label)
+    return needs(config, trials, len(split.train), len(split.test), voxels, sizes)
+
+
+def _check_memory(needed: dict[str, Needs], config: RunConfig) -> None:
+    """Refuse a run that is known not to fit, rather than leave it to the system to kill it."""
+    most = max((n.memory for n in needed.values()), default=0)
+    if config.memory is not None and most > config.memory:
+        raise AppError(
+            f"--mem {as_text(config.memory)} is too little: a subject needs about {as_text(most)}. "
+            "Give more, or a smaller region of interest (--roi).",
+            exit_code=ExitCode.TRY_AGAIN,
+        )
 
 
 def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreRow]]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bidsapp.bids._index import IndexedFile
 from bidsapp.bids._nifti import load_volume, save_volume
@@ -146,9 +147,14 @@ def matching_indices(labels: Mapping[str, tuple[int, ...]], name: str) -> tuple[
 
 def write_roi_mask(roi: Roi, path: Path) -> None:
     """Write the voxels of a ROI as a mask of 0 and 1 (uint8), for readers that know only masks."""
+    save_volume(path, inside_roi(roi).astype(np.uint8), load_volume(roi.path).affine)
+
+
+def inside_roi(roi: Roi) -> NDArray[np.bool_]:
+    """Give the voxels of a ROI: its labels in a segmentation, else where its mask is above 0."""
     values = load_volume(roi.path)
-    inside = np.isin(values.data, roi.indices) if roi.indices else values.data > 0
-    save_volume(path, inside.astype(np.uint8), values.affine)
+    inside: NDArray[np.bool_] = np.isin(values.data, roi.indices) if roi.indices else values.data > 0
+    return inside
 
 
 def _error(message: str, code: ExitCode) -> AppError:

@@ -15,7 +15,7 @@ from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
 from bidsapp.io import read_json
 from bidsapp.records import SubjectInputs
 
-__all__ = ["SCALE_KEY", "Dataset", "mask_files", "open_dataset"]
+__all__ = ["SCALE_KEY", "Dataset", "count_voxels", "mask_files", "open_dataset"]
 
 _MOUNTS = (
     "In a container, check that the folder is mounted and at this path: "
@@ -145,6 +145,12 @@ def mask_files(dataset: Dataset, subject: str, folder: str | os.PathLike[str]) -
             files[name] = Path(folder) / f"sub-{subject}_label-{safe}_mask.nii.gz"
             _rois.write_roi_mask(roi, files[name])
     return files
+
+
+def count_voxels(dataset: Dataset, subject: str) -> int:
+    """Count the voxels in the union of a subject's ROIs, which must have one shape."""
+    masks = [_rois.inside_roi(roi) for roi in dataset.rois.get(subject, {}).values()]
+    return int(sum(masks[1:], masks[0]).astype(bool).sum()) if masks else 0
 
 
 def _check_folder(base: Path) -> None:

@@ -1,0 +1,61 @@
+"""Sizes of a recipe's targets, read from the models' configuration files alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bidsapp.config import Recipe
+
+
+def target_sizes(recipe: Recipe, root: Path) -> dict[str, int]:
+    """Find the number of values of each target whose model's configuration is there.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    root : Path
+        The folder that holds the recipe's model folders.
+
+    Returns
+    -------
+    dict of str to int
+        Targets whose configuration can't be read are left out: what is missing is said elsewhere.
+    """
+    readers = {"vdvae": _vdvae, "clip_vision": _vision, "clip_text": _text, "clip_image": _embedding}
+    sizes = {}
+    for name in recipe.target_names:
+        try:
+            sizes[name] = readers[name](recipe, root)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return sizes
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _vdvae(recipe: Recipe, root: Path) -> int:
+    config = _read(root / recipe.models.vdvae / "config.json")
+    sides: list[int] = []
+    for item in config["dec_blocks"].split(","):
+        side, _, repeats = item.strip().partition("x")
+        sides += [int(side.partition("m")[0])] * (int(repeats) if repeats else 1)
+    return int(sum(config["zdim"] * side**2 for side in sides[: recipe.vdvae.layers]))
+
+
+def _vision(recipe: Recipe, root: Path) -> int:
+    config = _read(root / recipe.models.diffusion / "image_encoder" / "config.json")
+    return int(((config["image_size"] // config["patch_size"]) ** 2 + 1) * config["projection_dim"])
+
+
+def _text(recipe: Recipe, root: Path) -> int:
+    config = _read(root / recipe.models.diffusion / "text_encoder" / "config.json")
+    return int(config["max_position_embeddings"] * config["projection_dim"])
+
+
+def _embedding(recipe: Recipe, root: Path) -> int:
+    return int(_read(root / recipe.models.diffusion / "image_encoder" / "config.json")["projection_dim"])

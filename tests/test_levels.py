@@ -320,7 +320,7 @@ def test_the_demo(tmp_path, capsys, validate):
     assert run("demo", folder, *small) == 0
     said = capsys.readouterr().out
     assert hashes(folder / "bids", "*") == simulated
-    for metric in ("pixcorr", "ssim", "two_way_clip", "top1_clip"):
+    for metric in ("pixcorr", "ssim", "two_way_small_clip", "top1_small_clip"):
         assert metric in said
     assert str(folder / "out" / "sub-01.html") in said
     assert (folder / "out" / "group.html").is_file()

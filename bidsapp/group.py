@@ -121,7 +121,7 @@ def run_group(
     columns = _columns(scores)
     values = {s: {c.name: got.means.get(_key(c), math.nan) for c in columns} for s, got in scores.items()}
     estimates = {
-        c.name: estimate([values[s][c.name] for s in scores])
+        c.name: estimate([values[s][c.name] for s in scores], metric_label(c.metric).levels)
         for c in columns
         if any(math.isfinite(values[s][c.name]) for s in scores)
     }
@@ -143,13 +143,18 @@ def run_group(
     return GroupOutcome(tuple(scores), tuple(missing), table, page, estimates)
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float], levels: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
     """Mean over subjects and its 95 % t interval, ``mean +- t(n - 1) * s / sqrt(n)``.
+
+    With few subjects the interval can reach beyond what the metric can be; it is cut there, which
+    takes nothing from its coverage.
 
     Parameters
     ----------
     values : sequence of float
         One a subject; NaN where a subject has none. The interval needs two.
+    levels : pair of float
+        Least and greatest value that the metric can take.
     """
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 
@@ -160,7 +165,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     if x.size < 2:
         return Estimate(mean, None, None, 1)
     half = float(stdtrit(x.size - 1, 0.975) * x.std(ddof=1) / math.sqrt(x.size))
-    return Estimate(mean, mean - half, mean + half, int(x.size))
+    return Estimate(mean, max(mean - half, levels[0]), min(mean + half, levels[1]), int(x.size))
 
 
 def _gather(

@@ -94,6 +94,9 @@ def test_estimate_needs_two_subjects_for_an_interval() -> None:
     assert estimate([0.4, math.nan]).mean == 0.4
     assert estimate([0.4, 0.4]).low == estimate([0.4, 0.4]).high == 0.4
     assert estimate([math.nan]).n == 0
+    cut = estimate([0.8, 0.98], (0.0, 1.0))
+    assert cut.high == 1.0
+    assert 0.0 <= cut.low < 0.5  # 0.89 - 12.7 * 0.127 / sqrt(2) lies below 0
 
 
 def test_interval_covers_the_true_mean_as_often_as_it_says() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bidsapp.errors import AppError
 from bidsapp.models.vdvae import VDVAE, VDVAEConfig, scale_initial_weights
 
 SMALL = VDVAEConfig(
@@ -228,6 +229,51 @@ def test_posterior_sample(small: VDVAE, images: np.ndarray) -> None:
     )
     again = small.encode_latents(images, 3, sample=True, generator=torch.Generator().manual_seed(9))
     np.testing.assert_array_equal(drawn, again)
+
+
+def test_a_drawn_latent_does_not_depend_on_its_batch(small: VDVAE, images: np.ndarray) -> None:
+    together = small.encode_latents(images, 3, sample=True, generator=generators(5, 6, 7))
+    alone = [
+        small.encode_latents(images[i : i + 1], 3, sample=True, generator=generators(5 + i)) for i in range(3)
+    ]
+    np.testing.assert_allclose(np.concatenate(alone), together, rtol=1e-4, atol=1e-4)
+    reseeded = small.encode_latents(images, 3, sample=True, generator=generators(5, 60, 7))
+    np.testing.assert_array_equal(reseeded[[0, 2]], together[[0, 2]])
+    assert (reseeded[1] != together[1]).mean() > 0.9
+    with pytest.raises(ValueError, match="3 images need as many generators, got 2"):
+        small.encode_latents(images, 3, sample=True, generator=generators(5, 6))
+
+
+def test_half_precision_keeps_sums_in_float32(small: VDVAE, images: np.ndarray) -> None:
+    model = randomised(SMALL)
+    model.half = torch.bfloat16
+    exact = small.encode_latents(images, small.n_blocks)
+    latents = model.encode_latents(images, model.n_blocks)
+    assert latents.dtype == np.float32
+    assert 0 < np.abs(latents - exact).max() < 0.1 * np.abs(exact).max()
+    streams: list[torch.dtype] = []
+    hooks = [
+        part.register_forward_hook(lambda _m, _i, out: streams.append(out.dtype))
+        for part in (*model.encoder.enc_blocks, *(part.resnet for part in model.decoder.blocks))
+    ]
+    pixels = model.decode_latents(model.encode_latents(images, model.n_blocks), generators(1, 2, 3))
+    for hook in hooks:
+        hook.remove()
+    assert set(streams) == {torch.float32}
+    expected = small.decode_latents(exact, generators(1, 2, 3))
+    assert np.abs(pixels.astype(int) - expected.astype(int)).mean() < 3
+
+
+def test_values_that_are_not_finite_stop_stage_1(images: np.ndarray) -> None:
+    model = randomised(SMALL)
+    with torch.no_grad():
+        model.encoder.in_conv.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(AppError, match=r"latents that are not finite in torch\.float32 on cpu"):
+        model.encode_latents(images, 2)
+    with torch.no_grad():
+        model.decoder.gain[0, 0] = torch.inf
+    with pytest.raises(AppError, match="pixels that are not finite"):
+        model.decode_latents(np.zeros((1, model.layer_sizes(1)[0]), np.float32), generators(0))
 
 
 def test_evidence_lower_bound(small: VDVAE, images: np.ndarray) -> None:

@@ -53,7 +53,11 @@ def run(*words: object) -> int:
 def recipe_file(folder: Path, **changes: dict) -> Path:
     """A copy of the embedded recipe with a few steps of diffusion and one judging network."""
     content = tomllib.loads((RECIPES / "embedded.toml").read_text())
-    quick = {"diffusion": {"steps": 4}, "metrics": {"networks": ["small_clip"]}, "controls": {"max_images": 3}}
+    quick = {
+        "diffusion": {"steps": 4},
+        "metrics": {"networks": ["small_clip"]},
+        "controls": {"max_images": 3},
+    }
     for section, values in (*quick.items(), *changes.items()):
         content[section] |= values
     write_settings(folder / "quick.toml", content)

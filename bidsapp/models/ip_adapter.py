@@ -1,0 +1,313 @@
+"""Stage 2 by Stable Diffusion 1.5 with IP-Adapter: image-to-image guided by an image embedding.
+
+IP-Adapter: Ye et al. 2023 (arXiv 2308.06721). Stable Diffusion: Rombach et al. 2022 (arXiv 2112.10752).
+Every model class, the adapter's loading and the sampling loop are the diffusers library's own; this
+module loads them from a local folder, hands in predicted embeddings, and checks what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.models.clip import ClipTokens
+from bidsapp.models.versatile_diffusion import DiffusionSettings
+
+#: Where the adapter and its image encoder are in the hub's repository h94/IP-Adapter.
+ADAPTER = "models/ip-adapter_sd15.safetensors"
+IMAGE_ENCODER = "models/image_encoder"
+#: Tokens that an embedding is projected to (arXiv 2308.06721, section 3.2.1).
+TOKENS = 4
+
+
+class IPAdapterDiffusion:
+    """Stable Diffusion image-to-image whose cross-attentions also look at an image embedding.
+
+    Each cross-attention adds ``scale * Attention(q, k_image, v_image)`` to its attention to the text
+    (arXiv 2308.06721, equation 5). The text is the empty caption throughout.
+
+    Parameters
+    ----------
+    pipeline : diffusers StableDiffusionImg2ImgPipeline
+        With an IP-Adapter loaded, a DDIMScheduler and no safety checker.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        # diffusers repeats what it is given once for every image of the batch, for one image prompt shared
+        # by all; n embeddings would become n * n, and every image would attend to all others' embeddings
+        pipeline.prepare_ip_adapter_image_embeds = _embeddings_as_given
+        self._clip = ClipTokens(pipeline.image_encoder, None, None)
+
+    @classmethod
+    def load(
+        cls, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> IPAdapterDiffusion:
+        """Load the components one by one from a local folder; nothing is fetched.
+
+        Parameters
+        ----------
+        folder : Path
+            Holds two repositories of the hub side by side, in their own layouts: Stable Diffusion
+            1.5's ``unet``, ``vae``, ``text_encoder``, ``tokenizer`` and ``scheduler``, and IP-Adapter's
+            ``models/ip-adapter_sd15.safetensors`` and ``models/image_encoder``.
+
+        Raises
+        ------
+        AppError
+            If the adapter is of another kind, or made for another image encoder or UNet.
+        """
+        with _quiet():
+            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+            from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+            from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
+                StableDiffusionImg2ImgPipeline,
+            )
+            from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+            from transformers import (
+                AutoTokenizer,
+                CLIPImageProcessor,
+                CLIPTextModel,
+                CLIPVisionModelWithProjection,
+            )
+
+        unet = _load_whole(UNet2DConditionModel, folder / "unet", torch_dtype=dtype)
+        encoder = _load_whole(CLIPVisionModelWithProjection, folder / IMAGE_ENCODER, dtype=dtype)
+        _check_adapter(folder / ADAPTER, encoder.config.projection_dim, unet.config.cross_attention_dim)
+        # the hub's scheduler file is PNDM's; the two share the schedule's keys
+        scheduler = DDIMScheduler.from_pretrained(
+            folder / "scheduler", clip_sample=False, local_files_only=True
+        )
+        assemble: Any = StableDiffusionImg2ImgPipeline  # its hints do not let the checker be None
+        pipeline = assemble(
+            vae=_load_whole(AutoencoderKL, folder / "vae", torch_dtype=dtype),
+            text_encoder=_load_whole(CLIPTextModel, folder / "text_encoder", dtype=dtype),
+            tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            unet=unet,
+            scheduler=scheduler,
+            # it would black out reconstructions; the stimuli were chosen by the study
+            safety_checker=None,
+            requires_safety_checker=False,
+            feature_extractor=CLIPImageProcessor(),  # never called; loading the adapter would make one
+            image_encoder=encoder,
+        )
+        adapter = Path(ADAPTER)
+        with _quiet():
+            pipeline.load_ip_adapter(
+                str(folder),
+                subfolder=adapter.parent.as_posix(),
+                weight_name=adapter.name,
+                low_cpu_mem_usage=False,  # the other way needs the accelerate package
+                local_files_only=True,
+            )
+        pipeline.set_progress_bar_config(disable=True)
+        for part in ("vae", "text_encoder", "unet", "image_encoder"):
+            getattr(pipeline, part).to(device).eval()
+        return cls(pipeline)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that come out, in pixels."""
+        return int(self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor)
+
+    @property
+    def embedding_size(self) -> int:
+        """Values of an image embedding (1024 with CLIP ViT-H/14)."""
+        return int(self.pipeline.image_encoder.config.projection_dim)
+
+    def image_embeddings(self, images: np.ndarray) -> np.ndarray:
+        """CLIP image embeddings as IP-Adapter takes them: projected, not normalised.
+
+        Parameters
+        ----------
+        images : ndarray of uint8, shape (n, H, W, 3)
+
+        Returns
+        -------
+        ndarray of float32, shape (n, embedding_size)
+
+        Raises
+        ------
+        TypeError
+            If the images are not uint8.
+        """
+        return self._clip.image_embeddings(images)
+
+    @torch.no_grad()
+    def image_to_image(
+        self,
+        initial: np.ndarray,
+        embeddings: np.ndarray,
+        generators: Sequence[torch.Generator],
+        settings: DiffusionSettings,
+    ) -> np.ndarray:
+        """Reconstruct images from first-stage images and predicted image embeddings.
+
+        Guidance is against the zero embedding, and the empty caption on both sides.
+
+        Parameters
+        ----------
+        initial : ndarray of uint8, shape (n, H, W, 3)
+            First-stage images; resized to the model's size with PIL bicubic.
+        embeddings : ndarray of float32, shape (n, embedding_size)
+        generators : sequence of n torch.Generator
+            One an image, on the CPU: the draw from AutoKL's posterior, then the noise.
+        settings : DiffusionSettings
+            The adapter's scale is ``1 - text_share``.
+
+        Returns
+        -------
+        ndarray of uint8, shape (n, S, S, 3)
+
+        Raises
+        ------
+        AppError
+            If a latent or a decoded pixel is not finite, or ``noise_one_step_higher`` is asked for.
+        TypeError
+            If the images are not uint8.
+        ValueError
+            If the numbers of images, embeddings or generators do not fit.
+        """
+        return self._decode(self._latents(initial, embeddings, generators, settings))
+
+    def _latents(
+        self,
+        initial: np.ndarray,
+        embeddings: np.ndarray,
+        generators: Sequence[torch.Generator],
+        settings: DiffusionSettings,
+    ) -> Tensor:
+        """Denoised latents (n, 4, h, w), checked to be finite."""
+        n = len(initial)
+        if initial.dtype != np.uint8:
+            raise TypeError(f"first-stage images should be uint8, got {initial.dtype}")
+        if embeddings.shape != (n, self.embedding_size):
+            raise ValueError(
+                f"{n} images need embeddings of shape {(n, self.embedding_size)}, got {embeddings.shape}"
+            )
+        if len(generators) != n:
+            raise ValueError(f"{n} images need as many generators, got {len(generators)}")
+        if settings.noise_one_step_higher:
+            raise AppError(
+                "The ip-adapter generator noises to the first timestep that it denoises: "
+                "set diffusion.noise_one_step_higher = false in the recipe.",
+                exit_code=ExitCode.BAD_DATA,
+            )
+        self.pipeline.set_ip_adapter_scale(1 - settings.text_share)
+        unet = self.pipeline.unet
+        wanted = torch.from_numpy(np.ascontiguousarray(embeddings, np.float32)).to(unet.device, unet.dtype)
+        wanted = wanted[:, None]  # one image prompt an image
+        # diffusers guides at scales above 1 only, and then wants the negative half first
+        guided = settings.guidance > 1
+        given = torch.cat([torch.zeros_like(wanted), wanted]) if guided else wanted
+        pixels = self._pixels(initial)
+        latents: Tensor = self.pipeline(
+            prompt=[""] * n,
+            negative_prompt=[""] * n,
+            image=pixels if settings.sample_posterior else self._posterior_mean(pixels),
+            strength=settings.strength,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            eta=0.0,
+            generator=list(generators),
+            ip_adapter_image_embeds=[given],
+            output_type="latent",
+            return_dict=False,
+        )[0]
+        self._check_finite(latents, "latents")
+        return latents
+
+    def _pixels(self, images: np.ndarray) -> Tensor:
+        """RGB in [0, 1] at the model's size, float32 (n, 3, S, S)."""
+        size = (self.image_size, self.image_size)
+        rows = [np.asarray(Image.fromarray(im).resize(size, Image.Resampling.BICUBIC)) for im in images]
+        return torch.from_numpy(np.stack(rows)).float().permute(0, 3, 1, 2) / 255
+
+    def _posterior_mean(self, pixels: Tensor) -> Tensor:
+        """Latents that the pipeline takes in place of images, (n, 4, h, w)."""
+        vae = self.pipeline.vae
+        posterior = vae.encode((2 * pixels - 1).to(vae.device, vae.dtype)).latent_dist
+        mean: Tensor = posterior.mean * vae.config.scaling_factor
+        return mean
+
+    def _decode(self, latents: Tensor) -> np.ndarray:
+        """uint8 images (n, S, S, 3) of latents."""
+        vae = self.pipeline.vae
+        x = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+        self._check_finite(x, "pixels")
+        x = ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        pixels: np.ndarray = x.permute(0, 2, 3, 1).cpu().numpy()
+        return pixels
+
+    def _check_finite(self, x: Tensor, what: str) -> None:
+        if not torch.isfinite(x).all():
+            unet = self.pipeline.unet
+            raise AppError(
+                f"Stage 2 (ip-adapter) produced {what} that are not finite in {unet.dtype} on {unet.device}. "
+                "Half precision overflows on some devices: run again in float32 (or bfloat16 on CUDA)."
+            )
+
+
+def _embeddings_as_given(_image: None, embeddings: list[Tensor], *_: Any) -> list[Tensor]:
+    """Stand in for the pipeline's method of preparing embeddings: they are already as the UNet takes them."""
+    return embeddings
+
+
+def _load_whole(kind: Any, folder: Path, **options: Any) -> Any:
+    """Load a model and refuse missing weights; the libraries leave them random and only warn."""
+    model, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise AppError(
+            f"{folder}: {len(missing)} weights are not in the file, the first {missing[0]}. "
+            "It is damaged or of another model: fetch it again.",
+            exit_code=ExitCode.BAD_DATA,
+        )
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence both libraries' remarks about torchvision, which is not needed, and about dtypes."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    libraries: tuple[Any, Any] = (of_diffusers, of_transformers)
+    before = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, verbosity in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+
+
+def _check_adapter(file: Path, embedding_size: int, token_size: int) -> None:
+    """Refuse adapters that diffusers would load as something else; only the file's header is read."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as content:
+        if "image_proj.proj.weight" not in content.keys():  # noqa: SIM118 - not a dict
+            raise AppError(
+                f"{file}: not a plain IP-Adapter (no image_proj.proj.weight; the 'plus' and 'face' "
+                "variants take other inputs). Use ip-adapter_sd15.safetensors of h94/IP-Adapter.",
+                exit_code=ExitCode.BAD_DATA,
+            )
+        rows, columns = content.get_slice("image_proj.proj.weight").get_shape()
+    if columns != embedding_size or rows != TOKENS * token_size:
+        raise AppError(
+            f"{file}: projects embeddings of {columns} values to {rows}, but the image encoder beside it "
+            f"gives {embedding_size} and the UNet takes {TOKENS} tokens of {token_size}. "
+            "Use the image encoder and the Stable Diffusion that the adapter was made for.",
+            exit_code=ExitCode.BAD_DATA,
+        )

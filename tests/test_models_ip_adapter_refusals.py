@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from tiny_ip_adapter import EMBEDDING, SETTINGS, Inputs, make_adapter, write_mod
 from torch import Tensor
 
 from bidsapp.config import load_recipe
-from bidsapp.errors import AppError, ExitCode
+from bidsapp.errors import AppError
 from bidsapp.models.ip_adapter import ADAPTER, IPAdapterDiffusion
 
 
@@ -66,12 +66,6 @@ def test_numbers_that_do_not_fit(model: IPAdapterDiffusion, wrong: str) -> None:
         model.image_to_image(inputs.initial, embeddings, generators, SETTINGS)
 
 
-def test_noise_one_step_higher_is_refused(model: IPAdapterDiffusion) -> None:
-    with pytest.raises(AppError, match="noise_one_step_higher = false") as caught:
-        Inputs().images(model, replace(SETTINGS, noise_one_step_higher=True))
-    assert caught.value.exit_code == ExitCode.BAD_DATA
-
-
 @pytest.fixture
 def altered(folder: Path, tmp_path: Path) -> Callable[[str, Callable[[dict[str, Tensor]], Any]], Path]:
     """Copy the models and change one file's tensors in place."""
@@ -110,6 +104,18 @@ def test_adapters_of_another_image_encoder(altered: Any) -> None:
 def test_missing_weights_are_not_left_random(altered: Any, file: str, key: str) -> None:
     with pytest.raises(AppError, match=f"1 weights are not in the file, the first {key}"):
         IPAdapterDiffusion.load(altered(file, lambda state: state.pop(key)))
+
+
+def test_older_scheduler_files_clip_nothing_either(
+    folder: Path, tmp_path: Path, model: IPAdapterDiffusion
+) -> None:
+    """Without the key diffusers would clip every estimate of the clean latents to [-1, 1]."""
+    root = Path(shutil.copytree(folder, tmp_path / "models"))
+    file = root / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    del config["clip_sample"]
+    file.write_text(json.dumps(config))
+    np.testing.assert_array_equal(Inputs().images(IPAdapterDiffusion.load(root)), Inputs().images(model))
 
 
 def test_loading_says_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

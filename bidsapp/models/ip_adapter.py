@@ -1,8 +1,9 @@
 """Stage 2 by Stable Diffusion 1.5 with IP-Adapter: image-to-image guided by an image embedding.
 
 IP-Adapter: Ye et al. 2023 (arXiv 2308.06721). Stable Diffusion: Rombach et al. 2022 (arXiv 2112.10752).
-Every model class, the adapter's loading and the sampling loop are the diffusers library's own; this
-module loads them from a local folder, hands in predicted embeddings, and checks what comes out.
+The model classes, the schedule and the adapter with its attention are the diffusers library's own, loaded
+from a local folder. The loop is not: the library's pipeline mixes the embeddings of a batch's images
+(huggingface/diffusers, issue 9813) and keeps its latents in half precision.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models.clip import ClipTokens
-from bidsapp.models.versatile_diffusion import DiffusionSettings
+from bidsapp.models.versatile_diffusion import DiffusionSettings, VersatileDiffusion
 
 #: Where the adapter and its image encoder are in the hub's repository h94/IP-Adapter.
 ADAPTER = "models/ip-adapter_sd15.safetensors"
@@ -37,14 +37,14 @@ class IPAdapterDiffusion:
     Parameters
     ----------
     pipeline : diffusers StableDiffusionImg2ImgPipeline
-        With an IP-Adapter loaded, a DDIMScheduler and no safety checker.
+        With an IP-Adapter loaded and a DDIMScheduler. It holds the parts and is never called.
     """
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
-        # diffusers repeats what it is given once for every image of the batch, for one image prompt shared
-        # by all; n embeddings would become n * n, and every image would attend to all others' embeddings
-        pipeline.prepare_ip_adapter_image_embeds = _embeddings_as_given
+        self.unet, self.scheduler = pipeline.unet, pipeline.scheduler
+        # AutoKL in and out of latents is the same for both generators
+        self._codec = VersatileDiffusion(pipeline.vae, pipeline.unet, pipeline.scheduler)
         self._clip = ClipTokens(pipeline.image_encoder, None, None)
 
     @classmethod
@@ -93,7 +93,6 @@ class IPAdapterDiffusion:
             tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
             unet=unet,
             scheduler=scheduler,
-            # it would black out reconstructions; the stimuli were chosen by the study
             safety_checker=None,
             requires_safety_checker=False,
             feature_extractor=CLIPImageProcessor(),  # never called; loading the adapter would make one
@@ -116,7 +115,7 @@ class IPAdapterDiffusion:
     @property
     def image_size(self) -> int:
         """Side of the images that come out, in pixels."""
-        return int(self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor)
+        return self._codec.image_size
 
     @property
     def embedding_size(self) -> int:
@@ -170,13 +169,13 @@ class IPAdapterDiffusion:
         Raises
         ------
         AppError
-            If a latent or a decoded pixel is not finite, or ``noise_one_step_higher`` is asked for.
+            If a latent or a decoded pixel is not finite.
         TypeError
             If the images are not uint8.
         ValueError
             If the numbers of images, embeddings or generators do not fit.
         """
-        return self._decode(self._latents(initial, embeddings, generators, settings))
+        return self._codec.decode(self._latents(initial, embeddings, generators, settings))
 
     def _latents(
         self,
@@ -185,7 +184,7 @@ class IPAdapterDiffusion:
         generators: Sequence[torch.Generator],
         settings: DiffusionSettings,
     ) -> Tensor:
-        """Denoised latents (n, 4, h, w), checked to be finite."""
+        """Denoised latents, float32 (n, 4, h, w), checked to be finite."""
         n = len(initial)
         if initial.dtype != np.uint8:
             raise TypeError(f"first-stage images should be uint8, got {initial.dtype}")
@@ -195,70 +194,42 @@ class IPAdapterDiffusion:
             )
         if len(generators) != n:
             raise ValueError(f"{n} images need as many generators, got {len(generators)}")
-        if settings.noise_one_step_higher:
-            raise AppError(
-                "The ip-adapter generator noises to the first timestep that it denoises: "
-                "set diffusion.noise_one_step_higher = false in the recipe.",
-                exit_code=ExitCode.BAD_DATA,
-            )
         self.pipeline.set_ip_adapter_scale(1 - settings.text_share)
-        unet = self.pipeline.unet
-        wanted = torch.from_numpy(np.ascontiguousarray(embeddings, np.float32)).to(unet.device, unet.dtype)
-        wanted = wanted[:, None]  # one image prompt an image
-        # diffusers guides at scales above 1 only, and then wants the negative half first
-        guided = settings.guidance > 1
-        given = torch.cat([torch.zeros_like(wanted), wanted]) if guided else wanted
-        pixels = self._pixels(initial)
-        latents: Tensor = self.pipeline(
-            prompt=[""] * n,
-            negative_prompt=[""] * n,
-            image=pixels if settings.sample_posterior else self._posterior_mean(pixels),
-            strength=settings.strength,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            eta=0.0,
-            generator=list(generators),
-            ip_adapter_image_embeds=[given],
-            output_type="latent",
-            return_dict=False,
-        )[0]
-        self._check_finite(latents, "latents")
-        return latents
-
-    def _pixels(self, images: np.ndarray) -> Tensor:
-        """RGB in [0, 1] at the model's size, float32 (n, 3, S, S)."""
-        size = (self.image_size, self.image_size)
-        rows = [np.asarray(Image.fromarray(im).resize(size, Image.Resampling.BICUBIC)) for im in images]
-        return torch.from_numpy(np.stack(rows)).float().permute(0, 3, 1, 2) / 255
-
-    def _posterior_mean(self, pixels: Tensor) -> Tensor:
-        """Latents that the pipeline takes in place of images, (n, 4, h, w)."""
-        vae = self.pipeline.vae
-        posterior = vae.encode((2 * pixels - 1).to(vae.device, vae.dtype)).latent_dist
-        mean: Tensor = posterior.mean * vae.config.scaling_factor
-        return mean
-
-    def _decode(self, latents: Tensor) -> np.ndarray:
-        """uint8 images (n, S, S, 3) of latents."""
-        vae = self.pipeline.vae
-        x = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
-        self._check_finite(x, "pixels")
-        x = ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        pixels: np.ndarray = x.permute(0, 2, 3, 1).cpu().numpy()
-        return pixels
-
-    def _check_finite(self, x: Tensor, what: str) -> None:
-        if not torch.isfinite(x).all():
-            unet = self.pipeline.unet
+        latents: Tensor = self._codec.encode(initial, generators if settings.sample_posterior else None)
+        timesteps, noised_to = self._schedule(settings)
+        noise = [torch.randn(latents.shape[1:], generator=g, dtype=torch.float32) for g in generators]
+        latents = self.scheduler.add_noise(latents, torch.stack(noise).to(latents), noised_to)
+        condition = self._condition(embeddings)
+        for t in timesteps:
+            both = torch.cat([latents, latents]).to(self.unet.dtype)
+            nothing, wanted = self.unet(both, t, return_dict=False, **condition)[0].float().chunk(2)
+            guided = nothing + settings.guidance * (wanted - nothing)
+            latents = self.scheduler.step(guided, t, latents, eta=0.0).prev_sample
+        if not torch.isfinite(latents).all():
             raise AppError(
-                f"Stage 2 (ip-adapter) produced {what} that are not finite in {unet.dtype} on {unet.device}. "
+                f"Stage 2 produced latents that are not finite in {self.unet.dtype} on {self.unet.device}. "
                 "Half precision overflows on some devices: run again in float32 (or bfloat16 on CUDA)."
             )
+        return latents
 
+    def _schedule(self, settings: DiffusionSettings) -> tuple[Tensor, Tensor]:
+        """Timesteps to denoise, high to low, and the timestep to noise to."""
+        self.scheduler.set_timesteps(settings.steps)
+        timesteps = self.scheduler.timesteps
+        first = settings.steps - int(settings.steps * settings.strength)
+        noised_to = max(first - 1, 0) if settings.noise_one_step_higher else first
+        return timesteps[first:], timesteps[noised_to].reshape(1)
 
-def _embeddings_as_given(_image: None, embeddings: list[Tensor], *_: Any) -> list[Tensor]:
-    """Stand in for the pipeline's method of preparing embeddings: they are already as the UNet takes them."""
-    return embeddings
+    def _condition(self, embeddings: np.ndarray) -> dict[str, Any]:
+        """Give what the UNet looks at, for the unguided half of the batch and then the guided one."""
+        unet, rows = self.unet, 2 * len(embeddings)
+        text = self.pipeline.encode_prompt("", unet.device, 1, do_classifier_free_guidance=False)[0]
+        wanted = torch.from_numpy(np.ascontiguousarray(embeddings, np.float32)).to(unet.device, unet.dtype)
+        both = torch.cat([torch.zeros_like(wanted), wanted])
+        return {
+            "encoder_hidden_states": text.to(unet.dtype).expand(rows, -1, -1),
+            "added_cond_kwargs": {"image_embeds": [both[:, None]]},  # one adapter, one embedding an image
+        }
 
 
 def _load_whole(kind: Any, folder: Path, **options: Any) -> Any:

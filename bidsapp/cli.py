@@ -75,11 +75,21 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_models_dir = click.option(
+    "--models-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="BIDSAPP_RECON_MODELS",
+    show_envvar=True,
+    help="Folder of downloaded model weights.  [default: bidsapp-recon/models in the user's cache]",
+)
+
+
 @click.command(
     "bidsapp-recon",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Verb: 'bidsapp-recon demo DIR' simulates a dataset and runs everything on it "
-    "('bidsapp-recon demo --help'). A BIDS_DIR that is called demo is reached as ./demo.",
+    epilog="Verbs: 'bidsapp-recon demo DIR' simulates a dataset and runs everything on it, "
+    "'bidsapp-recon fetch-models' downloads a recipe's weights ('bidsapp-recon VERB --help'). A BIDS_DIR "
+    "that is called like a verb is reached as ./demo.",
 )
 @click.argument("bids_dir", type=click.Path(path_type=Path))
 @click.argument("output_dir", type=click.Path(path_type=Path))
@@ -103,7 +113,7 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--mem", type=Memory(), help="Memory to stay under, with its unit (8GB, 900MiB).")
 @click.option("--recipe", default="embedded", show_default=True, help="Name of a recipe, or a TOML file.")
-@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder of downloaded model weights.")
+@_models_dir
 @click.option(
     "--roi", multiple=True, default=("nsdgeneral",), show_default=True, metavar="NAME...",
     help="Masks or segmentation labels whose voxels are decoded (their union).",
@@ -190,7 +200,28 @@ def demo(**options: Any) -> int:
     )
 
 
-VERBS: dict[str, click.Command] = {"demo": demo}
+@click.command("fetch-models", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--recipe", default="brain-diffuser", show_default=True, help="Name of a recipe, or a TOML file."
+)
+@_models_dir
+@click.option("-v", "--verbose", count=True, help="Say more (-vv: debugging lines, tracebacks).")
+def fetch_models(recipe: str, models_dir: Path | None, verbose: int) -> int:
+    """Download the weights that a recipe needs, and verify those that are there.
+
+    Run it again after an interruption: it goes on where it stopped. Hashes are recorded in
+    weights.lock.json in the folder, and verified at every run.
+    """
+    from bidsapp.levels import fetch_weights
+    from bidsapp.runlog import set_up_logging
+
+    set_up_logging(verbose)
+    folder, fetched = fetch_weights(recipe, models_dir, click.echo)
+    click.echo(f"{folder}: complete, {fetched} files fetched now")
+    return ExitCode.OK
+
+
+VERBS: dict[str, click.Command] = {"demo": demo, "fetch-models": fetch_models}
 
 
 def make_config(options: dict[str, Any]) -> Any:
@@ -202,6 +233,7 @@ def make_config(options: dict[str, Any]) -> Any:
         output_dir=options["output_dir"],
         work_dir=options["work_dir"] or options["output_dir"] / ".work",
         recipe=load_recipe(options["recipe"]),
+        recipe_given=options["recipe"],
         participants=options["participant_label"],
         sessions=options["session_label"],
         task=options["task_label"],

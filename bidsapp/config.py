@@ -120,6 +120,7 @@ class RunConfig:
     output_dir: Path
     work_dir: Path
     recipe: Recipe
+    recipe_given: str | None = None
     participants: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
     task: str | None = None

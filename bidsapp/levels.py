@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bidsapp import __version__
-from bidsapp.config import RunConfig
+from bidsapp.config import Recipe, RunConfig
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
 from bidsapp.estimate import Needs, as_text, needs
 from bidsapp.records import Split, SubjectInputs
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from bidsapp.bids.inputs import Dataset
     from bidsapp.bids.outputs import OutputTree
     from bidsapp.data.stimuli import StimulusSet
+    from bidsapp.metrics.protocols import NetworkUse
     from bidsapp.models.suite import Models
     from bidsapp.report import ScoreRow
 
@@ -62,7 +65,6 @@ def plan(config: RunConfig) -> Plan:
     from bidsapp.bids.preflight import check
     from bidsapp.data.splits import make_split
     from bidsapp.data.stimuli import StimulusSet
-    from bidsapp.metrics.protocol import PROTOCOLS
     from bidsapp.models.suite import missing_models
 
     dataset = open_dataset(
@@ -75,10 +77,9 @@ def plan(config: RunConfig) -> Plan:
         filters=config.filters,
     )
     stimuli = StimulusSet.open(dataset.root)
-    problems: list[Problem] = list(missing_models(config.recipe, config.models_dir))
-    if (protocol := config.recipe.metrics.protocol) not in PROTOCOLS:
-        mend = f"set metrics.protocol in the recipe to one of {', '.join(PROTOCOLS)}"
-        problems.append(Problem(f"recipe {config.recipe.name}", f"there is no protocol {protocol!r}", mend))
+    problems: list[Problem] = unknown_names(config.recipe)
+    uses = {} if problems else judging_networks(config.recipe)
+    problems += missing_models(config.recipe, config.models_dir, uses, config.recipe_given)
     splits = {}
     for subject in dataset.subjects:
         seen = {i for session in subject.sessions for i in session.stimulus_ids}
@@ -98,6 +99,58 @@ def plan(config: RunConfig) -> Plan:
     needed = {s.label: _needs(dataset, s, splits[s.label], config) for s in dataset.subjects}
     _check_memory(needed, config)
     return Plan(dataset, stimuli, splits, needed)
+
+
+def judging_networks(recipe: Recipe) -> dict[str, NetworkUse]:
+    """Networks of the recipe's published protocol, as the recipe chooses; none of the native protocol's."""
+    from bidsapp.metrics.protocols import published_protocols
+
+    protocol = published_protocols().get(recipe.metrics.protocol)
+    return {name: protocol.networks[name] for name in recipe.metrics.networks} if protocol else {}
+
+
+def unknown_names(recipe: Recipe) -> list[Problem]:
+    """Find the protocol or the judging networks that a recipe names and that do not exist."""
+    from bidsapp.metrics.protocol import PROTOCOLS
+    from bidsapp.metrics.protocols import published_protocols
+    from bidsapp.models.evalnets import NATIVE_NETWORKS
+
+    name, protocols = recipe.metrics.protocol, published_protocols()
+    where = f"recipe {recipe.name}"
+    if name not in PROTOCOLS:
+        mend = f"set metrics.protocol in the recipe to one of {', '.join(PROTOCOLS)}"
+        return [Problem(where, f"there is no protocol {name!r}", mend)]
+    known = tuple(protocols[name].networks) if name in protocols else NATIVE_NETWORKS
+    mend = f"choose metrics.networks of the protocol {name!r} from {', '.join(known)}"
+    unknown = [n for n in recipe.metrics.networks if n not in known]
+    return [Problem(where, f"the protocol {name!r} has no network {n!r}", mend) for n in unknown]
+
+
+def fetch_weights(recipe: str, models_dir: Path | None, say: Callable[[str], None]) -> tuple[Path, int]:
+    """Fetch the weights that a recipe needs.
+
+    Returns
+    -------
+    folder : Path
+        The models folder.
+    fetched : int
+        How many files were not there before.
+
+    Raises
+    ------
+    AppError
+        If the recipe is wrong, or a file can't be fetched.
+    """
+    from bidsapp.config import load_recipe
+    from bidsapp.models.fetching import fetch
+    from bidsapp.models.suite import needed_weights
+    from bidsapp.models.weights import default_models_dir
+
+    loaded = load_recipe(recipe)
+    if problems := unknown_names(loaded):
+        raise InputProblems(problems)
+    folder = models_dir or default_models_dir()
+    return folder, fetch(needed_weights(loaded, judging_networks(loaded)), folder, say=say)
 
 
 def _needs(dataset: Dataset, subject: SubjectInputs, split: Split, config: RunConfig) -> Needs:
@@ -150,7 +203,8 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
     update_participants(config.output_dir, labels, source_dir=root)
     citation = describe(config.recipe.name, version=__version__, metrics=config.recipe.metrics.networks)
     write_text(config.output_dir / "logs" / "CITATION.md", citation.as_markdown())
-    models = Models(config.recipe, config.models_dir, device)
+    models = Models(config.recipe, config.models_dir, device, judging_networks(config.recipe))
+    models.verify()
     done: dict[str, list[ScoreRow]] = {}
     failed = []
     for label in labels:

@@ -246,7 +246,7 @@ def test_a_drawn_latent_does_not_depend_on_its_batch(small: VDVAE, images: np.nd
 
 def test_half_precision_keeps_sums_in_float32(small: VDVAE, images: np.ndarray) -> None:
     model = randomised(SMALL)
-    model.half = torch.bfloat16
+    model.half_type = torch.bfloat16
     exact = small.encode_latents(images, small.n_blocks)
     latents = model.encode_latents(images, model.n_blocks)
     assert latents.dtype == np.float32

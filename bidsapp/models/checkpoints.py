@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,33 @@ def load_strictly(
             exit_code=ExitCode.BAD_DATA,
         )
     model.load_state_dict({**wanted, **stored}, strict=True)
+
+
+def load_component(kind: Any, folder: Path, **options: Any) -> Any:
+    """Load a diffusers or transformers model from a local folder, refusing one that lacks weights.
+
+    The libraries only warn of weights that are not in the file, and leave them random.
+
+    Parameters
+    ----------
+    kind : type
+        Has ``from_pretrained``.
+    folder : Path
+        Holds config.json and weights, as safetensors or as a torch file (read with ``weights_only``).
+
+    Raises
+    ------
+    AppError
+        Exit code 65 if weights are missing from the file.
+    """
+    model, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise AppError(
+            f"{folder}: not the weights of a whole {kind.__name__} (missing: {_some(missing)}). The file is "
+            "damaged or of another model: delete it and fetch it again.",
+            exit_code=ExitCode.BAD_DATA,
+        )
+    return model
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

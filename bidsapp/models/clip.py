@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bidsapp.models.checkpoints import load_component
+
 #: CLIP's own normalisation (openai/CLIP), of RGB in [0, 1]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -43,12 +45,8 @@ class ClipTokens:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        vision: Any = CLIPVisionModelWithProjection.from_pretrained(
-            folder / "image_encoder", local_files_only=True, dtype=dtype
-        )
-        text: Any = CLIPTextModelWithProjection.from_pretrained(
-            folder / "text_encoder", local_files_only=True, dtype=dtype
-        )
+        vision = load_component(CLIPVisionModelWithProjection, folder / "image_encoder", dtype=dtype)
+        text = load_component(CLIPTextModelWithProjection, folder / "text_encoder", dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         return cls(vision.to(device).eval(), text.to(device).eval(), tokenizer)
 

@@ -6,6 +6,7 @@ Versatile Diffusion: Xu et al. 2023 (arXiv 2211.08332).
 from __future__ import annotations
 
 import copy
+import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -115,6 +116,8 @@ def read_weights(folder: Any) -> dict[str, Tensor]:
 
         return dict(load_file(safe))
     if binary.exists():
-        state: dict[str, Tensor] = torch.load(binary, map_location="cpu", weights_only=True)
+        # Mapped, not read: the published text UNet has gigabytes beside its attentions.
+        mapped = zipfile.is_zipfile(binary)
+        state: dict[str, Tensor] = torch.load(binary, map_location="cpu", weights_only=True, mmap=mapped)
         return state
     raise FileNotFoundError(f"no diffusion_pytorch_model.safetensors or .bin in {folder}")

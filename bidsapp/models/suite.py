@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from bidsapp.config import Recipe
-from bidsapp.errors import ExitCode, Problem
+from bidsapp.errors import AppError, ExitCode, Problem
+from bidsapp.models import canaries, weights
 from bidsapp.models.clip import ClipTokens
+from bidsapp.models.devices import numerics
 from bidsapp.models.evalnets import FeatureNetwork, load_networks
-from bidsapp.models.vdvae import VDVAE, VDVAEConfig
+from bidsapp.models.ip_adapter import IPAdapterDiffusion
+from bidsapp.models.protocol_networks import CLIP, NetworkUse, find_checkpoint, load_protocol_networks
+from bidsapp.models.vdvae import VDVAE
+from bidsapp.models.vdvae_files import load_vdvae
 from bidsapp.models.versatile_diffusion import DiffusionSettings, VersatileDiffusion
+from bidsapp.models.weights import EMBEDDED, models_root
 from bidsapp.progress import track
+from bidsapp.seeds import seed_for
 
-EMBEDDED = Path(__file__).parent / "embedded"
-#: Folders of a Versatile Diffusion in the hub's layout that are read.
-_PARTS = ("image_encoder", "text_encoder", "tokenizer", "vae", "image_unet", "text_unet", "scheduler")
+__all__ = ["EMBEDDED", "Models", "missing_models", "models_root", "resize"]
+
+#: What tells CLIP ViT-L/14 in a configuration, which the published protocols judge with.
+_VIT_L14 = {"hidden_size": 1024, "patch_size": 14, "image_size": 224, "projection_dim": 768}
 
 
 class Models:
@@ -35,54 +44,156 @@ class Models:
         Where downloaded weights are; not used by recipes whose weights are in the package.
     device : str
         As :func:`bidsapp.models.devices.choose_device` returns it.
+    uses : mapping of str to NetworkUse, optional
+        Judging networks of a published protocol, by name; without it those of ``metrics.networks``
+        that come with the package.
     """
 
-    def __init__(self, recipe: Recipe, models_dir: Path | None, device: str) -> None:
-        self.recipe, self.device = recipe, device
+    def __init__(
+        self,
+        recipe: Recipe,
+        models_dir: Path | None,
+        device: str,
+        uses: Mapping[str, NetworkUse] | None = None,
+    ) -> None:
+        self.recipe, self.device, self.uses = recipe, device, dict(uses or {})
         self.root = models_root(recipe, models_dir)
+        self.evaluation = (models_dir or weights.default_models_dir()) / weights.EVALUATION
 
     @cached_property
     def vdvae(self) -> VDVAE:
         """The VDVAE of stage 1."""
-        from safetensors.torch import load_file
-
         folder = self.root / self.recipe.models.vdvae
-        config = VDVAEConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        with torch.device("meta"):
-            model = VDVAE(config)
-        state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
-        model.load_state_dict(state, strict=True, assign=True)
-        return model.to(self.device).eval()
+        model = load_vdvae(folder, self.device)
+        n_layers = min(4, model.n_blocks)
+        picture = canaries.image(model.config.image_size)
+        shape = (1, sum(model.layer_sizes(n_layers)))
+        self._try("VDVAE", folder, lambda: model.encode_latents(picture, n_layers), shape)
+        return model
 
     @cached_property
     def clip(self) -> ClipTokens:
-        """The CLIP whose tokens guide stage 2."""
-        return ClipTokens.load(self.root / self.recipe.models.diffusion, self.device)
+        """The CLIP whose tokens guide Versatile Diffusion."""
+        folder = self.root / self.recipe.models.diffusion
+        clip = ClipTokens.load(folder, self.device, numerics(self.device).transformers)
+        picture = canaries.image(clip.image_size)
+        self._try("image encoder", folder, lambda: clip.vision_tokens(picture), (1, *clip.vision_shape))
+        self._try("text encoder", folder, lambda: clip.text_tokens([canaries.CAPTION]), (1, *clip.text_shape))
+        return clip
 
     @cached_property
     def diffusion(self) -> VersatileDiffusion:
         """The dual-guided latent diffusion of stage 2."""
         folder = self.root / self.recipe.models.diffusion
-        return VersatileDiffusion.load(folder, self.clip.vision_shape[0], self.device)
+        model = VersatileDiffusion.load(
+            folder, self.clip.vision_shape[0], self.device, numerics(self.device).transformers
+        )
+        seen, read = (canaries.tokens((1, *s)) for s in (self.clip.vision_shape, self.clip.text_shape))
+        side = model.image_size
+
+        def answer() -> np.ndarray:
+            start, nothing = canaries.image(side), (np.zeros_like(seen), np.zeros_like(read))
+            return model.image_to_image(start, seen, read, nothing, canaries.generators(), canaries.SETTINGS)
+
+        self._try("diffusion", folder, answer, (1, side, side, 3))
+        return model
+
+    @cached_property
+    def adapter(self) -> IPAdapterDiffusion:
+        """Stable Diffusion with IP-Adapter, the other generator of stage 2."""
+        folder = self.root / self.recipe.models.diffusion
+        model = IPAdapterDiffusion.load(folder, self.device, numerics(self.device).transformers)
+        side, embedding = model.image_size, canaries.tokens((1, model.embedding_size))
+
+        def answer() -> np.ndarray:
+            return model.image_to_image(
+                canaries.image(side), embedding, canaries.generators(), canaries.SETTINGS
+            )
+
+        self._try("diffusion", folder, answer, (1, side, side, 3))
+        return model
 
     @cached_property
     def networks(self) -> dict[str, FeatureNetwork]:
-        """The judging networks that are installed."""
-        return load_networks(self.recipe.metrics.networks, self.clip, self.device)
+        """The judging networks: the protocol's, or those that are installed."""
+        if not self.uses:
+            return load_networks(self.recipe.metrics.networks, self.clip, self.device)
+        clip = self._judging_clip() if any(use.architecture == CLIP for use in self.uses.values()) else None
+        networks = load_protocol_networks(self.uses, self.evaluation, clip_vision=clip, device=self.device)
+        picture = canaries.image(64)
+        for name, network in networks.items():
+            features = network(picture)
+            where = self.evaluation / self.uses[name].file
+            self._try(name, where, lambda f=features: f, (1, features.shape[1]))  # type: ignore[misc]
+        return networks
+
+    def _judging_clip(self) -> nn.Module:
+        """CLIP ViT-L/14's image encoder: the generator's own, or one beside the other networks."""
+        if weights.brings_clip(self.recipe):
+            model, where = self.clip.vision, self.root / self.recipe.models.diffusion / "image_encoder"
+        else:
+            from transformers import CLIPVisionModelWithProjection
+
+            from bidsapp.models.checkpoints import load_component
+
+            where = self.evaluation / weights.CLIP_NETWORK
+            model = load_component(CLIPVisionModelWithProjection, where)
+        other = {k: v for k, v in _VIT_L14.items() if getattr(model.config, k) != v}
+        if other:
+            raise AppError(
+                f"{where}: the protocol {self.recipe.metrics.protocol!r} judges with CLIP ViT-L/14, and this "
+                f"is another (not {', '.join(f'{k} {v}' for k, v in other.items())}). Leave 'clip' out of "
+                "metrics.networks, or fetch the published weights.",
+                exit_code=ExitCode.BAD_DATA,
+            )
+        return model  # type: ignore[no-any-return]
+
+    def _try(self, what: str, where: Path, answer: Callable[[], np.ndarray], shape: tuple[int, ...]) -> None:
+        """Run a model's canary; weights of the package have no lock to compare with."""
+        owned = where.is_relative_to(EMBEDDED)
+        lock = None if owned else self._lock(where)
+        folder = where.name if owned or lock is None else where.relative_to(lock.root).parts[0]
+        canaries.check(f"{folder}#{what}", where, answer, shape, self.device, lock)
+
+    def _lock(self, where: Path) -> weights.Lock:
+        return weights.Lock.read(
+            self.evaluation.parent if where.is_relative_to(self.evaluation) else self.root
+        )
 
     @cached_property
     def digest(self) -> str:
-        """Hash of all weights and configurations of the generative models."""
+        """Hash of all weights and configurations of the generative models.
+
+        Raises
+        ------
+        AppError
+            Exit code 65 if a file is not the one that was fetched.
+        """
+        lock = weights.Lock.read(self.root)
         total = hashlib.sha256()
-        parts = [self.root / self.recipe.models.vdvae, self.root / self.recipe.models.diffusion]
-        for path in sorted(p for part in parts for p in part.rglob("*") if p.is_file()):
+        paths = (item.found(self.root) for item in weights.generative_files(self.recipe))
+        for path in sorted({path for path in paths if path is not None}):
             total.update(path.relative_to(self.root).as_posix().encode())
-            with path.open("rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
+            total.update(bytes.fromhex(lock.verify(path)))
         return total.hexdigest()
 
+    def verify(self) -> None:
+        """Compare all weights with what was fetched, before anything is computed.
+
+        Raises
+        ------
+        AppError
+            Exit code 65, naming the file that differs.
+        """
+        _ = self.digest
+        lock = weights.Lock.read(self.evaluation.parent)
+        for file in sorted({use.file for use in self.uses.values() if use.file}):
+            path = find_checkpoint(self.evaluation, file)
+            if path.is_file():
+                lock.verify(path)
+
     def targets(self, images: np.ndarray, captions: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
-        """Compute what the ridge models predict: latents of the VDVAE, tokens of CLIP.
+        """Compute what the ridge models predict: latents of the VDVAE, and what guides stage 2.
 
         Parameters
         ----------
@@ -93,12 +204,21 @@ class Models:
         -------
         dict of ndarray of float32, shapes (n, dims)
         """
-        small = resize(images, self.vdvae.config.image_size)
+        size = self.recipe.vdvae.batch
+        parts = [
+            self._targets(images[start : start + size], captions[start : start + size])
+            for start in range(0, len(images), size)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _targets(self, images: np.ndarray, captions: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
         section = self.recipe.vdvae
-        rng = torch.Generator().manual_seed(0)  # used only where the recipe samples the posterior
+        small = resize(images, self.vdvae.config.image_size)
         latents = self.vdvae.encode_latents(
-            small, section.layers, sample=section.sample_latents, generator=rng
+            small, section.layers, sample=section.sample_latents, generator=_generators_of(small)
         )
+        if self.recipe.diffusion.kind == "ip-adapter":
+            return {"vdvae": latents, "clip_image": self.adapter.image_embeddings(images)}
         return {
             "vdvae": latents,
             "clip_vision": self.clip.vision_tokens(images).reshape(len(images), -1),
@@ -108,18 +228,16 @@ class Models:
     def first_stage(self, latents: np.ndarray, generators: Sequence[torch.Generator]) -> np.ndarray:
         """Stage 1: VDVAE images of predicted latents, uint8 (n, S, S, 3)."""
         section = self.recipe.vdvae
-        parts = []
-        for start in track(range(0, len(latents), section.batch), "stage 1, VDVAE decode (batches)"):
-            rows = slice(start, start + section.batch)
-            parts.append(
-                self.vdvae.decode_latents(
-                    latents[rows],
-                    generators[rows],
-                    sample=section.sample_pixels,
-                    temperature=section.temperature,
-                )
+
+        def decode(rows: slice) -> np.ndarray:
+            return self.vdvae.decode_latents(
+                latents[rows],
+                generators[rows],
+                sample=section.sample_pixels,
+                temperature=section.temperature,
             )
-        return np.concatenate(parts)
+
+        return _in_batches(decode, len(latents), section.batch, "stage 1, VDVAE decode (batches)")
 
     def second_stage(
         self,
@@ -140,18 +258,46 @@ class Models:
             noise_one_step_higher=section.noise_one_step_higher,
             sample_posterior=section.sample_posterior,
         )
+        makers = {"versatile-diffusion": self._by_tokens, "ip-adapter": self._by_embedding}
+        run = makers[section.kind](initial, conditions, generators, settings)
+        return _in_batches(run, len(initial), section.batch, "stage 2, diffusion (batches)")
+
+    def _by_tokens(
+        self,
+        initial: np.ndarray,
+        conditions: Mapping[str, np.ndarray],
+        generators: Any,
+        settings: DiffusionSettings,
+    ) -> Callable[[slice], np.ndarray]:
         nothing = (self.clip.unconditional_vision(), self.clip.unconditional_text())
         seen = conditions["clip_vision"].reshape(len(initial), *self.clip.vision_shape)
         read = conditions["clip_text"].reshape(len(initial), *self.clip.text_shape)
-        parts = []
-        for start in track(range(0, len(initial), section.batch), "stage 2, diffusion (batches)"):
-            rows = slice(start, start + section.batch)
-            parts.append(
-                self.diffusion.image_to_image(
-                    initial[rows], seen[rows], read[rows], nothing, generators[rows], settings
-                )
-            )
-        return np.concatenate(parts)
+        return lambda rows: self.diffusion.image_to_image(
+            initial[rows], seen[rows], read[rows], nothing, generators[rows], settings
+        )
+
+    def _by_embedding(
+        self,
+        initial: np.ndarray,
+        conditions: Mapping[str, np.ndarray],
+        generators: Any,
+        settings: DiffusionSettings,
+    ) -> Callable[[slice], np.ndarray]:
+        embeddings = conditions["clip_image"]
+        return lambda rows: self.adapter.image_to_image(
+            initial[rows], embeddings[rows], generators[rows], settings
+        )
+
+
+def _in_batches(run: Callable[[slice], np.ndarray], n: int, size: int, what: str) -> np.ndarray:
+    starts = track(range(0, n, size), what)
+    return np.concatenate([run(slice(start, start + size)) for start in starts])
+
+
+def _generators_of(images: np.ndarray) -> list[torch.Generator]:
+    """Give each image a generator made of its pixels, so that its latents depend on nothing else."""
+    digests = (hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest() for image in images)
+    return [torch.Generator().manual_seed(seed_for(0, "posterior", digest)) for digest in digests]
 
 
 def resize(images: np.ndarray, side: int) -> np.ndarray:
@@ -160,24 +306,36 @@ def resize(images: np.ndarray, side: int) -> np.ndarray:
     return np.stack(rows)
 
 
-def models_root(recipe: Recipe, models_dir: Path | None) -> Path:
-    """Give the folder that holds a recipe's model folders."""
+def needed_weights(recipe: Recipe, uses: Mapping[str, NetworkUse] | None = None) -> list[weights.Needed]:
+    """Weights to be fetched for a recipe: those of its models, unless in the package, and its judges'."""
+    given = (uses or {}).values()
+    files = sorted({use.file for use in given if use.file})
+    judges = weights.evaluation_files(recipe, files, any(use.architecture == CLIP for use in given))
+    return judges if recipe.models.location == "package" else weights.generative_files(recipe) + judges
+
+
+def missing_models(
+    recipe: Recipe,
+    models_dir: Path | None,
+    uses: Mapping[str, NetworkUse] | None = None,
+    asked: str | None = None,
+) -> list[Problem]:
+    """Weights that are not there; looked for before any computing.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    models_dir : Path or None
+    uses : mapping of str to NetworkUse, optional
+        Judging networks of a published protocol.
+    asked : str, optional
+        How the user named the recipe, if not by its name.
+    """
+    folder = models_dir or weights.default_models_dir()
+    command = f"bidsapp-recon fetch-models --recipe {asked or recipe.name} --models-dir {folder}"
+    mend = f"run: {command} (or give the folder that holds them with --models-dir)"
+    problems = weights.missing(needed_weights(recipe, uses), folder, mend)
     if recipe.models.location == "package":
-        return EMBEDDED
-    return models_dir if models_dir is not None else Path("models")
-
-
-def missing_models(recipe: Recipe, models_dir: Path | None) -> list[Problem]:
-    """Model folders that are not there; looked for before any computing."""
-    root = models_root(recipe, models_dir)
-    wanted = [root / recipe.models.vdvae, *(root / recipe.models.diffusion / part for part in _PARTS)]
-    return [
-        Problem(
-            str(folder),
-            f"the recipe {recipe.name!r} needs this model folder and it is not there",
-            "give the folder that holds the weights with --models-dir, or use --recipe embedded",
-            ExitCode.TRY_AGAIN,
-        )
-        for folder in wanted
-        if not folder.is_dir()
-    ]
+        again = "install the package again: its embedded models are incomplete"
+        problems += weights.missing(weights.generative_files(recipe), EMBEDDED, again)
+    return problems

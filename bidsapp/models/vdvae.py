@@ -30,14 +30,14 @@ class VDVAE(nn.Module):
 
     Attributes
     ----------
-    half : torch.dtype or None
+    half_type : torch.dtype or None
         Run convolutions in this type (autocast); sums stay float32. None: float32 throughout.
     """
 
     def __init__(self, config: VDVAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.half: torch.dtype | None = None
+        self.half_type: torch.dtype | None = None
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
 
@@ -61,9 +61,9 @@ class VDVAE(nn.Module):
         return ((x - self.config.shift) / self.config.scale).permute(0, 3, 1, 2)
 
     def _precision(self) -> AbstractContextManager[object]:
-        if self.half is None:
+        if self.half_type is None:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.half)
+        return torch.autocast(self.device.type, dtype=self.half_type)
 
     @torch.no_grad()
     def encode_latents(
@@ -219,7 +219,7 @@ class VDVAE(nn.Module):
     def _finite(self, x: Tensor, what: str) -> Tensor:
         if not torch.isfinite(x).all():
             raise AppError(
-                f"Stage 1 produced {what} that are not finite in {self.half or torch.float32} on "
+                f"Stage 1 produced {what} that are not finite in {self.half_type or torch.float32} on "
                 f"{self.device}. The weights may be damaged, or overflow in half precision: fetch them "
                 "again, or run with --device cpu."
             )

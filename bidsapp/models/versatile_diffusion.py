@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from bidsapp.errors import AppError
+from bidsapp.models.checkpoints import load_component
 from bidsapp.models.dual_attention import (
     add_text_path,
     dual_transformers,
@@ -88,10 +89,8 @@ class VersatileDiffusion:
         from diffusers.utils import logging as diffusers_logging
 
         diffusers_logging.disable_progress_bar()
-        vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True, torch_dtype=dtype)
-        unet = UNet2DConditionModel.from_pretrained(
-            folder / "image_unet", local_files_only=True, torch_dtype=dtype
-        )
+        vae = load_component(AutoencoderKL, folder / "vae", torch_dtype=dtype)
+        unet = load_component(UNet2DConditionModel, folder / "image_unet", torch_dtype=dtype)
         add_text_path(unet, n_vision)
         load_text_path(unet, read_weights(folder / "text_unet"))
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)

@@ -197,14 +197,14 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
 
     device = choose_device(config.device)
     set_threads(config.n_cpus)
+    models = Models(config.recipe, config.models_dir, device, judging_networks(config.recipe))
+    models.verify()
     root = planned.dataset.root
     write_dataset_files(config.output_dir, source_dir=root, version=__version__, container=_container())
     labels = [s.label for s in planned.dataset.subjects]
     update_participants(config.output_dir, labels, source_dir=root)
     citation = describe(config.recipe.name, version=__version__, metrics=config.recipe.metrics.networks)
     write_text(config.output_dir / "logs" / "CITATION.md", citation.as_markdown())
-    models = Models(config.recipe, config.models_dir, device, judging_networks(config.recipe))
-    models.verify()
     done: dict[str, list[ScoreRow]] = {}
     failed = []
     for label in labels:

@@ -133,3 +133,13 @@ def test_features_of_the_last_image_sets_are_remembered() -> None:
     changed = two.copy()
     changed[0, 0, 0, 0] ^= 1
     np.testing.assert_array_equal(features(changed), changed.reshape(3, -1))
+
+
+def test_remembered_features_cannot_be_changed() -> None:
+    own = np.ones((2, 3), np.float32)
+    features = evalnets.remembered(lambda _: own)
+    images = random_images(2, 4)
+    with pytest.raises(ValueError, match="read-only"):
+        features(images)[0, 0] = 5
+    own[:] = 7  # the network may use its array again
+    np.testing.assert_array_equal(features(images), 1)

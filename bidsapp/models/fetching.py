@@ -261,7 +261,7 @@ def _translated(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        transport = type(error).__module__.partition(".")[0] in ("httpx", "httpcore")
+        transport = type(error).__module__.startswith(("httpx", "httpcore"))
         if transport or isinstance(error, known):
             raise _unreachable(what, str(error).partition("\n")[0]) from error
         raise

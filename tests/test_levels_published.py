@@ -1,0 +1,150 @@
+"""The paper's recipe from end to end: one command, models in the published layouts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from published_models import write_models, write_recipe
+
+from bidsapp import cli
+from bidsapp.io import read_tsv
+from bidsapp.models.weights import LOCK, VARIABLE
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+METRICS = {"pixcorr", "ssim", "ssim_columnwise", "two_way_alexnet2", "two_way_alexnet5"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_process_state() -> Iterator[None]:
+    """The command sets thread counts and logging for its whole process; undo that."""
+    root, app = logging.getLogger(), logging.getLogger("bidsapp")
+    before = root.handlers[:], root.level, app.level, torch.get_num_threads()
+    environment = {name: os.environ.get(name) for name in (*THREADS, VARIABLE)}
+    os.environ.pop(VARIABLE, None)
+    yield
+    root.handlers[:], root.level, app.level = before[:3]
+    torch.set_num_threads(before[3])
+    for name, value in environment.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+def run(*words: object) -> int:
+    return cli.main([*map(str, words), "--n-cpus", "1", "--device", "cpu"])
+
+
+@pytest.fixture(scope="module")
+def bids(tiny_dataset) -> Path:
+    return tiny_dataset(n_subjects=1, n_trials=12)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    return write_models(tmp_path_factory.mktemp("published") / "models")
+
+
+@pytest.fixture(scope="module")
+def out(bids, models, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    recipe = write_recipe(folder)
+    assert run(bids, folder / "out", "participant", "--recipe", recipe, "--models-dir", models) == 0
+    return folder / "out"
+
+
+def test_every_output_is_there(out, validate):
+    func = out / "sub-01" / "func"
+    for desc in ("recon", "vdvae"):
+        assert len(list(func.glob(f"*_desc-{desc}_image.png"))) == 4
+    image = Image.open(next(func.glob("*_desc-recon_image.png")))
+    assert image.size == (16, 16)
+    summary = read_tsv(next(func.glob("*_desc-summary_metrics.tsv")))
+    assert set(summary["metric"]) == METRICS
+    assert set(summary["condition"]) == {"brain", "null", "oracle"}
+    assert all(np.isfinite(float(v)) for v in summary["mean"])
+    assert "VDVAE; Child, 2021" in (out / "logs" / "CITATION.md").read_text()
+    assert validate(out) == []
+
+
+def test_the_models_answers_are_recorded(out, models):
+    lock = json.loads((models / LOCK).read_text())
+    names = {"vdvae-imagenet64#VDVAE", "evaluation#alexnet2", "evaluation#alexnet5"}
+    names |= {f"versatile-diffusion#{w}" for w in ("image encoder", "text encoder", "diffusion")}
+    assert set(lock["canaries"]) == names
+    assert all(answer["device"] == "cpu" for answer in lock["canaries"].values())
+
+
+def test_models_may_be_read_only(out, bids, models, tmp_path, monkeypatch):
+    from bidsapp.errors import AppError
+    from bidsapp.models import weights
+
+    copy = tmp_path / "models"
+    shutil.copytree(models, copy, ignore=shutil.ignore_patterns("*lock*"))
+
+    def refuse(path: Path, *_: object) -> None:
+        raise AppError(f"Cannot write {path}")
+
+    monkeypatch.setattr(weights, "write_json", refuse)
+    monkeypatch.setattr(weights, "locked", refuse)
+    before = sorted(p for p in copy.rglob("*"))
+    recipe = write_recipe(tmp_path, controls={"null": False, "oracle": False})
+    monkeypatch.setenv(VARIABLE, str(copy))
+    words = (bids, tmp_path / "out", "participant", "--recipe", recipe, "--skip-bids-validation")
+    assert run(*words) == 0
+    assert sorted(p for p in copy.rglob("*")) == before
+
+
+def test_weights_that_are_missing_name_the_command(bids, models, tmp_path, capsys):
+    copy = tmp_path / "models"
+    shutil.copytree(models, copy)
+    shutil.rmtree(copy / "evaluation")
+    (copy / "versatile-diffusion" / "image_unet" / "diffusion_pytorch_model.bin").unlink()
+    recipe = write_recipe(tmp_path)
+    words = (bids, tmp_path / "out", "participant", "--recipe", recipe, "--skip-bids-validation")
+    assert run(*words, "--models-dir", copy) == 75
+    said = capsys.readouterr().err
+    assert f"bidsapp-recon fetch-models --recipe {recipe} --models-dir {copy}" in said
+    assert "image_unet/diffusion_pytorch_model.bin" in said
+    assert "alexnet-owt-7be5be79.pth" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_changed_stop_the_run_before_it_computes(out, bids, models, tmp_path, capsys):
+    copy = tmp_path / "models"
+    shutil.copytree(models, copy)
+    target = copy / "evaluation" / "alexnet-owt-7be5be79.pth"
+    lock = json.loads((copy / LOCK).read_text())
+    lock["files"]["evaluation/alexnet-owt-7be5be79.pth"] = {"sha256": "0" * 64}
+    (copy / LOCK).write_text(json.dumps(lock))
+    words = (bids, tmp_path / "out", "participant", "--recipe", write_recipe(tmp_path))
+    assert run(*words, "--skip-bids-validation", "--models-dir", copy) == 65
+    assert str(target) in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_of_another_protocol_is_named(bids, models, tmp_path, capsys):
+    recipe = write_recipe(tmp_path, metrics={"networks": ["alexnet2", "small_clip"]})
+    words = (bids, tmp_path / "out", "participant", "--recipe", recipe, "--skip-bids-validation")
+    assert run(*words, "--models-dir", models) == 65
+    assert "the protocol 'bd2023' has no network 'small_clip'" in capsys.readouterr().err
+
+
+def test_a_clip_of_another_size_does_not_judge(models, tmp_path):
+    from bidsapp.config import load_recipe
+    from bidsapp.errors import AppError
+    from bidsapp.levels import judging_networks
+    from bidsapp.models.suite import Models
+
+    recipe = load_recipe(str(write_recipe(tmp_path, metrics={"networks": ["clip"]})))
+    suite = Models(recipe, models, "cpu", judging_networks(recipe))
+    with pytest.raises(AppError, match=r"judges with CLIP ViT-L/14.*not hidden_size 1024"):
+        _ = suite.networks

@@ -1,0 +1,230 @@
+"""The models of a recipe: where they are looked for, how they are loaded, what their sources are."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from published_models import VDVAE_CONFIG, write_models, write_recipe, write_vdvae
+from safetensors.torch import save_file
+
+from bidsapp import cli
+from bidsapp.config import load_recipe
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.levels import judging_networks
+from bidsapp.metrics.protocols import published_protocols
+from bidsapp.models import weights
+from bidsapp.models.dual_attention import read_weights
+from bidsapp.models.suite import Models, missing_models, needed_weights
+from bidsapp.models.vdvae_files import load_vdvae, read_config
+from bidsapp.models.weights import load_registry, models_root
+
+PUBLISHED = "imagenet64-iter-1600000-model-ema.th"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    return write_models(tmp_path_factory.mktemp("suite") / "models")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+
+
+# ------------------------------------------------- the VDVAE's files
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_published_file_and_a_converted_one_are_the_same_model(prefix, tmp_path, pictures):
+    write_vdvae(tmp_path / "published", prefix)
+    published = load_vdvae(tmp_path / "published")
+    folder = tmp_path / "converted"
+    folder.mkdir()
+    save_file({k: v.clone() for k, v in published.state_dict().items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(VDVAE_CONFIG))
+    converted = load_vdvae(folder)
+    assert not published.training
+    latents = published.encode_latents(pictures, 3)
+    assert latents.std() > 0
+    np.testing.assert_array_equal(latents, converted.encode_latents(pictures, 3))
+
+
+def test_without_a_configuration_it_is_the_published_one(tmp_path):
+    config = read_config(tmp_path)
+    assert (config.image_size, config.width, config.zdim, config.n_mixtures) == (64, 512, 16, 10)
+    assert config.enc_blocks == "64x11,64d2,32x20,32d2,16x9,16d2,8x8,8d2,4x7,4d4,1x5"
+    assert config.dec_blocks == "1x2,4m1,4x3,8m4,8x7,16m8,16x15,32m16,32x31,64m32,64x12"
+    assert (config.shift, config.scale) == (115.92961967, 69.37404)
+
+
+def test_vdvae_files_that_do_not_fit(tmp_path):
+    with pytest.raises(AppError, match=PUBLISHED) as caught:
+        load_vdvae(tmp_path)
+    assert caught.value.exit_code == ExitCode.TRY_AGAIN
+    write_vdvae(tmp_path / "v")
+    (tmp_path / "v" / "config.json").write_text(json.dumps(VDVAE_CONFIG | {"width": 32}))
+    with pytest.raises(AppError, match=r"not the weights of VDVAE .*of another shape") as caught:
+        load_vdvae(tmp_path / "v")
+    assert caught.value.exit_code == ExitCode.BAD_DATA
+    for text in ("{", '{"image_size": 3}', '{"depth": 3}'):
+        (tmp_path / "v" / "config.json").write_text(text)
+        with pytest.raises(AppError, match=r"config\.json: not a VDVAE's configuration") as caught:
+            load_vdvae(tmp_path / "v")
+        assert caught.value.exit_code == ExitCode.BAD_DATA
+
+
+# ------------------------------------------------- targets
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_targets_do_not_depend_on_the_batch(sample, models, pictures, tmp_path):
+    captions = [["one two"], ["three"], ["four", "five"], ["six"], ["seven"]]
+    made = []
+    for batch, order in ((2, range(5)), (5, range(5)), (3, range(4, -1, -1))):
+        folder = tmp_path / f"{batch}"
+        folder.mkdir()
+        recipe = write_recipe(folder, vdvae={"batch": batch, "sample_latents": sample})
+        suite = Models(load_recipe(str(recipe)), models, "cpu")
+        found = suite.targets(pictures[list(order)], [captions[i] for i in order])
+        made.append({name: rows[np.argsort(list(order))] for name, rows in found.items()})
+    assert set(made[0]) == {"vdvae", "clip_vision", "clip_text"}
+    for other in made[1:]:
+        for name, rows in made[0].items():
+            assert rows.shape[0] == 5
+            np.testing.assert_allclose(other[name], rows, rtol=1e-3, atol=1e-4)
+    assert np.abs(np.diff(made[0]["vdvae"], axis=0)).max(axis=1).min() > 1e-3
+
+
+def test_drawn_latents_are_not_the_mean(models, pictures, tmp_path):
+    found = []
+    for sample in (False, True):
+        recipe = write_recipe(tmp_path, vdvae={"sample_latents": sample})
+        suite = Models(load_recipe(str(recipe)), models, "cpu")
+        same = np.concatenate([pictures[:1], pictures[:1]])
+        found.append(suite.targets(same, [["a"], ["a"]])["vdvae"])
+        np.testing.assert_allclose(found[-1][0], found[-1][1], rtol=1e-4, atol=1e-5)  # by the pixels alone
+    assert np.abs(found[0] - found[1]).mean() > 0.1
+
+
+def test_weights_that_are_not_whole_are_refused(models, tmp_path):
+    import shutil
+
+    from bidsapp.models.clip import ClipTokens
+    from bidsapp.models.versatile_diffusion import VersatileDiffusion
+
+    folder = tmp_path / "vd"
+    shutil.copytree(models / "versatile-diffusion", folder)
+    for part, file, name in (
+        ("image_unet", "diffusion_pytorch_model.bin", "conv_out.weight"),
+        ("vae", "diffusion_pytorch_model.bin", "quant_conv.weight"),
+        ("text_encoder", "pytorch_model.bin", "text_projection.weight"),
+    ):
+        path = folder / part / file
+        state = torch.load(path, weights_only=True)
+        torch.save({k: v for k, v in state.items() if k != name}, path)
+        load = partial(ClipTokens.load if part == "text_encoder" else VersatileDiffusion.load, folder)
+        words = () if part == "text_encoder" else (5,)
+        with pytest.raises(AppError, match=f"{part}: not the weights of a whole .*{name}"):
+            load(*words)
+        torch.save(state, path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_text_weights_of_both_torch_formats(zipped, tmp_path):
+    path = tmp_path / "diffusion_pytorch_model.bin"
+    torch.save({"a": torch.arange(5.0)}, path, _use_new_zipfile_serialization=zipped)
+    assert zipfile.is_zipfile(path) == zipped
+    assert read_weights(tmp_path)["a"].tolist() == [0, 1, 2, 3, 4]
+
+
+# ------------------------------------------------- where weights come from
+
+
+def test_every_published_network_has_a_source():
+    files = {f.names[-1]: f for p in load_registry() if p.name == "evaluation" for f in p.files}
+    for protocol in published_protocols().values():
+        for use in protocol.networks.values():
+            if use.file:
+                assert files[use.file].url.endswith(f"/{use.file}")
+    for name, file in files.items():
+        stem = name.removesuffix(".pth")
+        if name.endswith(".pth"):  # torchvision's names end in the start of their SHA-256
+            assert file.sha256_start == stem[-8:]
+            int(file.sha256_start, 16)
+
+
+def test_every_source_is_complete():
+    for part in load_registry():
+        assert part.title
+        assert part.licence
+        assert part.homepage.startswith("https://")
+        for file in part.files:
+            assert sum(map(bool, (file.url, file.packaged, part.repository))) == 1
+            assert not file.url or (
+                file.url.startswith("https://") and file.url.endswith(f"/{file.names[-1]}")
+            )
+            assert not file.sha256 or len(file.sha256) == 64
+
+
+def names_of(recipe: str) -> set[str]:
+    loaded = load_recipe(recipe)
+    return {f"{n.folder}/{n.file.names[-1]}" for n in needed_weights(loaded, judging_networks(loaded))}
+
+
+def test_what_a_recipe_needs():
+    assert names_of("embedded") == set()
+    paper = names_of("brain-diffuser")
+    assert f"vdvae-imagenet64/{PUBLISHED}" in paper
+    assert "versatile-diffusion/image_unet/diffusion_pytorch_model.bin" in paper
+    assert "evaluation/efficientnet_b1_rwightman-bac287d4.pth" in paper
+    assert "evaluation/efficientnet_b1-c27df63c.pth" not in paper  # of the other protocol
+    assert not [n for n in paper if "clip-vit" in n]  # Versatile Diffusion brings CLIP ViT-L/14
+    other = names_of("sd15-ip-adapter")
+    assert "sd15-ip-adapter/models/ip-adapter_sd15.safetensors" in other
+    assert "evaluation/clip-vit-large-patch14/config.json" in other
+    assert f"vdvae-imagenet64/{PUBLISHED}" in other
+
+
+def test_where_weights_are_looked_for(monkeypatch, tmp_path):
+    recipe = load_recipe("brain-diffuser")
+    monkeypatch.delenv(weights.VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert models_root(recipe, None) == tmp_path / "bidsapp-recon" / "models"
+    monkeypatch.setenv(weights.VARIABLE, str(tmp_path / "here"))
+    assert models_root(recipe, None) == tmp_path / "here"
+    assert models_root(recipe, tmp_path / "there") == tmp_path / "there"
+    assert models_root(load_recipe("embedded"), tmp_path) == weights.EMBEDDED
+
+
+def test_each_missing_folder_is_one_problem(tmp_path):
+    recipe = load_recipe("brain-diffuser")
+    problems = missing_models(recipe, tmp_path, judging_networks(recipe))
+    assert [p.path for p in problems] == [
+        str(tmp_path / folder) for folder in ("vdvae-imagenet64", "versatile-diffusion", "evaluation")
+    ]
+    for problem in problems:
+        assert problem.code == ExitCode.TRY_AGAIN
+        assert f"bidsapp-recon fetch-models --recipe brain-diffuser --models-dir {tmp_path}" in problem.mend
+
+
+def test_the_verb_fetches_nothing_that_is_there(models, tmp_path, capsys, monkeypatch):
+    recipe = write_recipe(tmp_path, metrics={"networks": []})
+    from bidsapp.models import fetching
+
+    monkeypatch.setattr(fetching, "_list_repository", lambda *_: {})
+    assert cli.main(["fetch-models", "--recipe", str(recipe), "--models-dir", str(models)]) == 0
+    said = capsys.readouterr().out
+    assert f"vdvae-imagenet64/{PUBLISHED}: there" in said
+    assert f"{models}: complete, 0 files fetched now" in said
+    assert len(json.loads((models / weights.LOCK).read_text())["files"]) >= 14
+
+
+def test_the_verb_refuses_unknown_recipes(capsys):
+    assert cli.main(["fetch-models", "--recipe", "moon"]) == 64
+    assert "brain-diffuser" in capsys.readouterr().err

@@ -112,7 +112,10 @@ _models_dir = click.option(
     help="Intermediate files.  [default: OUTPUT_DIR/.work]",
 )
 @click.option("--mem", type=Memory(), help="Memory to stay under, with its unit (8GB, 900MiB).")
-@click.option("--recipe", default="embedded", show_default=True, help="Name of a recipe, or a TOML file.")
+@click.option(
+    "--recipe",
+    help="Name of a recipe, or a TOML file.  [default: brain-diffuser; embedded on a simulated dataset]",
+)
 @_models_dir
 @click.option(
     "--roi", multiple=True, default=("nsdgeneral",), show_default=True, metavar="NAME...",
@@ -228,12 +231,13 @@ def make_config(options: dict[str, Any]) -> Any:
     """Make the run's frozen settings from the command line's options."""
     from bidsapp.config import RunConfig, load_recipe
 
+    recipe = options["recipe"] or default_recipe(options["bids_dir"])
     return RunConfig(
         bids_dir=options["bids_dir"],
         output_dir=options["output_dir"],
         work_dir=options["work_dir"] or options["output_dir"] / ".work",
-        recipe=load_recipe(options["recipe"]),
-        recipe_given=options["recipe"],
+        recipe=load_recipe(recipe),
+        recipe_given=recipe,
         participants=options["participant_label"],
         sessions=options["session_label"],
         task=options["task_label"],
@@ -251,6 +255,18 @@ def make_config(options: dict[str, Any]) -> Any:
         verbose=options["verbose"],
         command=_command_line(),
     )
+
+
+def default_recipe(bids_dir: Path) -> str:
+    """Choose the paper's recipe, or the embedded one for a dataset that the verb ``demo`` simulated."""
+    import json
+
+    try:
+        description = json.loads((bids_dir / "dataset_description.json").read_text(encoding="utf-8"))
+        simulated = description["GeneratedBy"][0]["Name"] == "bidsapp-recon demo"
+    except (OSError, ValueError, LookupError, TypeError):
+        simulated = False  # whatever is wrong with it is said when the dataset is opened
+    return "embedded" if simulated else "brain-diffuser"
 
 
 def _prepare(options: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bidsapp import cli
-from bidsapp.cli import app, available_cpus, demo, normalise
+from bidsapp.cli import app, available_cpus, default_recipe, demo, normalise
 
 
 def parse(*words: str) -> dict:
@@ -93,7 +93,7 @@ def test_a_list_without_values_is_refused():
 def test_defaults():
     params = parse(*IO)
     assert params["roi"] == ("nsdgeneral",)
-    assert params["recipe"] == "embedded"
+    assert params["recipe"] is None
     assert params["participant_label"] == ()
 
 
@@ -184,3 +184,20 @@ def test_cpus_are_those_of_the_allocation(monkeypatch):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "many")
     monkeypatch.setattr(cli.os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
     assert available_cpus() == 2
+
+
+@pytest.mark.parametrize(
+    ("description", "recipe"),
+    [
+        ('{"GeneratedBy": [{"Name": "bidsapp-recon demo"}]}', "embedded"),
+        ('{"GeneratedBy": [{"Name": "nsd2bids"}]}', "brain-diffuser"),
+        ('{"GeneratedBy": "bidsapp-recon demo"}', "brain-diffuser"),
+        ("[]", "brain-diffuser"),
+        ("{", "brain-diffuser"),
+        (None, "brain-diffuser"),
+    ],
+)
+def test_real_data_meet_the_papers_recipe(tmp_path, description, recipe):
+    if description is not None:
+        (tmp_path / "dataset_description.json").write_text(description)
+    assert default_recipe(tmp_path) == recipe

@@ -23,7 +23,7 @@ def test_unreadable_configurations_are_left_out(tmp_path):
 
 def test_too_little_memory_is_refused_before_anything_is_computed(tiny_dataset, tmp_path, capsys):
     bids, out = tiny_dataset(), tmp_path / "out"
-    args = [str(bids), str(out), "participant", "--skip-bids-validation"]
+    args = [str(bids), str(out), "participant", "--recipe", "embedded", "--skip-bids-validation"]
     assert main([*args, "--mem", "900MB"]) == 75
     assert "--mem 900.0 MB is too little" in capsys.readouterr().err
     assert not out.exists()
@@ -31,7 +31,7 @@ def test_too_little_memory_is_refused_before_anything_is_computed(tiny_dataset, 
 
 def test_the_plan_names_memory_and_disk(tiny_dataset, tmp_path, capsys):
     bids, out = tiny_dataset(), tmp_path / "out"
-    args = [str(bids), str(out), "participant", "--skip-bids-validation", "--dry-run", "--mem", "8GB"]
+    args = [str(bids), str(out), "participant", "--recipe", "embedded", "--skip-bids-validation", "--dry-run", "--mem", "8GB"]
     assert main(args) == 0
     assert f"about {as_text(BASE_MEMORY)} of memory" in capsys.readouterr().out
 

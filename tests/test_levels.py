@@ -176,7 +176,7 @@ def test_a_second_run_finds_every_stage(out, bids, capsys):
 
 def test_a_dry_run_writes_nothing(bids, tmp_path, capsys):
     before = hashes(bids, "*")
-    assert run(bids, tmp_path / "out", "participant", "--dry-run") == 0
+    assert run(bids, tmp_path / "out", "participant", "--dry-run", "--recipe", "embedded") == 0
     said = capsys.readouterr().out
     assert "sub-01: 2 sessions, 24 trials, 8 training and 4 test images" in said
     assert list(tmp_path.iterdir()) == []

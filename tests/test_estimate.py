@@ -31,8 +31,8 @@ def test_too_little_memory_is_refused_before_anything_is_computed(tiny_dataset, 
 
 def test_the_plan_names_memory_and_disk(tiny_dataset, tmp_path, capsys):
     bids, out = tiny_dataset(), tmp_path / "out"
-    args = [str(bids), str(out), "participant", "--recipe", "embedded", "--skip-bids-validation", "--dry-run", "--mem", "8GB"]
-    assert main(args) == 0
+    args = [str(bids), str(out), "participant", "--recipe", "embedded", "--skip-bids-validation"]
+    assert main([*args, "--dry-run", "--mem", "8GB"]) == 0
     assert f"about {as_text(BASE_MEMORY)} of memory" in capsys.readouterr().out
 
 

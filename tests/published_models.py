@@ -35,9 +35,9 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 
-def write_recipe(folder: Path, **changes: dict[str, Any]) -> Path:
-    """Write the recipe brain-diffuser with few layers and steps, judged by AlexNet only."""
-    content = tomllib.loads((RECIPES / "brain-diffuser.toml").read_text(encoding="utf-8"))
+def write_recipe(folder: Path, base: str = "brain-diffuser", **changes: dict[str, Any]) -> Path:
+    """Write a shipped recipe with few layers and steps, judged by AlexNet only."""
+    content = tomllib.loads((RECIPES / f"{base}.toml").read_text(encoding="utf-8"))
     for section, values in (*QUICK.items(), *changes.items()):
         content[section] |= values
     write_settings(folder / "small.toml", content)
@@ -86,10 +86,12 @@ def write_clip(folder: Path) -> None:
     text = CLIPTextModelWithProjection(
         CLIPTextConfig(vocab_size=len(words), max_position_embeddings=LENGTH, **ends, **shape)
     )
-    for name, model in (("image_encoder", vision), ("text_encoder", text)):
+    for name, tower, model in (("image_encoder", "vision", vision), ("text_encoder", "text", text)):
         (folder / name).mkdir()
         model.config.save_pretrained(folder / name)
-        torch.save(model.state_dict(), folder / name / "pytorch_model.bin")
+        # the published files are older than their library, which makes this tensor itself now
+        old = {f"{tower}_model.embeddings.position_ids": torch.arange(5)[None]}
+        torch.save({**model.state_dict(), **old}, folder / name / "pytorch_model.bin")
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir()
     (tokenizer / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_ip_adapter
 import torch
 from PIL import Image
 from published_models import write_models, write_recipe
@@ -148,3 +149,17 @@ def test_a_clip_of_another_size_does_not_judge(models, tmp_path):
     suite = Models(recipe, models, "cpu", judging_networks(recipe))
     with pytest.raises(AppError, match=r"judges with CLIP ViT-L/14.*not hidden_size 1024"):
         _ = suite.networks
+
+
+def test_the_other_generator_runs_from_end_to_end(models, tiny_dataset, tmp_path, validate):
+    folder = tmp_path / "models"
+    for part in ("vdvae-imagenet64", "evaluation"):
+        shutil.copytree(models / part, folder / part)
+    tiny_ip_adapter.write_models(folder / "sd15-ip-adapter")
+    recipe = write_recipe(tmp_path, "sd15-ip-adapter")
+    bids = tiny_dataset(n_subjects=1, n_trials=9)
+    words = (bids, tmp_path / "out", "participant", "--recipe", recipe, "--models-dir", folder)
+    assert run(*words) == 0
+    assert len(list((tmp_path / "out" / "sub-01" / "func").glob("*_desc-recon_image.png"))) == 3
+    assert "sd15-ip-adapter#diffusion" in json.loads((folder / LOCK).read_text())["canaries"]
+    assert validate(tmp_path / "out") == []

@@ -228,3 +228,30 @@ def test_the_verb_fetches_nothing_that_is_there(models, tmp_path, capsys, monkey
 def test_the_verb_refuses_unknown_recipes(capsys):
     assert cli.main(["fetch-models", "--recipe", "moon"]) == 64
     assert "brain-diffuser" in capsys.readouterr().err
+
+
+def test_autoencoders_of_the_published_age(tmp_path):
+    """The published AutoKL is older than its library: its attention has other names, its config fewer."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    from bidsapp.models.checkpoints import load_component
+
+    torch.manual_seed(0)
+    shape = {"block_out_channels": (8, 8), "norm_num_groups": 4, "sample_size": 16}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    new = AutoencoderKL(**shape, **blocks).eval()
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = {}
+    for name, tensor in new.state_dict().items():
+        for recent, old in names.items():
+            name = name.replace(f"attentions.0.{recent}.", f"attentions.0.{old}.")
+        state[name] = tensor
+    assert "decoder.mid_block.attentions.0.proj_attn.weight" in state
+    torch.save(state, tmp_path / "diffusion_pytorch_model.bin")
+    config = {"_class_name": "AutoencoderKL", "_diffusers_version": "0.8.0.dev0", **shape, **blocks}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_component(AutoencoderKL, tmp_path).eval()
+    assert loaded.config.scaling_factor == 0.18215
+    x = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.encode(x).latent_dist.mean, new.encode(x).latent_dist.mean)

@@ -58,4 +58,6 @@ def _text(recipe: Recipe, root: Path) -> int:
 
 
 def _embedding(recipe: Recipe, root: Path) -> int:
-    return int(_read(root / recipe.models.diffusion / "image_encoder" / "config.json")["projection_dim"])
+    # of IP-Adapter's repository, beside Stable Diffusion's folders
+    folder = root / recipe.models.diffusion / "models" / "image_encoder"
+    return int(_read(folder / "config.json")["projection_dim"])

@@ -283,7 +283,7 @@ class Models:
         generators: Any,
         settings: DiffusionSettings,
     ) -> Callable[[slice], np.ndarray]:
-        embeddings = conditions["clip_image"]
+        embeddings = np.array(conditions["clip_image"])  # its own: the stages keep theirs read-only
         return lambda rows: self.adapter.image_to_image(
             initial[rows], embeddings[rows], generators[rows], settings
         )

@@ -204,9 +204,7 @@ def demo(**options: Any) -> int:
 
 
 @click.command("fetch-models", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--recipe", default="brain-diffuser", show_default=True, help="Name of a recipe, or a TOML file."
-)
+@click.option("--recipe", default="brain-diffuser", show_default=True, help="Its name, or a TOML file.")
 @_models_dir
 @click.option("-v", "--verbose", count=True, help="Say more (-vv: debugging lines, tracebacks).")
 def fetch_models(recipe: str, models_dir: Path | None, verbose: int) -> int:
@@ -360,9 +358,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(result or 0)
     except click.exceptions.Exit as stop:
         return int(stop.exit_code)
-    except click.UsageError as error:
-        error.show()
-        return int(ExitCode.USAGE)
     except click.ClickException as error:
         error.show()
         return int(ExitCode.USAGE)

@@ -213,6 +213,13 @@ def test_each_missing_folder_is_one_problem(tmp_path):
         assert f"bidsapp-recon fetch-models --recipe brain-diffuser --models-dir {tmp_path}" in problem.mend
 
 
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logging is set up for a whole process; leave that of the tests alone."""
+    monkeypatch.setattr("bidsapp.runlog.set_up_logging", lambda _: None)
+
+
+@pytest.mark.usefixtures("quiet")
 def test_the_verb_fetches_nothing_that_is_there(models, tmp_path, capsys, monkeypatch):
     recipe = write_recipe(tmp_path, metrics={"networks": []})
     from bidsapp.models import fetching
@@ -225,6 +232,7 @@ def test_the_verb_fetches_nothing_that_is_there(models, tmp_path, capsys, monkey
     assert len(json.loads((models / weights.LOCK).read_text())["files"]) >= 14
 
 
+@pytest.mark.usefixtures("quiet")
 def test_the_verb_refuses_unknown_recipes(capsys):
     assert cli.main(["fetch-models", "--recipe", "moon"]) == 64
     assert "brain-diffuser" in capsys.readouterr().err

@@ -146,8 +146,10 @@ def predict_and_calibrate(
 ) -> StageResult:
     """Predicted targets of the test images, with the spread of the training targets.
 
-    The null condition shuffles the pairing of responses and images in training: the same operator
-    meets permuted targets, which is the whole pipeline run on wrong pairs.
+    The null condition shuffles the pairing of responses and images in training, anew for every test
+    image: the same operator meets permuted targets, which is the whole pipeline run on wrong pairs.
+    One shuffle for all would send similar responses to the same wrong place, and the scores of a
+    null would vary more than those of independent guesses do.
     """
     method = config.recipe.calibration.method
 
@@ -158,10 +160,10 @@ def predict_and_calibrate(
             predict, loo = ridge[f"predict_{alpha:g}"], ridge[f"loo_{alpha:g}"]
             rows: Any = targets[name]
             if condition == NULL:
+                # Training targets in another order are the operator's columns in another order (the same
+                # for every target, since each starts from the same seed).
                 rng = np.random.default_rng(seed_for(config.seed, "null pairing"))
-                # Training targets in another order are the operator's columns in the inverse order.
-                order = np.argsort(rng.permutation(predict.shape[1]))
-                predict, loo = predict[:, order], loo[:, order]
+                predict, loo = rng.permuted(predict, axis=1), rng.permuted(loo, axis=1)
             raw = RidgeDecoder.predict_blocks(predict, rows)
             if method == "train-cv":
                 held_out = RidgeDecoder.predict_blocks(loo, rows)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.models.checkpoints import load_component
 from bidsapp.models.clip import ClipTokens
 from bidsapp.models.versatile_diffusion import DiffusionSettings, VersatileDiffusion
 
@@ -79,8 +80,8 @@ class IPAdapterDiffusion:
                 CLIPVisionModelWithProjection,
             )
 
-        unet = _load_whole(UNet2DConditionModel, folder / "unet", torch_dtype=dtype)
-        encoder = _load_whole(CLIPVisionModelWithProjection, folder / IMAGE_ENCODER, dtype=dtype)
+        unet = load_component(UNet2DConditionModel, folder / "unet", torch_dtype=dtype)
+        encoder = load_component(CLIPVisionModelWithProjection, folder / IMAGE_ENCODER, dtype=dtype)
         _check_adapter(folder / ADAPTER, encoder.config.projection_dim, unet.config.cross_attention_dim)
         # the hub's scheduler file is PNDM's; the two share the schedule's keys
         scheduler = DDIMScheduler.from_pretrained(
@@ -88,8 +89,8 @@ class IPAdapterDiffusion:
         )
         assemble: Any = StableDiffusionImg2ImgPipeline  # its hints do not let the checker be None
         pipeline = assemble(
-            vae=_load_whole(AutoencoderKL, folder / "vae", torch_dtype=dtype),
-            text_encoder=_load_whole(CLIPTextModel, folder / "text_encoder", dtype=dtype),
+            vae=load_component(AutoencoderKL, folder / "vae", torch_dtype=dtype),
+            text_encoder=load_component(CLIPTextModel, folder / "text_encoder", dtype=dtype),
             tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
             unet=unet,
             scheduler=scheduler,
@@ -230,19 +231,6 @@ class IPAdapterDiffusion:
             "encoder_hidden_states": text.to(unet.dtype).expand(rows, -1, -1),
             "added_cond_kwargs": {"image_embeds": [both[:, None]]},  # one adapter, one embedding an image
         }
-
-
-def _load_whole(kind: Any, folder: Path, **options: Any) -> Any:
-    """Load a model and refuse missing weights; the libraries leave them random and only warn."""
-    model, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise AppError(
-            f"{folder}: {len(missing)} weights are not in the file, the first {missing[0]}. "
-            "It is damaged or of another model: fetch it again.",
-            exit_code=ExitCode.BAD_DATA,
-        )
-    return model
 
 
 @contextmanager

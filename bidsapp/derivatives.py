@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +25,7 @@ from bidsapp.bids.outputs import (
     write_model_sidecar,
 )
 from bidsapp.config import RunConfig
+from bidsapp.data.betas import read_map
 from bidsapp.io import atomic_path
 from bidsapp.report import ScoreRow, SubjectReport, TargetRow, write_subject_report
 from bidsapp.report.labels import metric_label
@@ -32,7 +37,9 @@ if TYPE_CHECKING:
     from bidsapp.decoding.ridge import RidgeDecoder
     from bidsapp.participant import Pictures, Reconstruction
 
+LOG = logging.getLogger("bidsapp")
 _DESC = {"brain": "recon", "null": "null", "oracle": "oracle"}
+_KINDS = ("image", "metrics", "model", "mask")
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scipy", "nibabel", "pybids", "pillow")
 
 
@@ -72,11 +79,55 @@ def write_subject(
         columns = per_image_columns(pictures)
         write_metrics(tree, columns, describe_columns(columns), desc=_DESC[condition])
     rows = summary_rows(found.pictures)
-    write_metrics(tree, summary_columns(rows), _SUMMARY_COLUMNS, desc="summary")
+    settings = {
+        "Recipe": config.recipe.name,
+        "RecipeDigest": hashlib.sha256(json.dumps(config.recipe.as_dict()).encode()).hexdigest()[:16],
+        "Seed": config.seed,
+        "RegionsOfInterest": list(config.roi),
+        "Split": found.split.name,
+        "TestImages": len(found.split.test),
+    }
+    write_metrics(tree, summary_columns(rows), _SUMMARY_COLUMNS | {"RunSettings": settings}, desc="summary")
+    stems = [tree.path("mask", roi=roi_label(config.roi)).name, tree.path("model").name]
+    stems += [tree.path("image", stim=i, desc=d).name for i in brain.ids for d in ("recon", "vdvae")]
+    stems += [tree.path("image_sidecar", desc=d).name for d in ("recon", "vdvae")]
+    stems += [tree.path("metrics", desc=d).name for d in ("summary", *(_DESC[c] for c in found.pictures))]
+    remove_outputs(tree, keep={name.partition(".")[0] for name in stems})
     write_subject_report(
         tree.path("report"), make_report(found, rows, stimuli, config, run_id, seconds, warnings)
     )
     return rows
+
+
+def remove_outputs(
+    tree: OutputTree, keep: Set[str] = frozenset(), kinds: tuple[str, ...] = _KINDS
+) -> list[Path]:
+    """Remove a subject's outputs of earlier runs, of this task, that the last run did not make.
+
+    Parameters
+    ----------
+    tree : OutputTree
+    keep : set of str
+        File names up to the first dot.
+    kinds : tuple of str
+        BIDS suffixes that are looked at.
+
+    Returns
+    -------
+    list of Path
+        What was removed.
+    """
+    start = f"sub-{tree.subject}_task-{tree.task}_" if tree.task else f"sub-{tree.subject}_"
+    folder = tree.path("model").parent
+    removed = []
+    for path in sorted(folder.glob(f"{start}*")) if folder.is_dir() else []:
+        kind = path.name.partition(".")[0]
+        if kind.rpartition("_")[2] in kinds and kind not in keep:
+            path.unlink()
+            removed.append(path)
+    if removed:
+        LOG.info("sub-%s: removed %d files of an earlier run", tree.subject, len(removed))
+    return removed
 
 
 def per_image_columns(pictures: Pictures) -> dict[str, Any]:
@@ -225,10 +276,10 @@ def target_rows(found: Reconstruction, config: RunConfig) -> tuple[TargetRow, ..
     return tuple(rows)
 
 
-def counts_of(found: Reconstruction) -> dict[str, int]:
+def counts_of(found: Reconstruction) -> dict[str, float]:
     """Count what was used, in the order the report shows it."""
     repeats = np.concatenate([found.responses["train_repeats"], found.responses["test_repeats"]])
-    return {
+    counts: dict[str, float] = {
         "sessions": len(found.subject.sessions),
         "trials": sum(len(s.stimulus_ids) for s in found.subject.sessions),
         "training images": len(found.split.train),
@@ -238,6 +289,11 @@ def counts_of(found: Reconstruction) -> dict[str, int]:
         "voxels in the region of interest": found.mask.n_voxels,
         "voxels used": int(np.count_nonzero(found.zscored["kept"])),
     }
+    if found.subject.noise_ceiling is not None:
+        ceiling = read_map(found.subject.noise_ceiling, found.mask)[found.zscored["kept"]]
+        if np.isfinite(ceiling).any():
+            counts["median noise ceiling, %"] = round(float(np.nanmedian(ceiling)), 1)
+    return counts
 
 
 def software_versions() -> dict[str, str]:

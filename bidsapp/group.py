@@ -19,6 +19,7 @@ import numpy as np
 import bidsapp
 from bidsapp.bids.descriptions import update_participants
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.group_settings import differing_settings
 from bidsapp.io import read_tsv, write_json, write_tsv
 from bidsapp.report import (
     Column,
@@ -118,6 +119,9 @@ def run_group(
     table, page = root / "phenotype" / "reconmetrics.tsv", root / "group.html"
     if dry_run:
         return GroupOutcome(tuple(scores), tuple(missing), table, page)
+    warnings = differing_settings(root, list(scores))
+    for warning in warnings:
+        log.warning("%s", warning)
     columns = _columns(scores)
     values = {s: {c.name: got.means.get(_key(c), math.nan) for c in columns} for s, got in scores.items()}
     estimates = {
@@ -134,6 +138,7 @@ def run_group(
         estimates=estimates,
         chance=_chance(scores, columns),
         missing=tuple(missing),
+        warnings=warnings,
         table=table.relative_to(root).as_posix(),
         command=command,
         versions={"bidsapp-recon": version, "Python": platform.python_version(), "NumPy": np.__version__},
@@ -176,7 +181,8 @@ def _gather(
     if participants:
         expected = sorted({p.strip().removeprefix("sub-") for p in participants})
     else:
-        expected = sorted(folders | set(_listed(root / "participants.tsv")))
+        pages = {p.stem.removeprefix("sub-") for p in root.glob("sub-*.html")}
+        expected = sorted(folders | pages | set(_listed(root / "participants.tsv")))
     scores, missing = {}, []
     for label in expected:
         if not _LABEL.fullmatch(label):

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,8 +65,10 @@ def plan(config: RunConfig) -> Plan:
     from bidsapp.bids.preflight import check
     from bidsapp.data.splits import make_split
     from bidsapp.data.stimuli import StimulusSet
+    from bidsapp.models.devices import choose_device
     from bidsapp.models.suite import missing_models
 
+    choose_device(config.device)
     dataset = open_dataset(
         config.bids_dir,
         participants=config.participants or None,
@@ -197,12 +199,12 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
 
     device = choose_device(config.device)
     set_threads(config.n_cpus)
+    config = replace(config, device=device)  # what is recorded is the device that was used
     models = Models(config.recipe, config.models_dir, device, judging_networks(config.recipe))
     models.verify()
     root = planned.dataset.root
     write_dataset_files(config.output_dir, source_dir=root, version=__version__, container=_container())
     labels = [s.label for s in planned.dataset.subjects]
-    update_participants(config.output_dir, labels, source_dir=root)
     citation = describe(config.recipe.name, version=__version__, metrics=config.recipe.metrics.networks)
     write_text(config.output_dir / "logs" / "CITATION.md", citation.as_markdown())
     done: dict[str, list[ScoreRow]] = {}
@@ -214,6 +216,7 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
         with log_to_file(tree.path("log", run_id=run_id)):
             try:
                 done[label] = _run_subject(subject, tree, run_id, planned, models, config)
+                update_participants(config.output_dir, [label], source_dir=root)
             except Exception as error:  # one bad subject must not stop the others
                 failed.append(label)
                 _record_failure(subject, tree, error, config)
@@ -263,8 +266,9 @@ def _warnings(planned: Plan, models: Models, config: RunConfig) -> tuple[str, ..
 
 
 def _record_failure(subject: SubjectInputs, tree: OutputTree, error: Exception, config: RunConfig) -> None:
-    """Tell the user, and leave a report that carries the error."""
-    from bidsapp.derivatives import settings_of, software_versions
+    """Tell the user, leave a report that carries the error, and withdraw scores of an earlier run."""
+    from bidsapp.bids.descriptions import update_participants
+    from bidsapp.derivatives import remove_outputs, settings_of, software_versions
     from bidsapp.report import SubjectReport, write_subject_report
 
     label = subject.label
@@ -287,8 +291,11 @@ def _record_failure(subject: SubjectInputs, tree: OutputTree, error: Exception, 
                 errors=(text,),
             ),
         )
+        remove_outputs(tree, kinds=("metrics",))  # the group must not count what this report disowns
+        if tree.path("model").parent.is_dir():
+            update_participants(config.output_dir, [label])
     except Exception as second:  # the first error is the one that matters
-        LOG.error("sub-%s: its report could not be written either: %s", label, second)
+        LOG.error("sub-%s: its error report could not be written either: %s", label, second)
 
 
 def _container() -> dict[str, str] | None:

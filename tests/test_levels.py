@@ -329,3 +329,50 @@ def test_the_demo(tmp_path, capsys, validate):
     assert str(folder / "out" / "sub-01.html") in said
     assert (folder / "out" / "group.html").is_file()
     assert validate(folder / "out") == []
+
+
+def test_outputs_of_an_earlier_run_do_not_linger(bids, tmp_path):
+    recipe, split, out = recipe_file(tmp_path), tmp_path / "split.tsv", tmp_path / "out"
+    common = ("participant", "--participant-label", "01", "--recipe", recipe, "--skip-bids-validation")
+    assert run(bids, out, *common) == 0
+    func = out / "sub-01" / "func"
+    before = {p.name for p in func.glob("*_desc-recon_image.png")}
+    table = read_tsv(bids / "stimuli" / "stimuli.tsv")
+    tests = [i for i, s in zip(table["stimulus_id"], table["split"], strict=True) if s == "test"]
+    rows = [(i, s) for i, s in zip(table["stimulus_id"], table["split"], strict=True) if i != tests[0]]
+    split.write_text("stimulus_id\tsplit\n" + "".join(f"{i}\t{s}\n" for i, s in rows))
+    assert run(bids, out, *common, "--split", split) == 0
+    after = {p.name for p in func.glob("*_desc-recon_image.png")}
+    assert after < before
+    scored = read_tsv(next(func.glob("*_desc-recon_metrics.tsv")))["stimulus_id"]
+    assert len(after) == len(before) - 1 == len(scored)
+
+
+def test_a_failed_rerun_withdraws_its_scores_and_the_output_stays_valid(bids, tmp_path, validate, caplog):
+    recipe, out, broken = recipe_file(tmp_path), tmp_path / "out", tmp_path / "broken"
+    common = ("participant", "--recipe", recipe, "--skip-bids-validation")
+    assert run(bids, out, *common) == 0
+    shutil.copytree(bids, broken)
+    for path in (broken / "sub-01").glob("ses-*/func/*_statmap.nii.gz"):
+        image = nib.load(path)
+        nans = np.full(image.shape, np.nan, dtype=np.float32)
+        nib.save(nib.Nifti1Image(nans, image.affine), path)
+    assert run(broken, out, *common, "--participant-label", "01") == 1
+    assert not list((out / "sub-01" / "func").glob("*_metrics.*"))
+    assert run(bids, out, "group") == 0
+    assert read_tsv(out / "phenotype" / "reconmetrics.tsv")["participant_id"] == ["sub-02"]
+    assert validate(out) == []
+    fresh = tmp_path / "fresh"
+    assert run(broken, fresh, *common, "--participant-label", "01") == 1
+    assert validate(fresh) == []
+
+
+def test_the_group_says_where_settings_differ(bids, tmp_path, caplog):
+    recipe, out = recipe_file(tmp_path), tmp_path / "out"
+    common = ("participant", "--recipe", recipe, "--skip-bids-validation")
+    assert run(bids, out, *common, "--participant-label", "01") == 0
+    assert run(bids, out, *common, "--participant-label", "02", "--seed", "5") == 0
+    assert run(bids, out, "group") == 0
+    page = (out / "group.html").read_text()
+    assert "Subjects differ in the seed" in page
+    assert "Subjects differ in the split" not in page

@@ -143,6 +143,31 @@ def load_mask(masks: Mapping[str, Path]) -> Mask:
     )
 
 
+def read_map(path: Path, mask: Mask) -> npt.NDArray[np.float32]:
+    """Read a 3-D map (a noise ceiling) in the mask's voxels.
+
+    Returns
+    -------
+    ndarray of float32, (voxels,)
+
+    Raises
+    ------
+    AppError
+        Exit code 65 if the map has another shape than the mask.
+    """
+    import nibabel as nib
+
+    image = nib.load(path)
+    if tuple(image.shape[:3]) != mask.shape:
+        raise AppError(
+            f"{path}: of shape {tuple(image.shape)}, the mask has {mask.shape}. "
+            "Give a map of the betas' space.",
+            exit_code=ExitCode.BAD_DATA,
+        )
+    values = np.asarray(image.dataobj, dtype=np.float32).reshape(-1, order="F")
+    return values[mask.flat_index]
+
+
 def mask_session(session: Session, mask: Mask, out: Path) -> np.memmap[tuple[int, int], np.dtype[np.float32]]:
     """Take the mask's voxels of every trial of a session, as percent signal change.
 

@@ -58,6 +58,7 @@ def write_group_report(path: str | Path, report: GroupReport) -> Path:
         tables=_tables(report),
         table_href=report.table,
         missing=report.missing,
+        warnings=report.warnings,
         command=report.command,
         versions=list(report.versions.items()),
     )

@@ -108,7 +108,7 @@ def describe(
     recipe: str,
     *,
     version: str = "",
-    counts: Mapping[str, int] | None = None,
+    counts: Mapping[str, float] | None = None,
     metrics: tuple[str, ...] = (),
     conditions: tuple[str, ...] = ("brain", "null", "oracle"),
 ) -> Methods:
@@ -121,7 +121,7 @@ def describe(
         claims nothing about the models.
     version : str
         Version of this app.
-    counts : mapping of str to int, optional
+    counts : mapping of str to number, optional
         ``voxels used`` (or ``voxels``), ``training images``, ``test images``, ``sessions`` and
         ``trials`` are used if there.
     metrics : tuple of str
@@ -142,12 +142,12 @@ def describe(
     return Methods(tuple(texts), caution, tuple(REFERENCES[k] for k in keys))
 
 
-def voxel_count(counts: Mapping[str, int]) -> str:
+def voxel_count(counts: Mapping[str, float]) -> str:
     """Return the key of the number of voxels that were decoded."""
     return "voxels used" if "voxels used" in counts else "voxels"
 
 
-def _data(counts: Mapping[str, int], version: str) -> str:
+def _data(counts: Mapping[str, float], version: str) -> str:
     app = f"bidsapp-recon {version}".strip()
     text = (
         f"Seen images were reconstructed from single-trial fMRI responses with {app}, a BIDS App "
@@ -165,7 +165,7 @@ def _data(counts: Mapping[str, int], version: str) -> str:
             f" {counts['training images']:,} images served for training and {counts['test images']:,} "
             "others, never used in training, for testing."
         )
-    if "noise ceiling" in counts:
+    if any("noise ceiling" in name for name in counts):
         text += " Noise ceilings are those of the Natural Scenes Dataset's definition (Allen et al., 2022)."
     return text
 

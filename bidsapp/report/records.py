@@ -108,7 +108,7 @@ class SubjectReport:
         Score name (``stage2_pixcorr``) to its value for each image, brain condition.
     scores : tuple of ScoreRow
     targets : tuple of TargetRow
-    counts : mapping of str to int
+    counts : mapping of str to number
         What was counted, in the order to show: ``{"sessions": 3, "trials": 2250, ...}``. Of these
         ``sessions``, ``trials``, ``training images``, ``test images`` and ``voxels used`` (or
         ``voxels``) also stand in the methods text.
@@ -144,7 +144,7 @@ class SubjectReport:
     per_image: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
     scores: tuple[ScoreRow, ...] = ()
     targets: tuple[TargetRow, ...] = ()
-    counts: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -205,7 +205,7 @@ class GroupReport:
     """Everything shown in ``group.html``.
 
     ``columns`` are those of the table in order, all conditions; ``estimates`` and ``chance`` are
-    keyed by column name (``chance`` may lack some).
+    keyed by column name (``chance`` may lack some). ``warnings`` say what makes subjects unlike.
     """
 
     subjects: tuple[SubjectEntry, ...]
@@ -213,6 +213,7 @@ class GroupReport:
     estimates: Mapping[str, Estimate]
     chance: Mapping[str, float] = field(default_factory=dict)
     missing: tuple[MissingSubject, ...] = ()
+    warnings: tuple[str, ...] = ()
     table: str = "phenotype/reconmetrics.tsv"
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -157,7 +158,7 @@ def read_map(path: Path, mask: Mask) -> npt.NDArray[np.float32]:
     """
     import nibabel as nib
 
-    image = nib.load(path)
+    image: Any = nib.load(path)
     if tuple(image.shape[:3]) != mask.shape:
         raise AppError(
             f"{path}: of shape {tuple(image.shape)}, the mask has {mask.shape}. "

@@ -69,7 +69,7 @@ class VDVAE(nn.Module):
     def encode_latents(
         self,
         images: np.ndarray,
-        n_layers: int,
+        n_layers: int = 31,
         *,
         sample: bool = False,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,

@@ -11,42 +11,34 @@ safetensors in the layouts that the published models have, so that the same load
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
-import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from embedded_models import (
+    VDVAE_CONFIG,
+    make_autoencoder,
+    make_clip,
+    make_scheduler,
+    make_unet,
+)
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from training_loop import Average, count, half_precision, optimise
 
-from bidsapp.demo.scenes import captions, draw, make_scene, vocabulary
+from bidsapp.demo.scenes import captions, draw, make_scene
 from bidsapp.models.clip import CLIP_MEAN, CLIP_STD, ClipTokens
-from bidsapp.models.dual_attention import add_text_path, set_text_share, split_paths
+from bidsapp.models.dual_attention import set_text_share, split_paths
 from bidsapp.models.vdvae import VDVAE, VDVAEConfig, scale_initial_weights
 
 #: The family of scenes the models are trained on; the simulated datasets use others.
 FAMILY = 1
 N_SCENES = 24_000
 N_VALID = 500
-
-VDVAE_CONFIG = {
-    "image_size": 32,
-    "enc_blocks": "32x1,32d2,16x3,16d2,8x3,8d2,4x2,4d4,1x2",
-    "dec_blocks": "1x1,4m1,4x2,8m4,8x3,16m8,16x3,32m16,32x1",
-    "width": 80,
-    "zdim": 8,
-    "bottleneck": 0.25,
-    "n_mixtures": 4,
-    "no_bias_above": 64,
-}
-TEXT_LENGTH = 24
-PROJECTION = 64
 
 
 # ---------------------------------------------------------------- scenes
@@ -71,67 +63,6 @@ def load_scenes(work: Path, size: int) -> np.ndarray:
     """All scenes at one size, uint8 (n, size, size, 3); the last N_VALID are for validation."""
     scenes: np.ndarray = np.load(work / f"scenes{size}.npy")
     return scenes
-
-
-# ---------------------------------------------------------------- training loop parts
-
-
-class Average:
-    """Exponential moving average of a model's weights."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model, self.decay = copy.deepcopy(model), decay
-        self.step = 0
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move towards the weights of ``model``; the first steps move further."""
-        self.step += 1
-        decay = min(self.decay, (1 + self.step) / (10 + self.step))
-        for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
-            mine.lerp_(theirs, 1 - decay)
-
-
-def schedule(step: int, n_steps: int, peak: float, warm_up: int = 100) -> float:
-    """Linear warm-up, then cosine decay to a fiftieth."""
-    if step < warm_up:
-        return peak * (step + 1) / warm_up
-    progress = (step - warm_up) / max(1, n_steps - warm_up)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def optimise(
-    model: nn.Module,
-    n_steps: int,
-    peak: float,
-    average: Average,
-    clip: float = 1.0,
-    weight_decay: float = 0.0,
-) -> Iterator[tuple[int, torch.optim.Optimizer]]:
-    """Yield once a step; the caller calls backward, this steps the optimiser."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=weight_decay, betas=(0.9, 0.99))
-    start = time.time()
-    for step in range(n_steps):
-        for group in optimiser.param_groups:
-            group["lr"] = schedule(step, n_steps, peak)
-        optimiser.zero_grad(set_to_none=True)
-        yield step, optimiser
-        norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
-        if torch.isfinite(norm):
-            optimiser.step()
-            average.update(model)
-        if step % 50 == 0:
-            print(f"{step}/{n_steps} {time.time() - start:.0f}s", end=" ", flush=True)
-
-
-def half_precision() -> torch.autocast:
-    """bfloat16 where the arithmetic allows; weights and losses stay float32."""
-    return torch.autocast("cpu", torch.bfloat16)
-
-
-def count(model: nn.Module) -> str:
-    """Say how many parameters a model has."""
-    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters"
 
 
 # ---------------------------------------------------------------- VDVAE
@@ -173,60 +104,6 @@ def vdvae_quality(model: VDVAE, images: np.ndarray) -> dict[int, float]:
 
 
 # ---------------------------------------------------------------- CLIP
-
-
-def make_tokenizer() -> object:
-    """Make a word-level tokenizer over the closed vocabulary of the drawn scenes."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<pad>", "<start>", "<unk>", "<end>", *vocabulary()]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<start>",
-        eos_token="<end>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        model_max_length=TEXT_LENGTH,
-    )
-
-
-def make_clip() -> ClipTokens:
-    """Make a CLIP of transformers' classes in a small configuration."""
-    from transformers import (
-        CLIPTextConfig,
-        CLIPTextModelWithProjection,
-        CLIPVisionConfig,
-        CLIPVisionModelWithProjection,
-    )
-
-    shape = {
-        "hidden_size": 128,
-        "intermediate_size": 384,
-        "num_attention_heads": 4,
-        "projection_dim": PROJECTION,
-    }
-    vision = CLIPVisionModelWithProjection(
-        CLIPVisionConfig(image_size=64, patch_size=8, num_hidden_layers=3, **shape)
-    )
-    text = CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(vocabulary()) + 4,
-            max_position_embeddings=TEXT_LENGTH,
-            num_hidden_layers=2,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=3,
-            **shape,
-        )
-    )
-    return ClipTokens(vision, text, make_tokenizer())
 
 
 def degrade(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -287,24 +164,6 @@ def save_clip(work: Path, both: nn.Module, clip: ClipTokens) -> None:
 # ---------------------------------------------------------------- AutoencoderKL
 
 
-def make_autoencoder() -> nn.Module:
-    """Make an AutoencoderKL that halves the image twice."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 48, 48),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=64,
-        mid_block_add_attention=False,
-    )
-
-
 def train_autoencoder(work: Path, n_steps: int) -> None:
     """Reconstruction of pixels and of their differences, with a light rate term."""
     torch.manual_seed(3)
@@ -339,45 +198,6 @@ def edge_loss(a: Tensor, b: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------- UNet
-
-
-def make_unet() -> nn.Module:
-    """Make a dual-guided UNet: the image UNet's blocks, each cross-attention doubled for text."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(64, 80),
-        layers_per_block=1,
-        norm_num_groups=16,
-        cross_attention_dim=PROJECTION,
-        attention_head_dim=4,
-    )
-    # Tokens have about unit norm, so each of their values is about 1 / sqrt(width): the first
-    # weights that meet them are scaled up, which the full-size model learns over a long training.
-    with torch.no_grad():
-        for name, parameter in unet.named_parameters():
-            if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
-                parameter *= PROJECTION**0.5
-    return add_text_path(unet, 65)
-
-
-def make_scheduler() -> object:
-    """Make the noise schedule of Versatile Diffusion."""
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
 
 
 @torch.no_grad()
@@ -537,7 +357,7 @@ def main() -> None:
     if everything or args.what == "scenes":
         draw_scenes(args.work)
     if everything or args.what == "vdvae":
-        train_vdvae(args.work, args.steps or 2500)
+        train_vdvae(args.work, args.steps or 2200)
     if everything or args.what == "clip":
         train_clip(args.work, args.steps or 1200)
     if everything or args.what == "autoencoder":

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BIDSAPP_RECON_MODELS")
 TASK, SPACE = "tiny", "func3mm"
 AFFINE = np.array([[-3.0, 0, 0, 12], [0, 3, 0, -13], [0, 0, 3, -10], [0, 0, 0, 1]])
 
@@ -185,3 +188,21 @@ def _save(path: Path, data: np.ndarray, sidecar: dict[str, Any]) -> None:
 def _json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_process_state() -> Iterator[None]:
+    """The command sets thread counts and logging for its whole process; undo that after each file."""
+    root, app = logging.getLogger(), logging.getLogger("bidsapp")
+    before = root.handlers[:], root.level, app.level
+    environment = {name: os.environ.get(name) for name in _VARIABLES}
+    torch = sys.modules.get("torch")
+    n_threads = torch.get_num_threads() if torch else None
+    yield
+    root.handlers[:], root.level, app.level = before
+    if torch:
+        torch.set_num_threads(n_threads)
+    for name, value in environment.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
 import shutil
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -24,26 +22,6 @@ from bidsapp.runlog import write_settings
 
 needs_weights = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded weights are not there")
 pytestmark = needs_weights
-
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _own_process_state() -> Iterator[None]:
-    """The command sets thread counts and logging for its whole process; undo that."""
-    import torch
-
-    root, app = logging.getLogger(), logging.getLogger("bidsapp")
-    before = root.handlers[:], root.level, app.level, torch.get_num_threads()
-    environment = {name: os.environ.get(name) for name in THREADS}
-    yield
-    root.handlers[:], root.level, app.level = before[:3]
-    torch.set_num_threads(before[3])
-    for name, value in environment.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
 
 
 def run(*words: object) -> int:

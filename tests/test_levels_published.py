@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_ip_adapter
-import torch
 from PIL import Image
 from published_models import write_models, write_recipe
 
@@ -20,28 +17,16 @@ from bidsapp import cli
 from bidsapp.io import read_tsv
 from bidsapp.models.weights import LOCK, VARIABLE
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 METRICS = {"pixcorr", "ssim", "ssim_columnwise", "two_way_alexnet2", "two_way_alexnet5"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _own_process_state() -> Iterator[None]:
-    """The command sets thread counts and logging for its whole process; undo that."""
-    root, app = logging.getLogger(), logging.getLogger("bidsapp")
-    before = root.handlers[:], root.level, app.level, torch.get_num_threads()
-    environment = {name: os.environ.get(name) for name in (*THREADS, VARIABLE)}
-    os.environ.pop(VARIABLE, None)
-    yield
-    root.handlers[:], root.level, app.level = before[:3]
-    torch.set_num_threads(before[3])
-    for name, value in environment.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
 
 
 def run(*words: object) -> int:
     return cli.main([*map(str, words), "--n-cpus", "1", "--device", "cpu"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_models_folder() -> None:
+    os.environ.pop(VARIABLE, None)
 
 
 @pytest.fixture(scope="module")

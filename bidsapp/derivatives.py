@@ -167,6 +167,7 @@ def summary_rows(pictures: Mapping[str, Pictures]) -> list[ScoreRow]:
                         s.chance_low,
                         s.chance_high,
                         len(found.ids),
+                        s.ties,
                     )
                 )
     return rows
@@ -193,6 +194,7 @@ _SUMMARY_COLUMNS = {
     "chance_low": "Lower end of the 95 % range of the mean under random pairings.",
     "chance_high": "Upper end of that range.",
     "n_images": "Number of test images.",
+    "ties": "Comparisons of two-way identification that were tied, and counted as lost; 0 for other metrics.",
 }
 
 

@@ -144,3 +144,11 @@ def test_the_embedded_models_answer_and_nothing_is_written(monkeypatch):
         *(f"{folder}#{w}" for w in ("image encoder", "text encoder", "diffusion")),
     ]
     assert sorted(EMBEDDED.rglob("*")) == before
+
+
+def test_rounding_of_pixels_is_no_drift_and_another_picture_is(tmp_path):
+    picture = np.random.default_rng(1).integers(40, 90, (1, 5, 7), dtype=np.uint8)
+    check(picture, Lock.read(tmp_path))
+    check(picture + np.uint8(1), Lock.read(tmp_path))
+    with pytest.raises(AppError, match="answers otherwise"):
+        check(picture[:, ::-1].copy() + np.uint8(60), Lock.read(tmp_path))

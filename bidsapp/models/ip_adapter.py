@@ -209,7 +209,7 @@ class IPAdapterDiffusion:
         if not torch.isfinite(latents).all():
             raise AppError(
                 f"Stage 2 produced latents that are not finite in {self.unet.dtype} on {self.unet.device}. "
-                "Half precision overflows on some devices: run again in float32 (or bfloat16 on CUDA)."
+                "Half precision overflows on some devices: run again in float32, which --device cpu takes."
             )
         return latents
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -332,7 +333,8 @@ def missing_models(
         How the user named the recipe, if not by its name.
     """
     folder = models_dir or weights.default_models_dir()
-    command = f"bidsapp-recon fetch-models --recipe {asked or recipe.name} --models-dir {folder}"
+    words = ("--recipe", quote(asked or recipe.name), "--models-dir", quote(str(folder)))
+    command = " ".join(("bidsapp-recon", "fetch-models", *words))
     mend = f"run: {command} (or give the folder that holds them with --models-dir)"
     problems = weights.missing(needed_weights(recipe, uses), folder, mend)
     if recipe.models.location == "package":

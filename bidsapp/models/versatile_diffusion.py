@@ -27,6 +27,18 @@ from bidsapp.models.dual_attention import (
     set_text_share,
 )
 
+#: The noise schedule that Versatile Diffusion was trained with (its public code, DDIM sampler).
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+    "prediction_type": "epsilon",
+}
+
 
 @dataclass(frozen=True)
 class DiffusionSettings:
@@ -93,7 +105,8 @@ class VersatileDiffusion:
         unet = load_component(UNet2DConditionModel, folder / "image_unet", torch_dtype=dtype)
         add_text_path(unet, n_vision)
         load_text_path(unet, read_weights(folder / "text_unet"))
-        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+        # a file that leaves some of these out must not get the library's own defaults
+        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True, **SCHEDULE)
         return cls(vae.to(device).eval(), unet.to(device).eval(), scheduler)
 
     @property
@@ -233,7 +246,7 @@ def _check_finite(x: Tensor, what: str, model: Any) -> None:
     if not torch.isfinite(x).all():
         raise AppError(
             f"Stage 2 produced {what} that are not finite in {model.dtype} on {model.device}. "
-            "Half precision overflows on some devices: run again in float32 (or bfloat16 on CUDA)."
+            "Half precision overflows on some devices: run again in float32, which --device cpu takes."
         )
 
 

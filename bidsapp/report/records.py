@@ -36,6 +36,8 @@ class ScoreRow:
         Chance level, and the 95 % range of the metric when the pairing is permuted.
     n_images : int or None
         Number of test images in the mean.
+    ties : int
+        Ties in two-way identification, which count as lost.
     """
 
     condition: str
@@ -48,6 +50,7 @@ class ScoreRow:
     chance_low: float | None = None
     chance_high: float | None = None
     n_images: int | None = None
+    ties: int = 0
 
 
 @dataclass(frozen=True)

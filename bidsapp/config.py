@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -137,7 +137,6 @@ class RunConfig:
     stop_on_first_crash: bool = False
     verbose: int = 0
     command: str = ""
-    extra: dict[str, str] = field(default_factory=dict)
 
 
 def load_recipe(name_or_path: str) -> Recipe:

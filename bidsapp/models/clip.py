@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from bidsapp.models.checkpoints import load_component
+from bidsapp.models.preprocessing import MEAN_STD
 
 #: CLIP's own normalisation (openai/CLIP), of RGB in [0, 1]
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN, CLIP_STD = MEAN_STD["clip"]
 
 
 class ClipTokens:

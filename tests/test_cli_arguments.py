@@ -9,8 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bidsapp import cli
-from bidsapp.cli import app, available_cpus, default_recipe, demo, normalise
+from bidsapp import arguments
+from bidsapp.arguments import available_cpus, normalise
+from bidsapp.cli import app, default_recipe
+from bidsapp.verbs import demo
 
 
 def parse(*words: str) -> dict:
@@ -182,7 +184,7 @@ def test_cpus_are_those_of_the_allocation(monkeypatch):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
     assert available_cpus() == 3
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "many")
-    monkeypatch.setattr(cli.os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
+    monkeypatch.setattr(arguments.os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
     assert available_cpus() == 2
 
 

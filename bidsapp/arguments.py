@@ -1,0 +1,158 @@
+"""What the command line's words mean: shared options, amounts of memory, and lists as BIDS Apps have them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+LEVELS = ("participant", "group")
+#: Options that take one or more values, as BIDS Apps have them.
+LISTS = ("--participant-label", "--session-label", "--roi")
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+class Memory(click.ParamType[int]):
+    """An amount of memory with its unit, in bytes: ``8GB``, ``7.5GiB``, ``900M``."""
+
+    name = "amount"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse; a bare number is refused, because MB and GB are both customary."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(i?)B?\s*", str(value), re.IGNORECASE)
+        if not match:
+            self.fail(
+                f"{value!r} has no unit that is known here; write for example 8GB or 900MiB", param, ctx
+            )
+        base = 1024 if match[3] else 1000
+        return int(float(match[1]) * base ** _UNITS[match[2].upper()])
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: SLURM's allocation or the affinity, never the machine's count."""
+    slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if slurm.isdigit() and int(slurm) > 0:
+        return int(slurm)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that both the app and its verbs have."""
+    for option in (
+        click.option(
+            "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the whole run."
+        ),
+        click.option(
+            "--n-cpus", type=click.IntRange(min=1), help="CPUs to use.  [default: those this process may use]"
+        ),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+            default="auto",
+            show_default=True,
+            help="Where the networks run.",
+        ),
+        click.option("-v", "--verbose", count=True, help="Say more (-vv: debugging lines, tracebacks)."),
+    ):
+        command = option(command)
+    return command
+
+
+models_dir_option = click.option(
+    "--models-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="BIDSAPP_RECON_MODELS",
+    show_envvar=True,
+    help="Folder of downloaded model weights.  [default: bidsapp-recon/models in the user's cache]",
+)
+
+
+def prepare(options: dict[str, Any]) -> None:
+    """Set up logging and thread counts, before numpy and torch are imported."""
+    from bidsapp.runlog import set_up_logging
+
+    set_up_logging(options["verbose"])
+    options["n_cpus"] = options["n_cpus"] or available_cpus()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(options["n_cpus"])
+
+
+def command_line() -> str:
+    """Give the command as typed, quoted for a shell."""
+    return shlex.join(["bidsapp-recon", *sys.argv[1:]])
+
+
+def normalise(argv: Sequence[str], command: click.Command) -> list[str]:
+    """Accept ``_`` for ``-`` in options, and several values after ``--participant-label``.
+
+    As in other BIDS Apps, ``--participant-label 01 02`` names two subjects. Where the positionals
+    follow such a list, as many words as they need are left to them: those that end in an analysis
+    level, else those of the last list that has enough.
+
+    Raises
+    ------
+    click.UsageError
+        For an option at the end that lacks its value.
+    """
+    groups = list(_groups(list(argv), command))
+    short = sum(isinstance(p, click.Argument) for p in command.params)
+    short -= sum(not is_option for is_option, _ in groups)
+    lists = [g for is_option, g in groups if is_option and g[0] in LISTS and len(g) - 2 >= short > 0]
+    givers = [g for g in lists if g[-1] in LEVELS] or lists
+    options: list[str] = []
+    positionals: list[str] = []
+    for is_option, group in groups:
+        if not is_option:
+            positionals += group
+        elif group[0] not in LISTS:
+            options += group
+        else:
+            values = group[1:]
+            if givers and group is givers[-1]:
+                positionals += values[-short:]
+                values = values[:-short]
+            options += [word for value in values for word in (group[0], value)]
+    return [*options, "--", *positionals] if positionals else options
+
+
+def _groups(words: list[str], command: click.Command) -> Iterator[tuple[bool, list[str]]]:
+    """Split a command line into options with their values (True) and lone positionals (False)."""
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    takes_value = {name for o in options if not (o.is_flag or o.count) for name in o.opts}
+    flags = {"-h", *(name for o in options if o.is_flag or o.count for name in o.opts)}
+    while words:
+        word = words.pop(0)
+        if word == "--":
+            yield from ((False, [w]) for w in words)
+            return
+        if not word.startswith("-") or word == "-":
+            yield False, [word]
+            continue
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            name = name.replace("_", "-")
+            complete = bool(equals) or name not in takes_value
+            group = [name + equals + value]
+        else:
+            # In -vwDIR the letters up to the first that takes a value are flags.
+            letters = word[1:]
+            while letters and f"-{letters[0]}" in flags:
+                letters = letters[1:]
+            name, group, complete = word, [word], f"-{letters}" not in takes_value
+        if not complete and (not words or (name in LISTS and words[0].startswith("-"))):
+            raise click.UsageError(f"Option {name!r} requires an argument.")
+        if not complete:
+            group.append(words.pop(0))
+        while not complete and name in LISTS and words and not words[0].startswith("-"):
+            group.append(words.pop(0))
+        yield True, group

@@ -92,7 +92,8 @@ def app(**options: Any) -> int:
         click.echo(f"{len(outcome.subjects)} subjects ({labels}): {outcome.report}")
         return ExitCode.OK
     config = make_config(options)
-    from bidsapp.levels import plan, run_participants
+    from bidsapp.levels import run_participants
+    from bidsapp.planning import plan
 
     if not options["skip_bids_validation"]:
         from bidsapp.bids.validator import validate_input

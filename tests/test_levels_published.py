@@ -127,8 +127,8 @@ def test_a_network_of_another_protocol_is_named(bids, models, tmp_path, capsys):
 def test_a_clip_of_another_size_does_not_judge(models, tmp_path):
     from bidsapp.config import load_recipe
     from bidsapp.errors import AppError
-    from bidsapp.levels import judging_networks
     from bidsapp.models.suite import Models
+    from bidsapp.planning import judging_networks
 
     recipe = load_recipe(str(write_recipe(tmp_path, metrics={"networks": ["clip"]})))
     suite = Models(recipe, models, "cpu", judging_networks(recipe))

@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from bidsapp import cli
 from bidsapp.config import load_recipe
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.levels import judging_networks
 from bidsapp.metrics.protocols import published_protocols
 from bidsapp.models import weights
 from bidsapp.models.dual_attention import read_weights
 from bidsapp.models.suite import Models, missing_models, needed_weights
 from bidsapp.models.vdvae_files import load_vdvae, read_config
 from bidsapp.models.weights import load_registry, models_root
+from bidsapp.planning import judging_networks
 
 PUBLISHED = "imagenet64-iter-1600000-model-ema.th"
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from bidsapp.bids import preflight
-from bidsapp.bids._nifti import displacement, read_header
 from bidsapp.bids.inputs import open_dataset
 from bidsapp.data.splits import make_split
 from bidsapp.data.stimuli import StimulusSet
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
+from bidsapp.nifti import displacement, read_header
 from bidsapp.records import Split
 
 Make = Callable[..., Path]

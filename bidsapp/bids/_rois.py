@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsapp.bids._index import IndexedFile
-from bidsapp.bids._nifti import load_volume, save_volume
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.io import read_tsv
+from bidsapp.nifti import load_volume, save_volume
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bidsapp.bids._nifti import save_volume
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.io import atomic_path, write_json, write_tsv
+from bidsapp.nifti import save_volume
 
 #: Key -> path in the output folder. Brackets hold what is left out where a value is "".
 NAMES = {

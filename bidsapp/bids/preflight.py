@@ -12,11 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
-from bidsapp.bids._nifti import Header, displacement, load_volume, read_header
 from bidsapp.bids.descriptions import refuse_foreign_dataset
 from bidsapp.bids.inputs import Dataset
 from bidsapp.bids.outputs import stimulus_labels
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
+from bidsapp.nifti import Header, displacement, load_volume, read_header
 from bidsapp.records import Session, Split, SubjectInputs
 
 #: Masks and betas may differ in place by this share of a voxel (rounding of stored affines).

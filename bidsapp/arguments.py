@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from bidsapp.cpus import available_cpus
+
 LEVELS = ("participant", "group")
 #: Options that take one or more values, as BIDS Apps have them.
 LISTS = ("--participant-label", "--session-label", "--roi")
@@ -34,16 +36,6 @@ class Memory(click.ParamType[int]):
             )
         base = 1024 if match[3] else 1000
         return int(float(match[1]) * base ** _UNITS[match[2].upper()])
-
-
-def available_cpus() -> int:
-    """CPUs this process may use: SLURM's allocation or the affinity, never the machine's count."""
-    slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    if slurm.isdigit() and int(slurm) > 0:
-        return int(slurm)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:

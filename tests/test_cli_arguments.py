@@ -9,8 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bidsapp import arguments
-from bidsapp.arguments import available_cpus, normalise
+from bidsapp.arguments import normalise
 from bidsapp.cli import app, default_recipe
 from bidsapp.verbs import demo
 
@@ -178,14 +177,6 @@ def test_memory_with_units(text, value):
 def test_memory_without_a_unit_is_refused(text):
     with pytest.raises(click.UsageError, match=r"no unit.*8GB"):
         parse(*IO, f"--mem={text}")
-
-
-def test_cpus_are_those_of_the_allocation(monkeypatch):
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
-    assert available_cpus() == 3
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "many")
-    monkeypatch.setattr(arguments.os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
-    assert available_cpus() == 2
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,11 @@ def average_over_repeats(
 ) -> StageResult:
     """Mean response to each image over its repeats: ``train`` and ``test``, (images, voxels)."""
 
-    def compute(_: Path) -> dict[str, np.ndarray]:
+    def compute(folder: Path) -> dict[str, np.ndarray]:
         sessions = [betas[name] for name in sorted(betas.arrays)]
         shown = [s.stimulus_ids for s in subject.sessions]
-        train, train_repeats = average_repeats(sessions, shown, split.train)
-        test, test_repeats = average_repeats(sessions, shown, split.test)
+        train, train_repeats = average_repeats(sessions, shown, split.train, folder / "train.npy")
+        test, test_repeats = average_repeats(sessions, shown, split.test, folder / "test.npy")
         return {"train": train, "test": test, "train_repeats": train_repeats, "test_repeats": test_repeats}
 
     trials = [s.stimulus_ids for s in subject.sessions]
@@ -68,8 +68,8 @@ def average_over_repeats(
 def zscore_by_training(stages: Stages, responses: StageResult) -> StageResult:
     """Responses z-scored per voxel with the training images' mean and standard deviation."""
 
-    def compute(_: Path) -> dict[str, np.ndarray]:
-        scored = zscore(responses["train"], responses["test"])
+    def compute(folder: Path) -> dict[str, np.ndarray]:
+        scored = zscore(responses["train"], responses["test"], folder)
         if scored.n_dropped:
             LOG.warning("%d voxels are constant or not finite and were dropped", scored.n_dropped)
         return {

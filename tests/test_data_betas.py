@@ -10,7 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bidsapp.data.betas import load_mask, mask_session, open_betas
+from bidsapp.data._rows import open_rows
+from bidsapp.data.betas import load_mask, mask_session
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.records import Session
 
@@ -152,7 +153,7 @@ def test_former_result_survives_a_failure(tmp_path, mask):
     before = mask_session(_session(good), mask, tmp_path / "out.npy").copy()
     with pytest.raises(AppError):
         mask_session(_session(bad), mask, tmp_path / "out.npy")
-    np.testing.assert_array_equal(open_betas(tmp_path / "out.npy"), before)
+    np.testing.assert_array_equal(open_rows(tmp_path / "out.npy"), before)
 
 
 def test_wrong_counts_shapes_and_scales(tmp_path, mask):
@@ -245,7 +246,7 @@ def test_masks_that_cannot_be_used(tmp_path):
         load_mask({"a": ones, "b": moved})
 
 
-def test_open_betas_refuses_other_arrays(tmp_path, mask):
+def test_open_rows_refuses_other_arrays(tmp_path, mask):
     np.save(tmp_path / "x.npy", np.zeros((2, 2)))
     np.save(tmp_path / "o.npy", np.array([object()]), allow_pickle=True)
     path = _write(tmp_path / "b.nii.gz", _values("int16"))
@@ -254,5 +255,5 @@ def test_open_betas_refuses_other_arrays(tmp_path, mask):
     (tmp_path / "cut.npy").write_bytes(whole[:-10])
     for name in ("x.npy", "o.npy", "cut.npy"):
         with pytest.raises(AppError) as caught:
-            open_betas(tmp_path / name)
+            open_rows(tmp_path / name)
         assert caught.value.exit_code == ExitCode.BAD_DATA

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bidsapp.data._rows import Rows, open_rows, row_writer
 from bidsapp.data._volumes import VolumeHeader, open_volumes, refuse
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.io import atomic_path
 from bidsapp.records import Session
 
 
@@ -169,7 +169,7 @@ def read_map(path: Path, mask: Mask) -> npt.NDArray[np.float32]:
     return values[mask.flat_index]
 
 
-def mask_session(session: Session, mask: Mask, out: Path) -> np.memmap[tuple[int, int], np.dtype[np.float32]]:
+def mask_session(session: Session, mask: Mask, out: Path) -> Rows:
     """Take the mask's voxels of every trial of a session, as percent signal change.
 
     Values are ``(stored * scl_slope + scl_inter) / session.scale``, computed in float64 and kept as
@@ -195,13 +195,10 @@ def mask_session(session: Session, mask: Mask, out: Path) -> np.memmap[tuple[int
         Exit code 65 for a truncated or damaged file, a shape other than the mask's, or a number of
         volumes other than the number of trials; 66 for a missing file.
     """
-    with atomic_path(out) as partial, open(partial, "wb") as stream:
-        shape = (len(session.stimulus_ids), mask.n_voxels)
-        # Rows are written rather than assigned to a map: a full disk is then an error, not a bus fault.
-        np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    with row_writer(out, (len(session.stimulus_ids), mask.n_voxels)) as write:
         for row in iterate_trials(session, mask):
-            stream.write(row.astype("<f4", copy=False).data)
-    return open_betas(out)
+            write(row)
+    return open_rows(out)
 
 
 def iterate_trials(session: Session, mask: Mask) -> Iterator[npt.NDArray[np.float32]]:
@@ -229,28 +226,3 @@ def iterate_trials(session: Session, mask: Mask) -> Iterator[npt.NDArray[np.floa
             row += header.intercept
             row /= session.scale
             yield row.astype(np.float32)
-
-
-def open_betas(path: Path) -> np.memmap[tuple[int, int], np.dtype[np.float32]]:
-    """Open the array written by :func:`mask_session`, read-only and memory-mapped.
-
-    Raises
-    ------
-    AppError
-        Exit code 65 where the file is not such an array or is incomplete, 66 where it is missing.
-    """
-    try:
-        betas = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise AppError(f"{path}: There is no such file.", exit_code=ExitCode.NO_INPUT) from error
-    except (ValueError, EOFError) as error:
-        raise AppError(
-            f"{path}: This is not a complete array of betas ({error}). Remove it and run again.",
-            exit_code=ExitCode.BAD_DATA,
-        ) from error
-    if not isinstance(betas, np.memmap) or betas.dtype != np.float32 or betas.ndim != 2:
-        raise AppError(
-            f"{path}: This is not an array of betas (trials x voxels, float32). Remove it and run again.",
-            exit_code=ExitCode.BAD_DATA,
-        )
-    return betas

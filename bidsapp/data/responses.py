@@ -1,13 +1,19 @@
-"""Responses to images: repeats averaged, unusable voxels dropped, z-scored by the training set."""
+"""Responses to images: repeats averaged, unusable voxels dropped, z-scored by the training set.
+
+Arrays are gone through a row (image or trial) or a bounded block at a time, and results can be written to
+files as they are made: memory does not grow with the number of trials or images.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from bidsapp.data._rows import RowResult, release
 from bidsapp.errors import AppError, ExitCode
 
 Array = npt.NDArray[np.float32]
@@ -16,6 +22,8 @@ Array = npt.NDArray[np.float32]
 _CONSTANT = 1e-6
 #: Elements worked on at once, in float64: 32 MiB.
 _BLOCK = 1 << 22
+#: Sums of repeats held at once, in float64: 128 MiB.
+_SUMS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,13 @@ def average_repeats(
     betas: Sequence[npt.NDArray[np.float32]],
     stimulus_ids: Sequence[Sequence[str]],
     wanted: Sequence[str],
+    out: Path | None = None,
 ) -> tuple[Array, npt.NDArray[np.int64]]:
     """Average all trials of each stimulus, over sessions.
 
-    Sums are float64. A voxel that is NaN in any trial of a stimulus is NaN in its average.
+    Sums are float64, in the order of sessions and trials. A voxel that is NaN in any trial of a
+    stimulus is NaN in its average. Beside the result, memory is 128 MiB of sums at most: the stimuli are
+    done in blocks, and for each block the sessions are gone through once, front to back.
 
     Parameters
     ----------
@@ -81,6 +92,8 @@ def average_repeats(
         The stimulus of each trial of each session.
     wanted : sequence of str
         Stimuli to average, which sets the order of the rows.
+    out : Path, optional
+        ``.npy`` file to write; the result is then a memory map of it.
 
     Returns
     -------
@@ -94,15 +107,21 @@ def average_repeats(
         Exit code 65 where a wanted stimulus was never shown.
     """
     trials = _trials_by_stimulus(betas, stimulus_ids, wanted)
-    n_voxels = betas[0].shape[1] if betas else 0
-    responses = np.empty((len(wanted), n_voxels), dtype=np.float32)
-    total = np.empty(n_voxels, dtype=np.float64)
-    for row, stimulus in enumerate(wanted):
-        total[:] = 0.0
-        for session, trial in trials[stimulus]:
-            total += betas[session][trial]
-        responses[row] = total / len(trials[stimulus])
-    return responses, np.array([len(trials[s]) for s in wanted], dtype=np.int64)
+    repeats = np.array([len(trials[s]) for s in wanted], dtype=np.int64)
+    shape = (len(wanted), betas[0].shape[1] if betas else 0)
+    with RowResult(out, shape) as result:
+        step = max(1, _SUMS // max(1, shape[1]))
+        for start in range(0, shape[0], step):
+            rows = range(start, min(start + step, shape[0]))
+            sums = np.zeros((len(rows), shape[1]))
+            places = sorted((*place, row - start) for row in rows for place in trials[wanted[row]])
+            for (session, trial, row), following in zip(places, [*places[1:], None], strict=True):
+                sums[row] += betas[session][trial]
+                if following is None or following[0] != session:
+                    release(betas[session])
+            sums /= repeats[rows.start : rows.stop, None]
+            result.write(sums)
+    return result.array, repeats
 
 
 def _trials_by_stimulus(
@@ -157,20 +176,26 @@ def find_bad_voxels(arrays: Sequence[npt.NDArray[np.float32]]) -> BadVoxels:
             not_finite |= ~np.isfinite(rows).all(axis=0)
             np.minimum(low, rows.min(axis=0), out=low)
             np.maximum(high, rows.max(axis=0), out=high)
+            release(array)
     return BadVoxels(not_finite=not_finite, constant=~not_finite & (low >= high))
 
 
-def zscore(train: npt.NDArray[np.float32], test: npt.NDArray[np.float32]) -> ZScored:
+def zscore(
+    train: npt.NDArray[np.float32], test: npt.NDArray[np.float32], folder: Path | None = None
+) -> ZScored:
     """Z-score each voxel with the training set's mean and standard deviation (``ddof=1``).
 
     Voxels that are constant in training (standard deviation below 1e-6 of the mean's size), or not
     finite in any row of either set, are dropped; ``kept`` and ``n_dropped`` of the result tell. The
-    test rows' values are not used otherwise.
+    test rows' values are not used otherwise. The images are gone through one by one, three times;
+    beside the results, memory is a few rows.
 
     Parameters
     ----------
     train : ndarray of float32, (training images, voxels)
     test : ndarray of float32, (test images, voxels)
+    folder : Path, optional
+        Where to write ``train.npy`` and ``test.npy``; the results are then memory maps of them.
 
     Returns
     -------
@@ -183,20 +208,26 @@ def zscore(train: npt.NDArray[np.float32], test: npt.NDArray[np.float32]) -> ZSc
     """
     if train.ndim != 2 or test.ndim != 2 or train.shape[1] != test.shape[1]:
         raise ValueError(f"shapes {train.shape} and {test.shape} are not (images, voxels) of the same voxels")
-    if train.shape[0] < 2:
+    n, n_voxels = train.shape
+    if n < 2:
         raise AppError(
-            f"{train.shape[0]} training images are too few to z-score. Check the split.",
+            f"{n} training images are too few to z-score. Check the split.",
             exit_code=ExitCode.BAD_DATA,
         )
-    n_voxels = train.shape[1]
-    mean, std = np.empty(n_voxels), np.empty(n_voxels)
-    finite = np.empty(n_voxels, dtype=np.bool_)
+    finite = np.ones(n_voxels, dtype=np.bool_)
+    mean, squares, deviation = np.zeros(n_voxels), np.zeros(n_voxels), np.empty(n_voxels)
     with np.errstate(invalid="ignore", over="ignore"):
-        for columns in _column_blocks(n_voxels, train.shape[0]):
-            block = train[:, columns].astype(np.float64)
-            mean[columns] = block.mean(axis=0)
-            std[columns] = block.std(axis=0, ddof=1)
-            finite[columns] = np.isfinite(block).all(axis=0) & np.isfinite(test[:, columns]).all(axis=0)
+        for row in _rows(train):
+            finite &= np.isfinite(row)
+            mean += row
+        mean /= n
+        for row in _rows(train):
+            np.subtract(row, mean, out=deviation)
+            deviation *= deviation
+            squares += deviation
+        for row in _rows(test):
+            finite &= np.isfinite(row)
+        std = np.sqrt(squares / (n - 1))
         kept = finite & (std > _CONSTANT * np.abs(mean))
     if not kept.any():
         raise AppError(
@@ -205,7 +236,9 @@ def zscore(train: npt.NDArray[np.float32], test: npt.NDArray[np.float32]) -> ZSc
             exit_code=ExitCode.BAD_DATA,
         )
     mean, std = mean[kept], std[kept]
-    return ZScored(_standardise(train, kept, mean, std), _standardise(test, kept, mean, std), mean, std, kept)
+    outs = [None if folder is None else folder / f"{name}.npy" for name in ("train", "test")]
+    done = [_standardise(x, kept, mean, std, out) for x, out in zip((train, test), outs, strict=True)]
+    return ZScored(done[0], done[1], mean, std, kept)
 
 
 def _standardise(
@@ -213,18 +246,21 @@ def _standardise(
     kept: npt.NDArray[np.bool_],
     mean: npt.NDArray[np.float64],
     std: npt.NDArray[np.float64],
+    out: Path | None,
 ) -> Array:
     index = np.flatnonzero(kept)
-    out = np.empty((x.shape[0], index.size), dtype=np.float32)
-    for columns in _column_blocks(index.size, x.shape[0]):
-        out[:, columns] = (x[:, index[columns]] - mean[columns]) / std[columns]
-    return out
+    with RowResult(out, (x.shape[0], index.size)) as result:
+        for row in _rows(x):
+            result.write(((row[index] - mean) / std)[None])
+    return result.array
 
 
-def _column_blocks(n_columns: int, n_rows: int) -> Iterator[slice]:
-    step = max(1, _BLOCK // max(1, n_rows))
-    for start in range(0, n_columns, step):
-        yield slice(start, min(start + step, n_columns))
+def _rows(x: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+    """Rows of an array, whose memory is given back on the way."""
+    step = max(1, _BLOCK // max(1, x.shape[1]))
+    for start in range(0, x.shape[0], step):
+        yield from x[start : start + step]
+        release(x)
 
 
 def split_half_noise_ceiling(

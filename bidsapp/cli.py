@@ -6,6 +6,7 @@ Nothing heavy is imported before the arguments are understood.
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import click
 
 from bidsapp import __version__
 from bidsapp.arguments import LEVELS, Memory, command_line, common, models_dir_option, normalise, prepare
-from bidsapp.errors import AppError, ExitCode
+from bidsapp.errors import AppError, ExitCode, InputProblems
 from bidsapp.verbs import VERBS
 
 
@@ -95,10 +96,6 @@ def app(**options: Any) -> int:
     from bidsapp.levels import run_participants
     from bidsapp.planning import plan
 
-    if not options["skip_bids_validation"]:
-        from bidsapp.bids.validator import validate_input
-
-        validate_input(config.bids_dir)
     if options["dry_run"]:
         click.echo(plan(config).describe(config))
         return ExitCode.OK
@@ -175,6 +172,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception) -> tuple[str, ExitCode]:
     """Word an error for the user, and choose its exit code."""
+    if isinstance(error, InputProblems):
+        width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+        return error.as_text(width), error.exit_code
     if isinstance(error, AppError):
         return str(error), error.exit_code
     if isinstance(error, OSError):

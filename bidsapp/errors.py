@@ -5,7 +5,10 @@ An error message says what is wrong, where (a path), why, and how to mend it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -27,36 +30,143 @@ class ExitCode(IntEnum):
     TRY_AGAIN = 75
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One thing wrong with an input: where it is, what is wrong, how to mend it."""
-
-    path: str
-    what: str
-    mend: str
-    code: ExitCode = ExitCode.BAD_DATA
+#: Where problems of several kinds meet, the first of these that is among them is the exit code: the
+#: command itself, then the input from the whole to the single file, then where to write. 75 is last,
+#: because a scheduler may simply submit such a job again, which must not happen while anything else is wrong.
+PRECEDENCE = (
+    ExitCode.USAGE,
+    ExitCode.UNKNOWN_LEVEL,
+    ExitCode.INVALID_BIDS,
+    ExitCode.NOTHING_MATCHED,
+    ExitCode.NO_INPUT,
+    ExitCode.BAD_DATA,
+    ExitCode.CANNOT_CREATE,
+    ExitCode.IO_ERROR,
+    ExitCode.TRY_AGAIN,
+)
 
 
 class AppError(Exception):
-    """An error meant for the user: a message that names the fix, and an exit code."""
+    """An error meant for the user: a message that names the fix, and an exit code.
+
+    ``path`` is the file that it is about, where one is; the message names it too.
+    """
 
     exit_code: ExitCode = ExitCode.SUBJECT_FAILED
 
-    def __init__(self, message: str, *, exit_code: ExitCode | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        exit_code: ExitCode | None = None,
+        path: str | os.PathLike[str] | None = None,
+    ) -> None:
         super().__init__(message)
+        self.path = None if path is None else os.fspath(path)
         if exit_code is not None:
             self.exit_code = exit_code
 
 
-class InputProblems(AppError):
-    """All the problems found in an input, at once.
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with an input: where it is, what is wrong, how to mend it.
 
-    Its exit code is that of the first problem.
+    ``mend`` is "" where ``what`` says it; ``subject`` is the label of the subject that alone has it.
     """
+
+    path: str
+    what: str
+    mend: str = ""
+    code: ExitCode = ExitCode.BAD_DATA
+    subject: str = ""
+
+    @classmethod
+    def of(
+        cls, error: AppError, path: str | os.PathLike[str], mend: str = "", *, subject: str = ""
+    ) -> Problem:
+        """Make a problem of an error: of the path that it names itself, else of ``path``."""
+        where = error.path or os.fspath(path)
+        what = str(error).removeprefix(where).lstrip(":, ")
+        return cls(where, what[:1].upper() + what[1:], mend, error.exit_code, subject)
+
+
+class InputProblems(AppError):
+    """All the problems found in an input, at once; the exit code is chosen by :data:`PRECEDENCE`."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        lines = [f"{p.path}\n    {p.what}\n    To mend: {p.mend}" for p in self.problems]
-        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
-        super().__init__(f"{count} found, nothing was computed:\n" + "\n".join(lines))
-        self.exit_code = self.problems[0].code if self.problems else ExitCode.BAD_DATA
+        super().__init__(self.as_text())
+        codes = {problem.code for problem in self.problems}
+        self.exit_code = next((c for c in PRECEDENCE if c in codes), ExitCode.BAD_DATA)
+
+    def as_text(self, width: int | None = None) -> str:
+        """List the problems: those of the whole run, then subject by subject, each path once.
+
+        Parameters
+        ----------
+        width : int, optional
+            Columns of the terminal, to fold lines at; paths stay whole, so that they can be copied. By
+            default nothing is folded, for logs.
+        """
+        groups: dict[str, dict[str, list[Problem]]] = {"": {}}
+        for problem in self.problems:
+            groups.setdefault(problem.subject, {}).setdefault(problem.path, []).append(problem)
+        lines = [f"{_plural(len(self.problems), 'problem')} found, nothing was computed:"]
+        for subject, paths in groups.items():
+            if paths and len(groups) > 1:
+                lines += ["", f"sub-{subject}:" if subject else "All subjects:"]
+            for path, problems in paths.items():
+                lines.append(f"  {path}")
+                for problem in problems:
+                    lines += _folded(problem.what, width)
+                    lines += _folded(f"To mend: {problem.mend}", width) if problem.mend else []
+        return "\n".join(lines)
+
+
+class Gatherer:
+    """Gathers problems from checks that raise, so that all can be told at once."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self._errors: list[AppError] = []
+
+    def add(self, problems: Iterable[Problem]) -> None:
+        """Add problems, each once."""
+        self.problems += [p for p in dict.fromkeys(problems) if p not in self.problems]
+
+    @contextmanager
+    def at(self, path: str | os.PathLike[str], mend: str = "", *, subject: str = "") -> Iterator[None]:
+        """Turn an error of the block into a problem (of ``path``, where the error names none)."""
+        try:
+            yield
+        except InputProblems as error:
+            self.add(error.problems)
+        except AppError as error:
+            self._errors.append(error)
+            self.add([Problem.of(error, path, mend, subject=subject)])
+
+    def raise_any(self) -> None:
+        """Raise what was gathered, if anything: an error that is alone as it was, else all in a list."""
+        if len(self.problems) == 1 and self._errors:
+            raise self._errors[0]
+        if self.problems:
+            raise InputProblems(self.problems)
+
+
+def _plural(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' if n != 1 else ''}"
+
+
+def _folded(text: str, width: int | None, indent: str = " " * 6) -> Iterator[str]:
+    for line in text.split("\n"):
+        if width is None or len(indent) + len(line) <= width:
+            yield indent + line
+        else:
+            yield from textwrap.wrap(
+                line,
+                max(width, 40),
+                initial_indent=indent,
+                subsequent_indent=indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )

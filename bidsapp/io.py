@@ -240,10 +240,10 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raw = Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         message = f"{os.fspath(path)}: there is no such file. Check the path and, in a container, the mounts."
-        raise AppError(message, exit_code=ExitCode.NO_INPUT) from error
+        raise AppError(message, exit_code=ExitCode.NO_INPUT, path=path) from error
     except OSError as error:
         message = f"{os.fspath(path)}: cannot be read ({error.strerror}). Check its permissions."
-        raise AppError(message, exit_code=ExitCode.IO_ERROR) from error
+        raise AppError(message, exit_code=ExitCode.IO_ERROR, path=path) from error
     try:
         return raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -339,4 +339,4 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 def _bad(path: str | os.PathLike[str], line: int | None, what: str) -> AppError:
     where = f"{os.fspath(path)}, line {line}" if line is not None else os.fspath(path)
-    return AppError(f"{where}: {what}.", exit_code=ExitCode.BAD_DATA)
+    return AppError(f"{where}: {what}.", exit_code=ExitCode.BAD_DATA, path=path)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bidsapp.config import Recipe, RunConfig
-from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
+from bidsapp.errors import ExitCode, Gatherer, Problem
 from bidsapp.estimate import Needs, as_text, needs
 from bidsapp.records import Split, SubjectInputs
 
@@ -49,50 +49,93 @@ def plan(config: RunConfig) -> Plan:
     Raises
     ------
     AppError
-        If there is no dataset, or nothing in it matches.
+        Where one thing is wrong, as the check that found it says it.
     InputProblems
         With every problem that was found.
     """
-    from bidsapp.bids.inputs import open_dataset
-    from bidsapp.bids.preflight import check
-    from bidsapp.data.splits import make_split
-    from bidsapp.data.stimuli import StimulusSet
-    from bidsapp.models.devices import choose_device
-    from bidsapp.models.suite import missing_models
+    found = Gatherer()
+    _check_machine(config, found)
+    dataset, stimuli = _open_inputs(config, found)
+    splits = _make_splits(config, dataset, stimuli, found) if dataset and stimuli else {}
+    if dataset is not None:
+        from bidsapp.bids.preflight import check
 
-    choose_device(config.device)
-    dataset = open_dataset(
-        config.bids_dir,
-        participants=config.participants or None,
-        sessions=config.sessions or None,
-        task=config.task,
-        space=config.space,
-        roi=config.roi,
-        filters=config.filters,
-    )
-    stimuli = StimulusSet.open(dataset.root)
-    problems: list[Problem] = unknown_names(config.recipe)
-    uses = {} if problems else judging_networks(config.recipe)
-    problems += missing_models(config.recipe, config.models_dir, uses, config.recipe_given)
-    splits = {}
-    for subject in dataset.subjects:
-        seen = {i for session in subject.sessions for i in session.stimulus_ids}
-        try:
-            splits[subject.label] = make_split(stimuli, seen, config.split_file)
-        except InputProblems as error:
-            problems += [p for p in error.problems if p not in problems]
-    complete = splits if len(splits) == len(dataset.subjects) else None
-    problems = check(dataset, stimuli, complete, config.output_dir, config.work_dir) + problems
-    if problems:
-        raise InputProblems(problems)
+        complete = splits if len(splits) == len(dataset.subjects) else None
+        captions = "clip_text" in config.recipe.target_names
+        found.add(check(dataset, stimuli, complete, captions=captions))
+    _check_models(config, found)
+    needed = {}
+    if dataset is not None and not found.problems:
+        needed = {s.label: _needs(dataset, s, splits[s.label], config) for s in dataset.subjects}
+        found.add(_memory_problems(needed, config))
+    found.raise_any()
+    assert dataset is not None
+    assert stimuli is not None
     if dataset.generated_by != "bidsapp-recon demo" and config.recipe.models.location == "package":
         LOG.warning(
             "The embedded models know drawn scenes only; on photographs they show that the pipeline runs, "
             "not what the brain data hold."
         )
-    needed = {s.label: _needs(dataset, s, splits[s.label], config) for s in dataset.subjects}
-    _check_memory(needed, config)
     return Plan(dataset, stimuli, splits, needed)
+
+
+def _check_machine(config: RunConfig, found: Gatherer) -> None:
+    from bidsapp.models.devices import choose_device
+
+    with found.at("--device"):
+        choose_device(config.device)
+
+
+def _open_inputs(config: RunConfig, found: Gatherer) -> tuple[Dataset | None, StimulusSet | None]:
+    """Open the dataset and its stimuli, each even where something is wrong with the other."""
+    from bidsapp.bids.folders import check_folders
+    from bidsapp.bids.inputs import open_dataset
+    from bidsapp.bids.validator import validate_input
+    from bidsapp.data.stimuli import StimulusSet
+
+    dataset = stimuli = None
+    with found.at(config.bids_dir):
+        dataset = open_dataset(
+            config.bids_dir,
+            participants=config.participants or None,
+            sessions=config.sessions or None,
+            task=config.task,
+            space=config.space,
+            roi=config.roi,
+            filters=config.filters,
+        )
+    if not config.skip_bids_validation:
+        with found.at(config.bids_dir):
+            validate_input(config.bids_dir)
+    root = dataset.root if dataset else config.bids_dir
+    if dataset is not None or (root / "stimuli").is_dir():
+        with found.at(root / "stimuli"):
+            stimuli = StimulusSet.open(root)
+    inputs = [config.bids_dir, root] + ([stimuli.folder.parent] if stimuli else [])
+    found.add(check_folders(inputs, config.output_dir, config.work_dir))
+    return dataset, stimuli
+
+
+def _make_splits(
+    config: RunConfig, dataset: Dataset, stimuli: StimulusSet, found: Gatherer
+) -> dict[str, Split]:
+    from bidsapp.data.splits import make_split
+
+    splits = {}
+    for subject in dataset.subjects:
+        seen = {i for session in subject.sessions for i in session.stimulus_ids}
+        with found.at(config.split_file or stimuli.folder / "stimuli.tsv"):
+            splits[subject.label] = make_split(stimuli, seen, config.split_file)
+    return splits
+
+
+def _check_models(config: RunConfig, found: Gatherer) -> None:
+    from bidsapp.models.suite import missing_models
+
+    unknown = unknown_names(config.recipe)
+    uses = {} if unknown else judging_networks(config.recipe)
+    found.add(unknown)
+    found.add(missing_models(config.recipe, config.models_dir, uses, config.recipe_given))
 
 
 def judging_networks(recipe: Recipe) -> dict[str, NetworkUse]:
@@ -131,12 +174,10 @@ def _needs(dataset: Dataset, subject: SubjectInputs, split: Split, config: RunCo
     return needs(config, trials, len(split.train), len(split.test), voxels, sizes)
 
 
-def _check_memory(needed: dict[str, Needs], config: RunConfig) -> None:
+def _memory_problems(needed: dict[str, Needs], config: RunConfig) -> list[Problem]:
     """Refuse a run that is known not to fit, rather than leave it to the system to kill it."""
     most = max((n.memory for n in needed.values()), default=0)
-    if config.memory is not None and most > config.memory:
-        raise AppError(
-            f"--mem {as_text(config.memory)} is too little: a subject needs about {as_text(most)}. "
-            "Give more, or a smaller region of interest (--roi).",
-            exit_code=ExitCode.TRY_AGAIN,
-        )
+    if config.memory is None or most <= config.memory:
+        return []
+    what = f"--mem {as_text(config.memory)} is too little: a subject needs about {as_text(most)}."
+    return [Problem("--mem", what, "Give more, or a smaller region of interest (--roi).", ExitCode.TRY_AGAIN)]

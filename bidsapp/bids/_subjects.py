@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from bidsapp.bids import _rois
@@ -37,8 +38,10 @@ class Finder:
         self._ceilings = _by_subject(filters.select(index, "noiseceiling"))
         self.problems: list[Problem] = []
         self.rois: dict[str, dict[str, _rois.Roi]] = {}
+        self._label = ""
 
     def subject(self, label: str) -> SubjectInputs:
+        self._label = label
         betas = self._betas.get(label, [])
         reference = None
         sessions = []
@@ -63,7 +66,14 @@ class Finder:
         )
 
     def _problem(self, path: Path, what: str, mend: str, code: ExitCode = ExitCode.BAD_DATA) -> None:
-        self.problems.append(Problem(str(path), what, mend, code))
+        self.problems.append(Problem(str(path), what, mend, code, self._label))
+
+    def _error(self, error: AppError, path: Path, mend: str, code: ExitCode | None = None) -> None:
+        problem = Problem.of(error, path, mend)
+        # A sidecar above the subjects' folders is all subjects' problem, to be listed once.
+        own = f"sub-{self._label}" in Path(problem.path).parts
+        subject = self._label if own else ""
+        self.problems.append(replace(problem, code=code or problem.code, subject=subject))
 
     def _fitting(self, files: Iterable[IndexedFile]) -> list[IndexedFile]:
         """Files of no other task or space than the betas'."""
@@ -86,7 +96,7 @@ class Finder:
             ids = read_trials(trials)
         except AppError as error:
             mend = "Correct the table: a row a volume, columns beta_index and stim_id."
-            self._problem(trials, str(error).removeprefix(f"{trials}: "), mend, error.exit_code)
+            self._error(error, trials, mend)
             return None, reference
         return Session(label, file.path, trials, ids, scale), reference
 
@@ -94,7 +104,7 @@ class Finder:
         try:
             metadata = self._index.metadata(file)
         except AppError as error:
-            self._problem(file.path, str(error), "Correct or remove that sidecar.", ExitCode.INVALID_BIDS)
+            self._error(error, file.path, "Correct or remove that sidecar.", ExitCode.INVALID_BIDS)
             return 1.0, None
         scale = metadata.get(SCALE_KEY, 1.0)
         number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
@@ -113,7 +123,7 @@ class Finder:
                 found[name] = _rois.find_roi(name, label, files, self._base)
             except AppError as error:
                 mend = "Name one that is there with --roi, or add the mask to the dataset."
-                self._problem(self._index.root / f"sub-{label}", str(error), mend, error.exit_code)
+                self._error(error, self._index.root / f"sub-{label}", mend)
         return found
 
 

@@ -5,14 +5,13 @@ Only headers, tables and the small 3-D masks are read, never the betas themselve
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from bidsapp.bids.descriptions import refuse_foreign_dataset
 from bidsapp.bids.inputs import Dataset
 from bidsapp.bids.outputs import stimulus_labels
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
@@ -43,22 +42,23 @@ class Stimuli(Protocol):
 
 def check(
     dataset: Dataset,
-    stimuli: Stimuli,
+    stimuli: Stimuli | None,
     split: Split | Mapping[str, Split] | None,
-    out_dir: str | os.PathLike[str],
-    work_dir: str | os.PathLike[str],
+    *,
+    captions: bool = True,
 ) -> list[Problem]:
-    """Check a dataset and the folders to write to.
+    """Check a dataset.
 
     Parameters
     ----------
     dataset : Dataset
         Its own problems come first in the result.
-    stimuli : StimulusSet
+    stimuli : StimulusSet or None
+        None where reading their tables has already given problems of its own.
     split : Split, or mapping of subject label to Split, or None
         None where making the split has already given problems of its own.
-    out_dir, work_dir : path
-        Need not exist.
+    captions : bool
+        Whether stimuli need captions.
 
     Returns
     -------
@@ -67,12 +67,12 @@ def check(
     """
     problems = list(dataset.problems)
     for subject in dataset.subjects:
-        problems += _check_subject(dataset, subject)
-    splits = _splits_of(dataset, split)
-    problems += _check_stimuli(dataset.subjects, stimuli, splits)
-    for name in dict.fromkeys(splits.values()):
-        problems += _check_split(name, stimuli.folder)
-    problems += _check_folders(dataset, stimuli, Path(out_dir), Path(work_dir))
+        problems += [replace(p, subject=subject.label) for p in _check_subject(dataset, subject)]
+    if stimuli is not None:
+        splits = _splits_of(dataset, split)
+        problems += _check_stimuli(dataset.subjects, stimuli, splits, captions)
+        for name in dict.fromkeys(splits.values()):
+            problems += _check_split(name, stimuli.folder)
     return list(dict.fromkeys(problems))
 
 
@@ -106,7 +106,7 @@ def _check_subject(dataset: Dataset, subject: SubjectInputs) -> list[Problem]:
         try:
             volume = load_volume(roi.path)
         except AppError as error:
-            problems.append(_from_error(error, roi.path, "Give a 3-D image in the betas' space."))
+            problems.append(Problem.of(error, roi.path, "Give a 3-D image in the betas' space."))
             inside = True  # said already; not also "empty"
             continue
         problems += _compare(roi.path, Header(volume.data.shape, volume.affine), reference, f"ROI {name}")
@@ -129,13 +129,8 @@ def _header(path: Path, problems: list[Problem]) -> Header | None:
     try:
         return read_header(path)
     except AppError as error:
-        problems.append(_from_error(error, path, "Copy or download the file again."))
+        problems.append(Problem.of(error, path, "Copy or download the file again."))
         return None
-
-
-def _from_error(error: AppError, path: Path, mend: str) -> Problem:
-    what = str(error).removeprefix(f"{path}: ")
-    return Problem(str(path), what[:1].upper() + what[1:], mend, error.exit_code)
 
 
 def _check_betas(session: Session, header: Header) -> list[Problem]:
@@ -169,7 +164,7 @@ def _compare(path: Path, header: Header, reference: tuple[Path, Header] | None, 
 
 
 def _check_stimuli(
-    subjects: Iterable[SubjectInputs], stimuli: Stimuli, splits: Mapping[str, Split]
+    subjects: Iterable[SubjectInputs], stimuli: Stimuli, splits: Mapping[str, Split], captions: bool
 ) -> list[Problem]:
     table = str(stimuli.folder / "stimuli.tsv")
     known = set(stimuli.ids)
@@ -182,7 +177,7 @@ def _check_stimuli(
             if unknown:
                 what = f"{_count(unknown, 'stimulus', 'stimuli')} not listed in {table}: {_some(unknown)}"
                 mend = "List every stimulus that was shown, spelled as in the trials."
-                problems.append(Problem(str(session.trials), what, mend))
+                problems.append(Problem(str(session.trials), what, mend, subject=subject.label))
             seen |= {s: None for s in shown if s in known}
     used = {s for split in splits.values() for s in (*split.train, *split.test)} if splits else set(seen)
     needed = [s for s in seen if s in used]
@@ -191,7 +186,7 @@ def _check_stimuli(
         what = f"{_count(missing, 'image file is', 'image files are')} not there: {_some(missing)}"
         mend = "Put the images into the stimuli folder, or correct the column 'file'."
         problems.append(Problem(table, what, mend, ExitCode.NO_INPUT))
-    silent = [s for s in needed if not stimuli.captions(s)]
+    silent = [s for s in needed if not stimuli.captions(s)] if captions else []
     if silent:
         what = f"{_count(silent, 'stimulus has', 'stimuli have')} no caption: {_some(silent)}"
         mend = "Give each at least one row (stimulus_id, caption)."
@@ -219,53 +214,12 @@ def _check_split(split: Split, folder: Path) -> list[Problem]:
         if not ids:
             what = f"The {kind} set is empty."
             problems.append(Problem(where, what, "Check the split and the sessions chosen."))
-        elif kind == "training" and len(ids) < 2:
-            problems.append(Problem(where, "The training set has one stimulus.", "Regression needs more."))
+        elif len(ids) < 2:
+            # Ridge needs differences between images; identification compares a picture with other images.
+            what = f"The {kind} set has one stimulus."
+            problems.append(Problem(where, what, "Give two at least: check the split and the sessions."))
     both = sorted(set(split.train) & set(split.test))
     if both:
         what = f"{_count(both, 'stimulus is', 'stimuli are')} in both the training and the test set: "
         problems.append(Problem(where, what + _some(both), "Put each stimulus into one set."))
     return problems
-
-
-def _check_folders(dataset: Dataset, stimuli: Stimuli, out_dir: Path, work_dir: Path) -> list[Problem]:
-    problems = []
-    roots = {Path(os.path.realpath(dataset.root)), Path(os.path.realpath(stimuli.folder.parent))}
-    for path, name in ((out_dir, "output"), (work_dir, "work")):
-        real = Path(os.path.realpath(path))
-        for root in roots:
-            # <dataset>/derivatives/<name> is BIDS' own place for results, and is never indexed as input.
-            proper = len(inner := _inner(real, root)) >= 2 and inner[0] == "derivatives"
-            if real.is_relative_to(root) and not proper:
-                what = f"The {name} folder is inside the input dataset {root}."
-                mend = f"Choose a folder outside of it, or {root / 'derivatives' / 'bidsapp-recon'}."
-                problems.append(Problem(str(path), what, mend, ExitCode.CANNOT_CREATE))
-                break
-        problem = _unwritable(path, name)
-        if problem is not None:
-            problems.append(problem)
-    try:
-        refuse_foreign_dataset(out_dir)
-    except AppError as error:
-        mend = "Choose another output folder."
-        problems.append(Problem(str(out_dir), str(error), mend, error.exit_code))
-    return problems
-
-
-def _inner(path: Path, root: Path) -> tuple[str, ...]:
-    return path.relative_to(root).parts if path.is_relative_to(root) else ()
-
-
-def _unwritable(path: Path, name: str) -> Problem | None:
-    """Problem where a folder can't be made or written; nothing is left behind by asking."""
-    existing = path.absolute()
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    mend = "Choose a folder that this user may write to; in a container, check that it is bound read-write."
-    if not existing.is_dir():
-        what = f"The {name} folder cannot be made: {existing} is a file."
-        return Problem(str(path), what, mend, ExitCode.CANNOT_CREATE)
-    if not os.access(existing, os.W_OK | os.X_OK):
-        what = f"The {name} folder cannot be written: no permission to write in {existing}."
-        return Problem(str(path), what, mend, ExitCode.CANNOT_CREATE)
-    return None

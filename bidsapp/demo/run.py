@@ -54,6 +54,7 @@ def run_demo(
         device=device,
         n_cpus=n_cpus,
         seed=seed,
+        skip_bids_validation=True,
         verbose=verbose,
         command=command,
     )

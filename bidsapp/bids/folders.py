@@ -1,0 +1,116 @@
+"""The folders to write to: outside of the input, writable, and with room for what will be written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bidsapp.bids.descriptions import refuse_foreign_dataset
+from bidsapp.errors import AppError, ExitCode, Problem
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Bytes that will be written into a folder, which a message calls ``the <name> folder``."""
+
+    folder: Path
+    name: str
+    n_bytes: int
+
+
+def check_folders(inputs: Iterable[Path], out_dir: Path, work_dir: Path) -> list[Problem]:
+    """Check that the output and work folders can be made and written, and lie outside of the input.
+
+    Nothing is left behind: a folder that is to be made is not made yet, one beside it is made and
+    removed, because only the file system itself knows all reasons to refuse.
+
+    Parameters
+    ----------
+    inputs : iterable of Path
+        Roots of the datasets that are read.
+    out_dir, work_dir : Path
+        Need not exist.
+
+    Returns
+    -------
+    list of Problem
+        Exit code 73.
+    """
+    problems = []
+    roots = dict.fromkeys(Path(os.path.realpath(root)) for root in inputs)
+    for path, name in ((out_dir, "output"), (work_dir, "work")):
+        problem = _inside_input(path, name, roots) or _unwritable(path, name)
+        if problem is not None:
+            problems.append(problem)
+    try:
+        refuse_foreign_dataset(out_dir)
+    except AppError as error:
+        problems.append(Problem.of(error, out_dir, "Choose another output folder."))
+    return problems
+
+
+def check_space(wanted: Sequence[Wanted]) -> list[Problem]:
+    """Check that there is room for what will be written; folders on one file system share its room.
+
+    Returns
+    -------
+    list of Problem
+        Exit code 74, one for each file system with too little room.
+    """
+    systems: dict[int, list[Wanted]] = {}
+    for item in wanted:
+        systems.setdefault(_existing(item.folder).stat().st_dev, []).append(item)
+    problems = []
+    for items in systems.values():
+        total = sum(item.n_bytes for item in items)
+        free = shutil.disk_usage(_existing(items[0].folder)).free
+        if total > free:
+            parts = " and ".join(f"{_gb(item.n_bytes)} for the {item.name} folder" for item in items)
+            what = f"About {parts} will be written, but {_gb(free)} are free there."
+            mend = "Free some space, choose another folder (-w has the larger part), or run fewer subjects."
+            problems.append(Problem(str(items[0].folder), what, mend, ExitCode.IO_ERROR))
+    return problems
+
+
+def _gb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 5e7 else f"{n_bytes / 1e6:.1f} MB"
+
+
+def _existing(path: Path) -> Path:
+    """Give the folder itself, or the nearest one above it that is there."""
+    path = path.absolute()
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _inside_input(path: Path, name: str, roots: Iterable[Path]) -> Problem | None:
+    real = Path(os.path.realpath(path))
+    for root in roots:
+        # <dataset>/derivatives/<name> is BIDS' own place for results, and is never indexed as input.
+        inner = real.relative_to(root).parts if real.is_relative_to(root) else ()
+        proper = len(inner) >= 2 and inner[0] == "derivatives"
+        if real.is_relative_to(root) and not proper:
+            what = f"The {name} folder is inside the input dataset {root}."
+            mend = f"Choose a folder outside of it, or {root / 'derivatives' / 'bidsapp-recon'}."
+            return Problem(str(path), what, mend, ExitCode.CANNOT_CREATE)
+    return None
+
+
+def _unwritable(path: Path, name: str) -> Problem | None:
+    existing = _existing(path)
+    mend = "Choose a folder that this user may write to; in a container, check that it is bound read-write."
+    if not existing.is_dir():
+        kind = "is a file" if existing.exists() else "is a link to nothing"
+        what = f"The {name} folder cannot be made: {existing} {kind}."
+        return Problem(str(path), what, mend, ExitCode.CANNOT_CREATE)
+    try:
+        Path(tempfile.mkdtemp(prefix=".bidsapp-recon-", dir=existing)).rmdir()
+    except OSError as error:
+        what = f"The {name} folder cannot be written: {existing} refuses ({error.strerror})."
+        return Problem(str(path), what, mend, ExitCode.CANNOT_CREATE)
+    return None

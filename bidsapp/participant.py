@@ -93,7 +93,7 @@ def reconstruct(
 
     # Responses: voxels of the region of interest, repeats averaged, z-scored by the training images.
     mask = load_mask(masks)
-    betas = steps.mask_betas(stages, subject, mask)
+    betas = steps.mask_betas(stages, subject, mask, config.n_cpus)
     averaged = steps.average_over_repeats(stages, betas, subject, split)
     responses = steps.zscore_by_training(stages, averaged)
 

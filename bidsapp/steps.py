@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bidsapp.config import RunConfig
-from bidsapp.data.betas import Mask, mask_session
+from bidsapp.data.betas import Mask
 from bidsapp.data.responses import average_repeats, zscore
+from bidsapp.data.sessions import mask_sessions
 from bidsapp.data.targets import TargetRows, TargetStore
 from bidsapp.decoding import calibration
 from bidsapp.decoding.ridge import RidgeDecoder
@@ -33,16 +35,14 @@ LOG = logging.getLogger("bidsapp")
 BRAIN, NULL, ORACLE = "brain", "null", "oracle"
 
 
-def mask_betas(stages: Stages, subject: SubjectInputs, mask: Mask) -> StageResult:
+def mask_betas(stages: Stages, subject: SubjectInputs, mask: Mask, n_cpus: int) -> StageResult:
     """Betas of the mask's voxels, streamed: one array (trials, voxels) a session, in session order."""
 
     def compute(folder: Path) -> dict[str, np.ndarray]:
         names = [f"session{i:03d}" for i in range(len(subject.sessions))]
-        pairs = list(zip(names, subject.sessions, strict=True))
-        return {
-            name: mask_session(session, mask, folder / f"{name}.npy")
-            for name, session in track(pairs, "masking betas (sessions)")
-        }
+        outs = [folder / f"{name}.npy" for name in names]
+        show = partial(track, what="masking betas (sessions)")
+        return dict(zip(names, mask_sessions(subject.sessions, mask, outs, n_cpus, show), strict=True))
 
     files = [(_fingerprint(s.betas), s.scale) for s in subject.sessions]
     return stages.run("betas", {"files": files, "voxels": _digest(mask.flat_index)}, compute)

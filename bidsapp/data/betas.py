@@ -7,7 +7,7 @@ volume plus one row of voxels, whatever the number of trials.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,9 @@ def read_map(path: Path, mask: Mask) -> npt.NDArray[np.float32]:
     return values[mask.flat_index]
 
 
-def mask_session(session: Session, mask: Mask, out: Path) -> Rows:
+def mask_session(
+    session: Session, mask: Mask, out: Path, before_row: Callable[[], None] = lambda: None
+) -> Rows:
     """Take the mask's voxels of every trial of a session, as percent signal change.
 
     Values are ``(stored * scl_slope + scl_inter) / session.scale``, computed in float64 and kept as
@@ -183,6 +185,8 @@ def mask_session(session: Session, mask: Mask, out: Path) -> Rows:
     mask : Mask
     out : Path
         ``.npy`` file to write; it appears under this name only when complete.
+    before_row : callable, optional
+        Called before every row is written; what it raises ends the work.
 
     Returns
     -------
@@ -197,6 +201,7 @@ def mask_session(session: Session, mask: Mask, out: Path) -> Rows:
     """
     with row_writer(out, (len(session.stimulus_ids), mask.n_voxels)) as write:
         for row in iterate_trials(session, mask):
+            before_row()
             write(row)
     return open_rows(out)
 

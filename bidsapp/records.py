@@ -50,8 +50,28 @@ class SubjectInputs:
 
 @dataclass(frozen=True)
 class Split:
-    """The stimuli of the training and test set, as ids without ``stim-``, each sorted."""
+    """The stimuli of the training and test set, as ids without ``stim-``, each sorted.
+
+    Attributes
+    ----------
+    name : str
+    train, test : tuple of str
+        Stimuli that the subject saw.
+    file : Path or None
+        Where the split was read from, and ``sha256`` of its bytes, hexadecimal.
+    variant : str
+        Which of the file's variants; "" where it has none to choose from.
+    unknown : tuple of str
+        Ids of the file that the dataset's stimuli do not have, sorted.
+    unseen : int
+        How many stimuli of the file the dataset has but the subject did not see.
+    """
 
     name: str
     train: tuple[str, ...]
     test: tuple[str, ...]
+    file: Path | None = None
+    sha256: str = ""
+    variant: str = ""
+    unknown: tuple[str, ...] = ()
+    unseen: int = 0

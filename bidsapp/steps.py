@@ -99,7 +99,7 @@ def targets_of_stimuli(
     model_key = f"{models.digest} {section['layers']} {section['sample_latents']}"
     store = TargetStore(folder, model_key)
     ids = [*split.train, *split.test]
-    digests = [stimuli.digest(i) for i in ids]
+    digests = stimuli.digests(ids)
 
     def compute(rows: Sequence[int]) -> Mapping[str, np.ndarray]:
         wanted = [ids[r] for r in rows]

@@ -217,7 +217,7 @@ def test_bricks_that_are_refused(tiny_dataset: Make, tmp_path: Path, monkeypatch
     refused("chunks of 3072 bytes")
     monkeypatch.undo()
     _edit(root, "bricks.hdf5\t0\t", "bricks.hdf5\t12\t")
-    refused("asks for row 12")
+    refused(r"row 12 \(from 0\) is asked for")
     _edit(root, "bricks.hdf5\t12\t", "bricks.hdf5\t-1\t")
     with pytest.raises(InputProblems, match="'-1' is no row"):
         StimulusSet.open(root)
@@ -272,7 +272,11 @@ def test_split_files(tiny: Path, tmp_path: Path) -> None:
             "both the training and the test set: pic000",
         ),
         ("s.tsv", "stimulus_id\tsplit\npic000\ttrain\n", "test set is empty"),
-        ("s.tsv", "stimulus_id\tsplit\npic000\tTrain\nx\ttest\n", "None of the 1 stimuli of the test set"),
+        (
+            "s.tsv",
+            "stimulus_id\tsplit\npic000\tTrain\nx\ttest\n",
+            "no stimulus of this dataset; 1 of the split's ids is unknown, e.g. 'x'",
+        ),
         ("s.tsv", "stimulus_id\tsplit\npic000\tvalid\n", "line 2: split is 'valid'"),
         ("s.tsv", "id\tset\n1\ttrain\n", "stimulus_id and split"),
         ("s.json", '{"variants": []}', "at least one"),

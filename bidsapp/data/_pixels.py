@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +18,67 @@ from bidsapp.errors import AppError, ExitCode
 MAX_PIXELS = 64_000_000
 #: Largest HDF5 chunk, in bytes, that is inflated to read one image.
 MAX_CHUNK = 1 << 30
+#: What transparent pixels lie on: the mid-grey of a screen, as LAION-fMRI showed its images
+#: (its documentation, "Image Format"; 0.5 in [0, 1]).
+BACKGROUND = (128, 128, 128, 255)
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+
+
+@dataclass(frozen=True)
+class _Brick:
+    """An open HDF5 file and its images: an array of pixels, or of encoded image files."""
+
+    file: Any
+    images: Any
+    encoded: bool
 
 
 class Bricks:
     """HDF5 bricks, each opened once while images are read."""
 
     def __init__(self) -> None:
-        self._open: dict[Path, tuple[Any, Any]] = {}
+        self._open: dict[Path, _Brick] = {}
 
     def __enter__(self) -> Bricks:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file, _brick in self._open.values():
-            file.close()
+        for brick in self._open.values():
+            brick.file.close()
 
     def row(self, path: Path, row: int) -> NDArray[np.uint8]:
         """One image of a brick, uint8 (H, W, 3)."""
+        stored = self._stored(path, row)
+        return decode(path, row, stored.tobytes()) if self._open[path].encoded else stored
+
+    def size(self, path: Path, row: int) -> tuple[int, int]:
+        """Height and width of one image of a brick, in pixels."""
+        if not self._brick(path).encoded:
+            height, width = self._brick(path).images.shape[1:3]
+            return int(height), int(width)
+        return size_of(path, row, self._stored(path, row).tobytes())
+
+    def stored(self, path: Path, row: int) -> bytes:
+        """One image of a brick as it is stored: its pixels, or its encoded file."""
+        return self._stored(path, row).tobytes()
+
+    def _brick(self, path: Path) -> _Brick:
         if path not in self._open:
             self._open[path] = _open_brick(path)
-        brick = self._open[path][1]
-        if not 0 <= row < brick.shape[0]:
-            raise _bad(path, f"has {brick.shape[0]} images, but stimuli.tsv asks for row {row} (from 0)")
+        return self._open[path]
+
+    def _stored(self, path: Path, row: int) -> NDArray[np.uint8]:
+        images = self._brick(path).images
+        if not 0 <= row < images.shape[0]:
+            raise _bad(path, f"has {images.shape[0]} images, but row {row} (from 0) is asked for")
         try:
-            return np.asarray(brick[row], np.uint8)
+            return np.asarray(images[row], np.uint8)
         except OSError as error:
             raise _bad(path, f"row {row} cannot be read ({error})") from error
 
 
-def _open_brick(path: Path) -> tuple[Any, Any]:
+def _open_brick(path: Path) -> _Brick:
     import h5py
 
     require(path)
@@ -56,35 +88,66 @@ def _open_brick(path: Path) -> tuple[Any, Any]:
         raise _bad(path, f"is no readable HDF5 file ({error})") from error
     # Links to other files are passed over: they may lead anywhere on the machine.
     own = [file[k] for k in file if isinstance(file.get(k, getlink=True), h5py.HardLink)]
-    bricks = [d for d in own if isinstance(d, h5py.Dataset) and d.ndim == 4 and d.shape[3] == 3]
-    if len(bricks) != 1 or bricks[0].dtype != np.uint8:
-        file.close()
-        raise _bad(path, "must hold exactly one uint8 array of shape (N, H, W, 3) at its top")
-    brick = bricks[0]
+    arrays = [d for d in own if isinstance(d, h5py.Dataset)]
+    pixels = [d for d in arrays if d.ndim == 4 and d.shape[3] == 3 and d.dtype == np.uint8]
+    encoded = [d for d in arrays if d.ndim == 1 and h5py.check_vlen_dtype(d.dtype) == np.uint8]
+    found = pixels or encoded
     what = ""
-    if brick.external or brick.is_virtual:
+    if len(found) != 1:
+        what = "must hold exactly one uint8 array of shape (N, H, W, 3) at its top, or of N encoded images"
+    elif found[0].external or found[0].is_virtual:
         what = "keeps its pixels in other files, which is not supported"
-    elif brick.shape[1] * brick.shape[2] > MAX_PIXELS:
-        what = f"declares images of {brick.shape[2]} x {brick.shape[1]} pixels, too many to read"
-    elif brick.chunks and math.prod(brick.chunks) > MAX_CHUNK:
-        what = f"is stored in chunks of {math.prod(brick.chunks)} bytes, too large to read one image"
+    elif pixels and found[0].shape[1] * found[0].shape[2] > MAX_PIXELS:
+        what = f"declares images of {found[0].shape[2]} x {found[0].shape[1]} pixels, too many to read"
+    elif found[0].chunks and math.prod(found[0].chunks) * found[0].dtype.itemsize > MAX_CHUNK:
+        what = f"is stored in chunks of {math.prod(found[0].chunks)} bytes, too large to read one image"
     if what:
         file.close()
         raise _bad(path, what)
-    return file, brick
+    return _Brick(file, found[0], not pixels)
 
 
-def decode(path: Path) -> NDArray[np.uint8]:
-    """Read an image file as RGB, uint8 (H, W, 3); its size is checked before it is decoded."""
-    require(path)
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            if image.width * image.height <= MAX_PIXELS:
+def decode(path: Path, row: int | None = None, stored: bytes | None = None) -> NDArray[np.uint8]:
+    """Read an image file as RGB, uint8 (H, W, 3); its size is checked before it is decoded.
+
+    Transparent pixels are laid on mid-grey (:data:`BACKGROUND`).
+
+    Parameters
+    ----------
+    path : Path
+    row, stored : int and bytes, optional
+        Row of the brick ``path``, and the encoded image that it holds.
+    """
+    with _opened(path, row, stored) as image:
+        if image.width * image.height <= MAX_PIXELS:
+            try:
+                if image.has_transparency_data:
+                    below = Image.new("RGBA", image.size, BACKGROUND)
+                    return np.asarray(Image.alpha_composite(below, image.convert("RGBA")).convert("RGB"))
                 return np.asarray(image.convert("RGB"))
-            size = f"{image.width} x {image.height}"
+            except Exception as error:  # damaged files raise a dozen kinds
+                raise _bad(path, f"{_which(row)}is no readable image ({error})") from error
+        size = f"{image.width} x {image.height}"
+    raise _bad(path, f"{_which(row)}declares {size} pixels, more than the limit of {MAX_PIXELS}")
+
+
+def size_of(path: Path, row: int | None = None, stored: bytes | None = None) -> tuple[int, int]:
+    """Height and width in pixels that an image file declares; see :func:`decode`."""
+    with _opened(path, row, stored) as image:
+        return image.height, image.width
+
+
+def _opened(path: Path, row: int | None, stored: bytes | None) -> Any:
+    if stored is None:
+        require(path)
+    try:
+        return Image.open(path if stored is None else io.BytesIO(stored), formats=_FORMATS)
     except Exception as error:  # damaged files raise a dozen kinds
-        raise _bad(path, f"is no readable image ({error})") from error
-    raise _bad(path, f"declares {size} pixels, more than the limit of {MAX_PIXELS}")
+        raise _bad(path, f"{_which(row)}is no readable image ({error})") from error
+
+
+def _which(row: int | None) -> str:
+    return "" if row is None else f"row {row} "
 
 
 def require(path: Path) -> None:

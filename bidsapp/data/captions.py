@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
+from bidsapp.data._tables import read_table
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.io import read_tsv
 
 #: Columns that may name the stimulus; ``image_name`` is LAION-fMRI's.
 ID_COLUMNS = ("stimulus_id", "stim_id", "image_name", "label")
+#: Names of the table in a stimuli folder, the first that is there counts; the second is LAION-fMRI's.
+CAPTION_TABLES = ("captions.tsv", "task-images_desc-captions.csv")
+#: Values of a column ``source`` whose captions are left out. LAION-fMRI has a caption by a language
+#: model beside the people's, but for a part of its images only (docs, "Stimulus Derivatives"): used,
+#: it would set shared images, which people test on, apart from those of one subject.
+_LEFT_OUT = ("ai",)
+
+_IMAGE_SUFFIX = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp)$", re.IGNORECASE)
 
 
-def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
-    """Read ``captions.tsv``.
+def read_captions(path: Path, ids: Iterable[str] = ()) -> dict[str, tuple[str, ...]]:
+    """Read a table of captions.
 
     Parameters
     ----------
     path : Path
-        Columns ``stimulus_id`` and ``caption``, a row a caption. Rows with an empty caption or
-        ``n/a`` are left out; quotes that a spreadsheet or pandas put around a whole caption are
-        taken off.
+        TSV or CSV with the columns ``stimulus_id`` and ``caption``, a row a caption. Rows with an
+        empty caption or ``n/a`` are left out, and those whose column ``source`` is ``ai``; quotes
+        that a spreadsheet or pandas put around a whole caption are taken off.
+    ids : iterable of str
+        Stimuli of the dataset; a caption's id may lack the image's suffix that these have, or the
+        reverse.
 
     Returns
     -------
@@ -31,17 +44,52 @@ def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
     AppError
         Where the table can't be read or lacks a column.
     """
-    table = read_tsv(path)
+    table = read_table(path)
     column = next((name for name in ID_COLUMNS if name in table), None)
     if column is None or "caption" not in table:
         message = f"{path}: needs the columns stimulus_id and caption; it has {', '.join(table)}."
         raise AppError(message, exit_code=ExitCode.BAD_DATA)
+    sources = table.get("source", [""] * len(table[column]))
+    names = [name.strip().removeprefix("stim-") for name in table[column]]
+    spelled = same_ids(dict.fromkeys(names), ids)
     captions: dict[str, list[str]] = {}
-    for stimulus, caption in zip(table[column], table["caption"], strict=True):
+    for name, caption, source in zip(names, table["caption"], sources, strict=True):
         text = _unquoted(caption.strip())
-        if text and text != "n/a":
-            captions.setdefault(stimulus.strip().removeprefix("stim-"), []).append(text)
+        if text and text != "n/a" and source.strip().lower() not in _LEFT_OUT:
+            captions.setdefault(spelled.get(name, name), []).append(text)
     return {stimulus: tuple(texts) for stimulus, texts in captions.items()}
+
+
+def same_ids(given: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """Find which stimulus of a dataset each id of another file means.
+
+    Parameters
+    ----------
+    given, known : iterable of str
+        Ids without ``stim-``. One of two equal ids may lack the suffix of an image file; ``a.jpg``
+        and ``a.png`` are two stimuli.
+
+    Returns
+    -------
+    dict of str to str
+        Of the given ids that are known, as the dataset spells them; one that could mean several is
+        left out.
+    """
+    exact = set(known)
+    bare: dict[str, list[str]] = {}
+    result = {}
+    for stimulus in given:
+        if stimulus in exact:
+            result[stimulus] = stimulus
+            continue
+        if not bare:
+            for name in exact:
+                bare.setdefault(_IMAGE_SUFFIX.sub("", name), []).append(name)
+        stem = _IMAGE_SUFFIX.sub("", stimulus)
+        found = bare.get(stem, []) if stem == stimulus else [n for n in bare.get(stem, []) if n == stem]
+        if len(found) == 1:
+            result[stimulus] = found[0]
+    return result
 
 
 def _unquoted(text: str) -> str:

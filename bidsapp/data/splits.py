@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from bidsapp.data.captions import ID_COLUMNS
+from bidsapp.data.captions import ID_COLUMNS, same_ids
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
-from bidsapp.io import read_json, read_tsv
+from bidsapp.io import read_json, read_tsv, sha256_file
 from bidsapp.records import Split
 
 _SETS = ("train", "test")
+#: Stands for the subject's label in the path of a split file.
+SUBJECT_FIELD = "{subject}"
 
 
 class HasSplit(Protocol):
@@ -27,8 +30,22 @@ class HasSplit(Protocol):
         """``train`` or ``test`` of each id that has one."""
 
     @property
-    def folder(self) -> Path:
-        """The stimuli folder."""
+    def table(self) -> Path:
+        """The stimuli table."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A split file as it is: its sets may name stimuli that nobody saw, or that do not exist."""
+
+    name: str
+    sets: dict[str, set[str]]
+    variant: str = ""
+
+
+def split_path(pattern: str | os.PathLike[str] | None, subject: str) -> Path | None:
+    """Give a subject's split file: ``{subject}`` in its path stands for the label."""
+    return None if pattern is None else Path(os.fspath(pattern).replace(SUBJECT_FIELD, subject))
 
 
 def make_split(
@@ -36,7 +53,7 @@ def make_split(
     seen_ids: Iterable[str],
     split_file: str | os.PathLike[str] | None = None,
     *,
-    variant: int | None = None,
+    variant: str | int | None = None,
 ) -> Split:
     """Divide the stimuli that a subject saw into a training and a test set.
 
@@ -45,19 +62,20 @@ def make_split(
     stimuli : StimulusSet
         Gives the split where no file does: the column ``split`` of its table.
     seen_ids : iterable of str
-        Stimuli of the subject's trials; others are left out of both sets.
+        Stimuli of the subject's trials; others are left out of both sets, and counted.
     split_file : path, optional
         A TSV with the columns ``stimulus_id`` and ``split`` (train or test), or a JSON object with
         ``train_ids`` and ``test_ids``, either at its top or in each of its ``variants`` (LAION-fMRI's
-        split files).
-    variant : int, optional
+        split files). An id may have the image's suffix where the stimuli table leaves it out, and
+        the reverse.
+    variant : str or int, optional
         ``variant_id`` to use of a JSON with several; the only one, else 0, by default.
 
     Returns
     -------
     Split
         Its name is the JSON's ``name`` (with the variant where there are several), the file's name,
-        or ``stimuli.tsv``. Both sets sorted.
+        or ``stimuli.tsv``. Both sets sorted. ``unknown`` has the ids that the stimuli table lacks.
 
     Raises
     ------
@@ -66,46 +84,87 @@ def make_split(
     AppError
         Where the file can't be read or is of no known form.
     """
+    wanted = None if variant is None else str(variant)
+    seen = {s for s in seen_ids if s}
+    unknown: tuple[str, ...] = ()
     if split_file is None:
-        source = stimuli.folder / "stimuli.tsv"
-        name, column = "stimuli.tsv", stimuli.split_column
-        sets = {kind: {s for s in stimuli.ids if column.get(s) == kind} for kind in _SETS}
+        if wanted is not None:
+            raise AppError("A split's variant needs a split file in JSON.", exit_code=ExitCode.USAGE)
+        source, column = stimuli.table, stimuli.split_column
+        read = _Read(source.name, {kind: {s for s in stimuli.ids if column.get(s) == kind} for kind in _SETS})
+        sets = read.sets
     else:
         source = Path(split_file)
         reader = _read_json_split if source.suffix.lower() == ".json" else _read_tsv_split
-        name, sets = reader(source, variant)
-    seen = {s for s in seen_ids if s}
-    problems = _problems(source, sets, seen)
+        read = reader(source, wanted)
+        sets, unknown = _as_listed(read.sets, seen.union(stimuli.ids))
+    both = (read.sets["train"] & read.sets["test"]) | (sets["train"] & sets["test"])
+    problems = _problems(source, sets, both, seen, unknown, split_file is None)
     if problems:
         raise InputProblems(problems)
-    return Split(name, tuple(sorted(sets["train"] & seen)), tuple(sorted(sets["test"] & seen)))
+    return Split(
+        read.name,
+        tuple(sorted(sets["train"] & seen)),
+        tuple(sorted(sets["test"] & seen)),
+        file=source,
+        sha256=sha256_file(source),
+        variant=read.variant,
+        unknown=unknown,
+        unseen=len((sets["train"] | sets["test"]) - seen),
+    )
 
 
-def _problems(source: Path, sets: Mapping[str, set[str]], seen: set[str]) -> list[Problem]:
+def _as_listed(sets: Mapping[str, set[str]], known: set[str]) -> tuple[dict[str, set[str]], tuple[str, ...]]:
+    """Spell a file's ids as the dataset does, and give those that it does not have."""
+    spelled = {kind: same_ids(ids, known) for kind, ids in sets.items()}
+    unknown = {s for kind, ids in sets.items() for s in ids if s not in spelled[kind]}
+    return {kind: set(found.values()) for kind, found in spelled.items()}, tuple(sorted(unknown))
+
+
+def _problems(
+    source: Path,
+    sets: Mapping[str, set[str]],
+    both: set[str],
+    seen: set[str],
+    unknown: tuple[str, ...],
+    column: bool,
+) -> list[Problem]:
     problems = []
-    both = sorted(sets["train"] & sets["test"])
     if both:
-        listed = ", ".join(both[:5]) + (" ..." if len(both) > 5 else "")
+        listed = ", ".join(sorted(both)[:5]) + (" ..." if len(both) > 5 else "")
         plural = "stimuli are" if len(both) > 1 else "stimulus is"
         what = f"{len(both)} {plural} in both the training and the test set: {listed}"
         problems.append(Problem(str(source), what, "Put each stimulus into one set."))
     for kind in _SETS:
-        if not sets[kind]:
-            what = f"The {'training' if kind == 'train' else kind} set is empty."
-            mend = "Fill the column 'split' of stimuli.tsv with train and test, or give --split FILE."
-            problems.append(Problem(str(source), what, mend))
-        elif not sets[kind] & seen:
+        if sets[kind] & seen:
+            continue
+        if sets[kind]:
             example, other = min(sets[kind]), min(seen, default="none")
             what = (
                 f"None of the {len(sets[kind])} stimuli of the {kind} set was shown in these trials "
                 f"(the set has e.g. {example!r}, the trials e.g. {other!r})."
             )
             mend = "Check that the ids are spelled as in the trials table, and that all sessions are there."
-            problems.append(Problem(str(source), what, mend))
+        elif unknown:
+            count = f"{len(unknown)} of the split's ids {'are' if len(unknown) > 1 else 'is'} unknown"
+            what = (
+                f"The {_NOUNS[kind]} set has no stimulus of this dataset; {count}, e.g. {unknown[0]!r} "
+                f"(the trials have e.g. {min(seen, default='none')!r})."
+            )
+            mend = "Check that the split belongs to this dataset, and how its ids are spelled."
+        else:
+            what = f"The {_NOUNS[kind]} set is empty."
+            mend = "Put stimuli into both sets."
+            if column:
+                mend = f"Fill the column 'split' of {source.name} with train and test, or give --split FILE."
+        problems.append(Problem(str(source), what, mend))
     return problems
 
 
-def _read_tsv_split(path: Path, variant: int | None) -> tuple[str, dict[str, set[str]]]:
+_NOUNS = {"train": "training", "test": "test"}
+
+
+def _read_tsv_split(path: Path, variant: str | None) -> _Read:
     if variant is not None:
         raise _bad(path, "is a table, which has no variants; only split files in JSON have")
     table = read_tsv(path)
@@ -120,26 +179,26 @@ def _read_tsv_split(path: Path, variant: int | None) -> tuple[str, dict[str, set
         if kind not in sets:
             raise _bad(path, f"line {line}: split is {value!r}; it must be train, test or n/a")
         sets[kind].add(raw.strip().removeprefix("stim-"))
-    return path.name, sets
+    return _Read(path.name, sets)
 
 
-def _read_json_split(path: Path, variant: int | None) -> tuple[str, dict[str, set[str]]]:
+def _read_json_split(path: Path, variant: str | None) -> _Read:
     content = read_json(path)
     name = str(content.get("name", path.stem))
     if "variants" not in content:
         if variant is not None:
             raise _bad(path, "has no variants to choose from")
-        return name, _sets_of(path, content)
+        return _Read(name, _sets_of(path, content))
     variants = content["variants"]
     if not isinstance(variants, list) or not variants or not all(isinstance(v, dict) for v in variants):
         raise _bad(path, "'variants' must be a list of objects, with at least one")
-    numbers = [v.get("variant_id", i) for i, v in enumerate(variants)]
-    wanted = variant if variant is not None else (numbers[0] if len(numbers) == 1 else 0)
+    numbers = [str(v.get("variant_id", i)) for i, v in enumerate(variants)]
+    wanted = variant if variant is not None else (numbers[0] if len(numbers) == 1 else "0")
     if numbers.count(wanted) != 1:
-        listed = ", ".join(str(n) for n in numbers[:20])
+        listed = ", ".join(numbers[:20]) + (" ..." if len(numbers) > 20 else "")
         raise _bad(path, f"has not exactly one variant {wanted}; its variants are {listed}")
     chosen = _sets_of(path, variants[numbers.index(wanted)])
-    return (name if len(variants) == 1 else f"{name} variant {wanted}"), chosen
+    return _Read(name if len(variants) == 1 else f"{name} variant {wanted}", chosen, wanted)
 
 
 def _sets_of(path: Path, entry: Mapping[str, Any]) -> dict[str, set[str]]:

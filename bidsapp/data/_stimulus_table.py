@@ -1,0 +1,228 @@
+"""The table of stimuli: which there are, in which set, and where the pixels of each lie.
+
+Two forms are read: ``stimuli.tsv`` (a file, or a row of an HDF5 brick, a stimulus) and LAION-fMRI's
+``task-images_metadata.csv``, whose rows are those of ``task-images_stimuli.h5``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from bidsapp.data._tables import read_table
+from bidsapp.data.captions import ID_COLUMNS
+from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
+from bidsapp.places import datasets_around
+
+#: Names of the table, the first that is there counts.
+TABLES = ("stimuli.tsv", "task-images_metadata.csv")
+#: The brick that belongs to LAION-fMRI's table: image ``i`` is the table's row ``i``
+#: (ViCCo-Group/LAION-fMRI, docs "Stimulus Set", File Organization).
+_LAION_BRICK = "task-images_stimuli.h5"
+_FILE_COLUMNS = ("file", "filename", "stim_file")
+_ROW_COLUMNS = ("row", "hdf5_index", "index")
+_BRICK_SUFFIXES = (".hdf5", ".h5")
+_NONE = ("", "n/a")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stimulus' pixels are: a file, or a row of a brick."""
+
+    path: Path
+    row: int | None = None
+
+
+@dataclass(frozen=True)
+class StimulusTable:
+    """What a table of stimuli says; see :class:`~bidsapp.data.stimuli.StimulusSet`."""
+
+    path: Path
+    ids: tuple[str, ...]
+    split_column: dict[str, str]
+    columns: dict[str, tuple[str, ...]]
+    places: Mapping[str, Place]
+
+
+def find_table(base: Path) -> Path:
+    """Find the table of a dataset, or of the one that a derivative lies in.
+
+    Raises
+    ------
+    AppError
+        Exit code 66 where there is none.
+    """
+    for dataset in datasets_around(base):
+        for name in TABLES:
+            if (dataset / "stimuli" / name).is_file():
+                return dataset / "stimuli" / name
+    message = (
+        f"{base / 'stimuli' / TABLES[0]} is missing, so the images that were shown are unknown. "
+        "Write a table with the columns stimulus_id, file and split. (LAION-fMRI's stimuli, with their "
+        f"table {TABLES[1]}, come by its own command: laion-fmri download-stimuli.)"
+    )
+    raise AppError(message, exit_code=ExitCode.NO_INPUT)
+
+
+def read_stimulus_table(path: Path) -> StimulusTable:
+    """Read a table of stimuli.
+
+    Raises
+    ------
+    AppError
+        Exit code 65 where it can't be read, has no column of ids, or lists nothing.
+    InputProblems
+        Ids that are missing or listed twice, and files outside of the dataset: all at once.
+    """
+    table = read_table(path)
+    ids, kept = _read_ids(path, table)
+    used = {*ID_COLUMNS, *_FILE_COLUMNS, *_ROW_COLUMNS, "split", "present"}
+    return StimulusTable(
+        path=path,
+        ids=ids,
+        split_column=_read_split(path, table, ids, kept),
+        columns={k: tuple(v[i] for i in kept) for k, v in table.items() if k not in used},
+        places=_read_places(path, table, ids, kept),
+    )
+
+
+def _read_ids(path: Path, table: dict[str, list[str]]) -> tuple[tuple[str, ...], list[int]]:
+    """Ids of the stimuli that are present, and their rows in the table."""
+    column = next((name for name in ID_COLUMNS if name in table), None)
+    if column is None:
+        raise _bad(path, f"needs a column stimulus_id; it has {', '.join(table)}")
+    present = [v.strip().lower() not in ("0", "false", "no") for v in table.get("present", [])]
+    seen: dict[str, int] = {}
+    problems = []
+    kept = []
+    for row, raw in enumerate(table[column]):
+        stimulus = raw.strip().removeprefix("stim-")
+        if stimulus in _NONE:
+            what = f"Line {row + 2} has no {column}."
+            problems.append(Problem(str(path), what, "Give every stimulus an id, or delete the row."))
+        elif stimulus in seen:
+            what = f"Stimulus {stimulus} is listed on line {seen[stimulus] + 2} and on line {row + 2}."
+            problems.append(Problem(str(path), what, "Keep one row for each stimulus."))
+        else:
+            seen[stimulus] = row
+            if not present or present[row]:
+                kept.append(row)
+    if problems:
+        raise InputProblems(problems)
+    if not kept:
+        raise _bad(path, "lists no stimuli")
+    by_row = {row: stimulus for stimulus, row in seen.items()}
+    return tuple(by_row[row] for row in kept), kept
+
+
+def _read_places(
+    path: Path, table: dict[str, list[str]], ids: tuple[str, ...], kept: list[int]
+) -> dict[str, Place]:
+    find = _Finder(path.parent)
+    brick = path.parent / _LAION_BRICK if path.name == TABLES[1] else None
+    files = rows = None
+    if brick is None:
+        files = next((table[name] for name in _FILE_COLUMNS if name in table), None)
+        rows = next((table[name] for name in _ROW_COLUMNS if name in table), None)
+    dataset = Path(os.path.realpath(path.parent.parent))
+    inside: dict[str, bool] = {}
+    named: dict[str, Path] = {}
+    places, problems = {}, []
+    for stimulus, row in zip(ids, kept, strict=True):
+        if brick is not None and not find.has_image(stimulus):
+            places[stimulus] = Place(brick, row)
+            continue
+        name = files[row].strip() if files is not None else ""
+        if name not in _NONE and name not in named:
+            named[name] = find.named(name)
+        file = named[name] if name in named else find(stimulus)
+        if name not in _NONE and not _is_plain(name):
+            what = f"Line {row + 2}: the file {name!r} lies outside of the dataset."
+            problems.append(Problem(str(path), what, "Name files by their path inside the stimuli folder."))
+            continue
+        where = str(file.parent)
+        if where not in inside:
+            inside[where] = _leads_into(file.parent, dataset)
+        if not inside[where]:
+            what = f"Line {row + 2}: the folder of {name!r} is a link that leads out of the dataset."
+            problems.append(Problem(str(path), what, "Put the images themselves into the dataset."))
+            continue
+        number = None
+        if file.suffix.lower() in _BRICK_SUFFIXES:
+            text = rows[row].strip() if rows is not None else ""
+            if not re.fullmatch(r"\d{1,12}", text):
+                what = f"Line {row + 2}: {name} is a brick of images, but {text!r} is no row of it."
+                problems.append(Problem(str(path), what, "Give the row, from 0, in a column 'row'."))
+                continue
+            number = int(text)
+        places[stimulus] = Place(file, number)
+    if problems:
+        raise InputProblems(problems)
+    return places
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a path from the table is relative and climbs nowhere, on any operating system."""
+    if re.fullmatch(r"\w[\w.-]*", name):
+        return True  # a bare file name; said first because tables have tens of thousands of them
+    if "\0" in name or "://" in name:
+        return False
+    parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
+    absolute = PurePosixPath(name).is_absolute() or bool(PureWindowsPath(name).anchor)
+    return not absolute and ".." not in parts
+
+
+def _leads_into(folder: Path, dataset: Path) -> bool:
+    """Whether a folder, with its links followed, is the dataset's.
+
+    Links of single files may lead out (DataLad and a linking converter make such); what they point
+    to is only ever read as an image.
+    """
+    return Path(os.path.realpath(folder)).is_relative_to(dataset)
+
+
+class _Finder:
+    """Finds image files, by one listing of each folder instead of a question a stimulus.
+
+    On a network disk 73,000 questions take minutes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._images = folder, folder / "images"
+        self._own = {entry.name for entry in os.scandir(folder)}
+        self._listed = {entry.name for entry in os.scandir(self._images)} if self._images.is_dir() else set()
+
+    def __call__(self, stimulus: str) -> Path:
+        """File of a stimulus for which the table names none: ``images/<id>``, ``stim-<id>_image.png``."""
+        if self.has_image(stimulus):
+            return self._images / stimulus
+        safe = stimulus.replace("/", "_").replace("\\", "_")
+        return self._folder / f"stim-{safe}_image.png"
+
+    def has_image(self, stimulus: str) -> bool:
+        """Whether the folder ``images`` has a file called like the stimulus."""
+        return stimulus in self._listed
+
+    def named(self, name: str) -> Path:
+        """File that the table names: in the stimuli folder, else in its folder ``images``."""
+        return (self._images if name in self._listed and name not in self._own else self._folder) / name
+
+
+def _read_split(
+    path: Path, table: dict[str, list[str]], ids: tuple[str, ...], kept: list[int]
+) -> dict[str, str]:
+    result = {}
+    for stimulus, row in zip(ids, kept, strict=True):
+        value = table["split"][row].strip().lower() if "split" in table else ""
+        if value in ("train", "test"):
+            result[stimulus] = value
+        elif value not in _NONE:
+            raise _bad(path, f"line {row + 2}: split is {value!r}; it must be train, test or n/a")
+    return result
+
+
+def _bad(path: Path, what: str) -> AppError:
+    return AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA)

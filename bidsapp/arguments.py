@@ -38,6 +38,22 @@ class Memory(click.ParamType[int]):
         return int(float(match[1]) * base ** _UNITS[match[2].upper()])
 
 
+class Percent(click.ParamType[float]):
+    """A share in percent, 0 to 100, with or without the sign."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse; ``nan`` is refused, which a range by comparison would let through."""
+        try:
+            number = float(str(value).strip().removesuffix("%"))
+        except ValueError:
+            number = -1.0
+        if not 0 <= number <= 100:
+            self.fail(f"{value!r} is no number from 0 to 100", param, ctx)
+        return number
+
+
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that both the app and its verbs have."""
     for option in (

@@ -16,7 +16,16 @@ from typing import Any
 import click
 
 from bidsapp import __version__
-from bidsapp.arguments import LEVELS, Memory, command_line, common, models_dir_option, normalise, prepare
+from bidsapp.arguments import (
+    LEVELS,
+    Memory,
+    Percent,
+    command_line,
+    common,
+    models_dir_option,
+    normalise,
+    prepare,
+)
 from bidsapp.errors import AppError, ExitCode, InputProblems
 from bidsapp.verbs import VERBS
 
@@ -35,6 +44,12 @@ from bidsapp.verbs import VERBS
     "--participant-label", multiple=True, metavar="LABEL...", help="Subjects, with or without 'sub-'."
 )
 @click.option("--session-label", multiple=True, metavar="LABEL...", help="Sessions, with or without 'ses-'.")
+@click.option(
+    "--max-sessions",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Use the first N sessions of each subject (37: the paper's on NSD).",
+)
 @click.option("--task-label", help="Task, where the betas have several.")
 @click.option("--space", help="Space, where the betas have several.")
 @click.option(
@@ -58,6 +73,11 @@ from bidsapp.verbs import VERBS
     "--roi", multiple=True, default=("nsdgeneral",), show_default=True, metavar="NAME...",
     help="Masks or segmentation labels whose voxels are decoded (their union).",
 )  # fmt: skip
+@click.option(
+    "--min-noise-ceiling",
+    type=Percent(),
+    help="Of these, decode only voxels whose noise ceiling is at least this, in percent.",
+)
 @click.option(
     "--split", type=click.Path(path_type=Path, dir_okay=False), help="Train and test stimuli: TSV or JSON."
 )
@@ -116,10 +136,12 @@ def make_config(options: dict[str, Any]) -> Any:
         recipe_given=recipe,
         participants=options["participant_label"],
         sessions=options["session_label"],
+        max_sessions=options["max_sessions"],
         task=options["task_label"],
         space=options["space"],
         filters=options["bids_filter_file"],
         roi=options["roi"],
+        min_noise_ceiling=options["min_noise_ceiling"],
         split_file=options["split"],
         models_dir=options["models_dir"],
         device=options["device"],

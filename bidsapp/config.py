@@ -127,6 +127,10 @@ class RunConfig:
     space: str | None = None
     filters: Path | None = None
     roi: tuple[str, ...] = ("nsdgeneral",)
+    #: the first sessions of each subject; None for all
+    max_sessions: int | None = None
+    #: percent; voxels below it are left out
+    min_noise_ceiling: float | None = None
     split_file: Path | None = None
     models_dir: Path | None = None
     device: str = "auto"

@@ -25,7 +25,7 @@ from bidsapp.bids.outputs import (
     write_model_sidecar,
 )
 from bidsapp.config import RunConfig
-from bidsapp.data.betas import read_map
+from bidsapp.counts import counts_of, repeats_of, voxel_selection
 from bidsapp.io import atomic_path
 from bidsapp.report import ScoreRow, SubjectReport, TargetRow, write_subject_report
 from bidsapp.report.labels import metric_label
@@ -69,6 +69,7 @@ def write_subject(
         found.mask.affine,
         sources=masks,
         spatial_reference=found.subject.spatial_reference,
+        selection=voxel_selection(found, dataset, config),
     )
     write_model(found, tree, config, sources)
     brain = found.pictures[BRAIN]
@@ -84,6 +85,7 @@ def write_subject(
         "RecipeDigest": hashlib.sha256(json.dumps(config.recipe.as_dict()).encode()).hexdigest()[:16],
         "Seed": config.seed,
         "RegionsOfInterest": list(config.roi),
+        "MinNoiseCeiling": config.min_noise_ceiling,
         "Split": found.split.name,
         "TestImages": len(found.split.test),
     }
@@ -278,26 +280,6 @@ def target_rows(found: Reconstruction, config: RunConfig) -> tuple[TargetRow, ..
     return tuple(rows)
 
 
-def counts_of(found: Reconstruction) -> dict[str, float]:
-    """Count what was used, in the order the report shows it."""
-    repeats = np.concatenate([found.responses["train_repeats"], found.responses["test_repeats"]])
-    counts: dict[str, float] = {
-        "sessions": len(found.subject.sessions),
-        "trials": sum(len(s.stimulus_ids) for s in found.subject.sessions),
-        "training images": len(found.split.train),
-        "test images": len(found.split.test),
-        "fewest repeats of an image": int(repeats.min()),
-        "most repeats of an image": int(repeats.max()),
-        "voxels in the region of interest": found.mask.n_voxels,
-        "voxels used": int(np.count_nonzero(found.zscored["kept"])),
-    }
-    if found.subject.noise_ceiling is not None:
-        ceiling = read_map(found.subject.noise_ceiling, found.mask)[found.zscored["kept"]]
-        if np.isfinite(ceiling).any():
-            counts["median noise ceiling, %"] = round(float(np.nanmedian(ceiling)), 1)
-    return counts
-
-
 def software_versions() -> dict[str, str]:
     """List versions: this app's first, then of what the results depend on."""
     return {
@@ -332,7 +314,8 @@ def make_report(
         per_image=per_image,
         scores=tuple(rows),
         targets=target_rows(found, config),
-        counts=counts_of(found),
+        counts=counts_of(found, config),
+        repeats=repeats_of(found),
         settings=settings_of(config),
         command=config.command,
         versions=software_versions(),
@@ -352,5 +335,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
         "n_cpus": config.n_cpus,
         "split_file": str(config.split_file) if config.split_file else "stimuli.tsv",
         "sessions": ", ".join(config.sessions) or "all",
+        "max_sessions": config.max_sessions,
+        "min_noise_ceiling": config.min_noise_ceiling,
     }
     return {"run": options, "recipe": config.recipe.as_dict()}

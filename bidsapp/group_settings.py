@@ -16,6 +16,7 @@ _NAMES = {
     "RecipeDigest": "the recipe's numbers",
     "Seed": "the seed",
     "RegionsOfInterest": "the region of interest",
+    "MinNoiseCeiling": "the smallest noise ceiling of a voxel",
     "Split": "the split",
     "TestImages": "the number of test images",
 }

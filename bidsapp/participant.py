@@ -16,6 +16,8 @@ import numpy as np
 from bidsapp import steps
 from bidsapp.config import RunConfig
 from bidsapp.data.betas import Mask, load_mask
+from bidsapp.data.selection import keep_reliable
+from bidsapp.errors import AppError, ExitCode
 from bidsapp.metrics.protocol import Scores, score
 from bidsapp.records import Split, SubjectInputs
 from bidsapp.stages import StageResult, Stages
@@ -52,6 +54,8 @@ class Reconstruction:
 
     subject: SubjectInputs
     mask: Mask
+    #: voxels of the ROIs' union, before the noise ceiling was asked about
+    n_roi_voxels: int
     split: Split
     stimuli: np.ndarray
     responses: StageResult
@@ -93,6 +97,9 @@ def reconstruct(
 
     # Responses: voxels of the region of interest, repeats averaged, z-scored by the training images.
     mask = load_mask(masks)
+    n_roi = mask.n_voxels
+    if config.min_noise_ceiling is not None:
+        mask = keep_reliable(mask, noise_ceiling_of(subject), config.min_noise_ceiling)
     betas = steps.mask_betas(stages, subject, mask, config.n_cpus)
     averaged = steps.average_over_repeats(stages, betas, subject, split)
     responses = steps.zscore_by_training(stages, averaged)
@@ -126,6 +133,7 @@ def reconstruct(
     return Reconstruction(
         subject=subject,
         mask=mask,
+        n_roi_voxels=n_roi,
         split=split,
         stimuli=shown,
         responses=averaged,
@@ -137,6 +145,14 @@ def reconstruct(
         pictures=pictures,
         seconds=dict(stages.seconds),
     )
+
+
+def noise_ceiling_of(subject: SubjectInputs) -> Path:
+    """Give a subject's noise-ceiling map (AppError, exit code 66, where there is none)."""
+    if subject.noise_ceiling is None:
+        what = f"sub-{subject.label} has no noise-ceiling map. Leave out --min-noise-ceiling, or add the map."
+        raise AppError(what, exit_code=ExitCode.NO_INPUT)
+    return subject.noise_ceiling
 
 
 def judge(

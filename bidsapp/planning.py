@@ -62,7 +62,15 @@ def plan(config: RunConfig) -> Plan:
 
         complete = splits if len(splits) == len(dataset.subjects) else None
         captions = "clip_text" in config.recipe.target_names
-        found.add(check(dataset, stimuli, complete, captions=captions))
+        found.add(
+            check(
+                dataset,
+                stimuli,
+                complete,
+                captions=captions,
+                min_noise_ceiling=config.min_noise_ceiling,
+            )
+        )
     _check_models(config, found)
     needed = {}
     if dataset is not None and not found.problems:
@@ -99,6 +107,7 @@ def _open_inputs(config: RunConfig, found: Gatherer) -> tuple[Dataset | None, St
             config.bids_dir,
             participants=config.participants or None,
             sessions=config.sessions or None,
+            max_sessions=config.max_sessions,
             task=config.task,
             space=config.space,
             roi=config.roi,
@@ -164,13 +173,13 @@ def unknown_names(recipe: Recipe) -> list[Problem]:
 
 
 def _needs(dataset: Dataset, subject: SubjectInputs, split: Split, config: RunConfig) -> Needs:
-    from bidsapp.bids.inputs import count_voxels
+    from bidsapp.bids.voxels import chosen_voxels
     from bidsapp.models.sizes import target_sizes
     from bidsapp.models.suite import models_root
 
     sizes = target_sizes(config.recipe, models_root(config.recipe, config.models_dir))
     trials = sum(len(s.stimulus_ids) for s in subject.sessions)
-    voxels = count_voxels(dataset, subject.label)
+    voxels = chosen_voxels(dataset, subject.label, config.min_noise_ceiling).n
     return needs(config, trials, len(split.train), len(split.test), voxels, sizes)
 
 

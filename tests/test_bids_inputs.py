@@ -63,6 +63,18 @@ def test_choices(tiny: Path) -> None:
     assert [s.label for s in dataset.subjects[0].sessions] == ["s2"]
 
 
+def test_the_first_sessions_of_each_subject(tiny_dataset: Make) -> None:
+    root = tiny_dataset(n_subjects=2, n_sessions=3)
+    _rename(root / "sub-01", "ses-s3", "ses-s10")
+    (root / "sub-01" / "ses-s3").rename(root / "sub-01" / "ses-s10")
+    first = open_dataset(root, max_sessions=2)
+    assert [[s.label for s in u.sessions] for u in first.subjects] == [["s1", "s2"], ["s1", "s2"]]
+    of_some = open_dataset(root, sessions=["s2", "s3", "s10"], max_sessions=1)
+    assert [[s.label for s in u.sessions] for u in of_some.subjects] == [["s2"], ["s2"]]
+    of_more = open_dataset(root, max_sessions=99)
+    assert [s.label for s in of_more.subjects[0].sessions] == ["s1", "s2", "s10"]
+
+
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [

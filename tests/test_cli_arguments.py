@@ -19,6 +19,17 @@ def parse(*words: str) -> dict:
     return app.make_context("bidsapp-recon", normalise(words, app)).params
 
 
+@pytest.mark.parametrize(("text", "value"), [("20", 20.0), ("12.5%", 12.5), ("0", 0.0), ("100 %", 100.0)])
+def test_percent(text, value):
+    assert parse("--min-noise-ceiling", text, *IO)["min_noise_ceiling"] == value
+
+
+@pytest.mark.parametrize("text", ["nan", "-1", "100.1", "half", "inf", ""])
+def test_no_percent(text):
+    with pytest.raises(click.UsageError, match="no number from 0 to 100"):
+        parse("--min-noise-ceiling", text, *IO)
+
+
 def positionals(params: dict) -> tuple[str, str, str]:
     return str(params["bids_dir"]), str(params["output_dir"]), params["analysis_level"]
 

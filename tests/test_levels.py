@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import tomllib
 from collections.abc import Callable
@@ -307,6 +308,38 @@ def test_the_demo(tmp_path, capsys, validate):
     assert str(folder / "out" / "sub-01.html") in said
     assert (folder / "out" / "group.html").is_file()
     assert validate(folder / "out") == []
+
+
+def test_the_choice_of_sessions_and_voxels_is_recorded(tiny_dataset, tmp_path, quick, validate):
+    bids, out = tiny_dataset(n_subjects=1, n_trials=12, n_sessions=3), tmp_path / "out"
+    path = next(bids.rglob("*noiseceiling_statmap.nii.gz"))
+    image = nib.load(path)
+    ceiling = np.linspace(0, 80, np.prod(image.shape)).reshape(image.shape).astype(np.float32)
+    nib.save(nib.Nifti1Image(ceiling, image.affine), path)
+    words = ("participant", "--recipe", quick, "--max-sessions", 2, "--min-noise-ceiling", 35)
+    assert run(bids, out, *words, "--roi", "V1d", "hV4") == 0
+    labels = np.asarray(nib.load(next(bids.rglob("*_dseg.nii.gz"))).dataobj)
+    region = (labels == 2) | (labels == 3)
+    chosen = region & (ceiling >= 35)
+    assert 0 < chosen.sum() < region.sum()
+    mask = next((out / "sub-01" / "func").glob("*_mask.nii.gz"))
+    assert np.array_equal(np.asarray(nib.load(mask).dataobj) > 0, chosen)
+    sidecar = json.loads(mask.with_name(mask.name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["RegionsOfInterest"] == ["V1d", "hV4"]
+    assert (sidecar["RegionVoxels"], sidecar["Voxels"]) == (region.sum(), chosen.sum())
+    assert sidecar["NoiseCeiling"]["Minimum"] == 35
+    assert sidecar["NoiseCeiling"]["Source"].endswith(path.name)
+    settings = tomllib.loads(next(out.glob("logs/sub-01/*/run.toml")).read_text())["run"]
+    assert (settings["max_sessions"], settings["min_noise_ceiling"]) == (2, 35.0)
+    page = " ".join(re.sub("<[^>]*>", " ", (out / "sub-01.html").read_text()).split())
+    for words in (
+        "Sessions 2 Trials 24 Trials of training and test images 24 Training images 8 Test images 4",
+        f"Voxels in the region of interest {region.sum()}",
+        f"Voxels with a noise ceiling of 35 % or more {chosen.sum()}",
+        "Times shown Training images Test images 2 8 4",
+    ):
+        assert words in page
+    assert validate(out) == []
 
 
 def test_outputs_of_an_earlier_run_do_not_linger(bids, tmp_path):

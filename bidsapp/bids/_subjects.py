@@ -38,6 +38,7 @@ class Finder:
         self._ceilings = _by_subject(filters.select(index, "noiseceiling"))
         self.problems: list[Problem] = []
         self.rois: dict[str, dict[str, _rois.Roi]] = {}
+        self.units: dict[str, str] = {}
         self._label = ""
 
     def subject(self, label: str) -> SubjectInputs:
@@ -55,15 +56,28 @@ class Finder:
             if session is not None:
                 sessions.append(session)
         self.rois[label] = self._find_rois(label)
+        ceiling = _best_ceiling(self._fitting(self._ceilings.get(label, [])))
         return SubjectInputs(
             label=label,
             task=self._task,
             space=self._space,
             sessions=tuple(sessions),
             masks={name: roi.path for name, roi in self.rois[label].items()},
-            noise_ceiling=_best_ceiling(self._fitting(self._ceilings.get(label, []))),
+            noise_ceiling=self._ceiling(ceiling),
             spatial_reference=reference,
         )
+
+    def _ceiling(self, file: IndexedFile | None) -> Path | None:
+        if file is None:
+            return None
+        try:
+            units = self._index.metadata(file).get("Units")
+        except AppError as error:
+            self._error(error, file.path, "Correct or remove that sidecar.", ExitCode.INVALID_BIDS)
+            units = None
+        if isinstance(units, str):
+            self.units[str(file.path)] = units
+        return file.path
 
     def _problem(self, path: Path, what: str, mend: str, code: ExitCode = ExitCode.BAD_DATA) -> None:
         self.problems.append(Problem(str(path), what, mend, code, self._label))
@@ -164,7 +178,7 @@ def _best_trials(betas: IndexedFile, tables: Iterable[IndexedFile]) -> Path | No
     return max(fitting, key=lambda item: item[:2])[2] if fitting else None
 
 
-def _best_ceiling(maps: list[IndexedFile]) -> Path | None:
+def _best_ceiling(maps: list[IndexedFile]) -> IndexedFile | None:
     """Choose the map over all sessions rather than one's, plainly named rather than of a selection.
 
     LAION-fMRI has ``Noiseceiling4rep``, ``12rep`` and ``Allrep`` at the subject's level and
@@ -173,4 +187,4 @@ def _best_ceiling(maps: list[IndexedFile]) -> Path | None:
     whole = [f for f in maps if not f.get("session")]
     ranks = {"noiseceiling": 0, "noiseceilingallrep": 1}
     ordered = sorted(whole, key=lambda f: (ranks.get(f.get("desc").lower(), 2), str(f.path)))
-    return ordered[0].path if ordered else None
+    return ordered[0] if ordered else None

@@ -15,7 +15,7 @@ from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
 from bidsapp.io import read_json
 from bidsapp.records import SubjectInputs
 
-__all__ = ["SCALE_KEY", "Dataset", "count_voxels", "mask_files", "open_dataset"]
+__all__ = ["SCALE_KEY", "Dataset", "mask_files", "open_dataset"]
 
 _MOUNTS = (
     "In a container, check that the folder is mounted and at this path: "
@@ -43,6 +43,8 @@ class Dataset:
     rois : mapping
         Subject label -> ROI name -> where its voxels are (a segmentation's ROI has its label values;
         ``SubjectInputs.masks`` has the file alone, see :func:`mask_files`).
+    units : mapping
+        Path of a noise-ceiling map -> ``Units`` of its sidecar, where it has them.
     """
 
     root: Path
@@ -51,6 +53,7 @@ class Dataset:
     problems: tuple[Problem, ...] = ()
     generated_by: str = ""
     rois: Mapping[str, Mapping[str, _rois.Roi]] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
 
     def subject(self, label: str) -> SubjectInputs:
         """Give the subject of a label (KeyError where there is none)."""
@@ -65,6 +68,7 @@ def open_dataset(
     *,
     participants: Sequence[str] | None = None,
     sessions: Sequence[str] | None = None,
+    max_sessions: int | None = None,
     task: str | None = None,
     space: str | None = None,
     roi: Sequence[str] = ("nsdgeneral",),
@@ -79,6 +83,8 @@ def open_dataset(
         ``derivatives/*`` holds the betas.
     participants, sessions : sequence of str, optional
         Labels to use, with or without ``sub-`` and ``ses-``; by default all that have betas.
+    max_sessions : int, optional
+        Use the first of each subject's sessions, in natural order, of those chosen.
     task, space : str, optional
         Needed where the betas have several.
     roi : sequence of str
@@ -110,6 +116,7 @@ def open_dataset(
     betas = [f for f in betas if f.get("subject") in wanted]
     betas = _choose_sessions(betas, sessions, base)
     betas, task, space = _choose_task_and_space(betas, task, space, base)
+    betas = _first_sessions(betas, max_sessions)
     if not participants:
         # Not every subject need have every task and session; only one that was named must.
         wanted = [label for label in wanted if any(f.get("subject") == label for f in betas)]
@@ -123,6 +130,7 @@ def open_dataset(
         problems=tuple(finder.problems),
         generated_by=_first_generator(description),
         rois=finder.rois,
+        units=finder.units,
     )
 
 
@@ -145,12 +153,6 @@ def mask_files(dataset: Dataset, subject: str, folder: str | os.PathLike[str]) -
             files[name] = Path(folder) / f"sub-{subject}_label-{safe}_mask.nii.gz"
             _rois.write_roi_mask(roi, files[name])
     return files
-
-
-def count_voxels(dataset: Dataset, subject: str) -> int:
-    """Count the voxels in the union of a subject's ROIs, which must have one shape."""
-    masks = [_rois.inside_roi(roi) for roi in dataset.rois.get(subject, {}).values()]
-    return int(sum(masks[1:], masks[0]).astype(bool).sum()) if masks else 0
 
 
 def _check_folder(base: Path) -> None:
@@ -262,6 +264,17 @@ def _choose_sessions(betas: list[IndexedFile], asked: Sequence[str] | None, base
         message = f"No betas of session {', '.join(unknown)} in {base}. Sessions found: {_listed(found, 60)}."
         raise AppError(message, exit_code=ExitCode.NOTHING_MATCHED)
     return [f for f in betas if f.get("session") in labels]
+
+
+def _first_sessions(betas: list[IndexedFile], most: int | None) -> list[IndexedFile]:
+    """Betas of the first ``most`` sessions of each subject, whatever their runs."""
+    if most is None:
+        return betas
+    kept = set()
+    for subject in _unique(f.get("subject") for f in betas):
+        labels = {f.get("session") for f in betas if f.get("subject") == subject}
+        kept |= {(subject, label) for label in sorted(labels, key=natural_key)[:most]}
+    return [f for f in betas if (f.get("subject"), f.get("session")) in kept]
 
 
 def _choose_task_and_space(

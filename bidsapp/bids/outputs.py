@@ -182,6 +182,7 @@ def write_mask(
     sources: Sequence[str],
     spatial_reference: str | None = None,
     description: str = "Voxels whose responses were decoded.",
+    selection: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the mask of the voxels used, and its sidecar.
 
@@ -199,6 +200,8 @@ def write_mask(
         ``SpatialReference`` of the betas; the first source where they name none (a ``bids::`` URI of
         the input becomes a ``bids:source:`` one).
     description : str
+    selection : mapping, optional
+        How the voxels were chosen: further keys of the sidecar.
 
     Returns
     -------
@@ -215,6 +218,7 @@ def write_mask(
         "Type": "ROI",
         "Sources": list(sources),
         "SpatialReference": reference,
+        **(selection or {}),
     }
     write_json(sidecar_path(path), sidecar)
     return path

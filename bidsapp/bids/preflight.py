@@ -14,6 +14,7 @@ import numpy as np
 
 from bidsapp.bids.inputs import Dataset
 from bidsapp.bids.outputs import stimulus_labels
+from bidsapp.bids.voxels import chosen_voxels
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
 from bidsapp.nifti import Header, displacement, load_volume, read_header
 from bidsapp.records import Session, Split, SubjectInputs
@@ -46,6 +47,7 @@ def check(
     split: Split | Mapping[str, Split] | None,
     *,
     captions: bool = True,
+    min_noise_ceiling: float | None = None,
 ) -> list[Problem]:
     """Check a dataset.
 
@@ -59,6 +61,8 @@ def check(
         None where making the split has already given problems of its own.
     captions : bool
         Whether stimuli need captions.
+    min_noise_ceiling : float, optional
+        Percent; every subject then needs a map of it, and voxels that reach it.
 
     Returns
     -------
@@ -67,7 +71,10 @@ def check(
     """
     problems = list(dataset.problems)
     for subject in dataset.subjects:
-        problems += [replace(p, subject=subject.label) for p in _check_subject(dataset, subject)]
+        own = _check_subject(dataset, subject)
+        if min_noise_ceiling is not None:
+            own += _check_reliability(dataset, subject, min_noise_ceiling, own)
+        problems += [replace(p, subject=subject.label) for p in own]
     if stimuli is not None:
         splits = _splits_of(dataset, split)
         problems += _check_stimuli(dataset.subjects, stimuli, splits, captions)
@@ -123,6 +130,27 @@ def _check_subject(dataset: Dataset, subject: SubjectInputs) -> list[Problem]:
         if ceiling is not None:
             problems += _compare(subject.noise_ceiling, ceiling, reference, "noise ceiling")
     return problems
+
+
+def _check_reliability(
+    dataset: Dataset, subject: SubjectInputs, minimum: float, known: Sequence[Problem]
+) -> list[Problem]:
+    """Check that voxels reach the noise ceiling asked for, unless something is wrong with the images."""
+    if subject.noise_ceiling is not None and (known or not dataset.rois[subject.label]):
+        return []
+    mend = (
+        "Add or correct the map (percent; --bids-filter-file, key 'noiseceiling', chooses one), "
+        "or leave out --min-noise-ceiling."
+    )
+    try:
+        voxels = chosen_voxels(dataset, subject.label, minimum)
+    except AppError as error:
+        return [Problem.of(error, dataset.root / f"sub-{subject.label}", mend)]
+    if voxels.n:
+        return []
+    what = f"None of the {voxels.n_roi} voxels of the ROI has a noise ceiling of {minimum:g} % or more."
+    mend = "Ask for less with --min-noise-ceiling, or choose another ROI."
+    return [Problem(str(subject.noise_ceiling), what, mend)]
 
 
 def _header(path: Path, problems: list[Problem]) -> Header | None:

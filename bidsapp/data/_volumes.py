@@ -70,7 +70,7 @@ class VolumeHeader:
 
 def refuse(path: Path, what: str, mend: str = _MEND_COPY, code: ExitCode = ExitCode.BAD_DATA) -> NoReturn:
     """Raise the :class:`AppError` of a file that can't be used."""
-    raise AppError(f"{path}: {what} {mend}", exit_code=code)
+    raise AppError(f"{path}: {what} {mend}", exit_code=code, path=path)
 
 
 @contextmanager

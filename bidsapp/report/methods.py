@@ -156,6 +156,11 @@ def _data(counts: Mapping[str, float], version: str) -> str:
     )
     key = voxel_count(counts)
     voxels = f"{counts[key]:,} voxels" if key in counts else "the voxels of the region of interest"
+    for name, left in counts.items():
+        if name.startswith("voxels with a noise ceiling"):
+            region = counts.get("voxels in the region of interest", left)
+            text += f"Of the {region:,} voxels of the region of interest the {left:,} "
+            text += f"{name.removeprefix('voxels ')} were chosen. "
     text += f"Betas, in percent signal change, of {voxels} were averaged over the repeats of each image"
     if "trials" in counts and "sessions" in counts:
         text += f" ({counts['trials']:,} trials in {counts['sessions']} sessions)"

@@ -115,6 +115,8 @@ class SubjectReport:
         What was counted, in the order to show: ``{"sessions": 3, "trials": 2250, ...}``. Of these
         ``sessions``, ``trials``, ``training images``, ``test images`` and ``voxels used`` (or
         ``voxels``) also stand in the methods text.
+    repeats : mapping of str to mapping of int to int
+        ``training`` and ``test``: how many images were shown once, twice and so on.
     settings : mapping of str to value
         The recipe's settings and the options of the run; nested mappings are shown as ``a.b``.
     command : str
@@ -148,6 +150,7 @@ class SubjectReport:
     scores: tuple[ScoreRow, ...] = ()
     targets: tuple[TargetRow, ...] = ()
     counts: Mapping[str, float] = field(default_factory=dict)
+    repeats: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)

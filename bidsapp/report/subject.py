@@ -84,6 +84,7 @@ def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
         table=score_table(report.scores, conditions),
         n_images=max((r.n_images or 0 for r in report.scores), default=0),
         counts=[(name.capitalize(), _count(value)) for name, value in report.counts.items()],
+        repeats=_repeats(report),
         targets=_targets(report),
         figures={s: [f for f in report.figures if f.section == s] for s in _FIGURE_SECTIONS},
         command=report.command,
@@ -175,6 +176,12 @@ def score_table(rows: tuple[ScoreRow, ...], conditions: list[str]) -> list[Simpl
                 )
             )
     return table
+
+
+def _repeats(report: SubjectReport) -> list[tuple[str, str, str]]:
+    """Rows of the table of repeats: how often, training images, test images."""
+    train, test = (report.repeats.get(kind, {}) for kind in ("training", "test"))
+    return [(_count(t), _count(train.get(t, 0)), _count(test.get(t, 0))) for t in sorted({*train, *test})]
 
 
 def _targets(report: SubjectReport) -> list[tuple[str, ...]]:

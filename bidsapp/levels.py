@@ -24,8 +24,20 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("bidsapp")
 
 
-def fetch_weights(recipe: str, models_dir: Path | None, say: Callable[[str], None]) -> tuple[Path, int]:
-    """Fetch the weights that a recipe needs.
+def fetch_weights(
+    recipe: str, models_dir: Path | None, say: Callable[[str], None], *, only_verify: bool = False
+) -> tuple[Path, int]:
+    """Fetch the weights that a recipe needs, and hash those that are there in full.
+
+    Parameters
+    ----------
+    recipe : str
+        Its name, or the path of a TOML file.
+    models_dir : Path or None
+    say : callable
+        Takes a line on each file.
+    only_verify : bool
+        Fetch nothing.
 
     Returns
     -------
@@ -37,18 +49,27 @@ def fetch_weights(recipe: str, models_dir: Path | None, say: Callable[[str], Non
     Raises
     ------
     AppError
-        If the recipe is wrong, or a file can't be fetched.
+        If the recipe is wrong, a file changed or can't be fetched, or (``only_verify``) one is missing.
     """
     from bidsapp.config import load_recipe
     from bidsapp.models.fetching import fetch
-    from bidsapp.models.suite import needed_weights
+    from bidsapp.models.suite import missing_models, needed_weights
+    from bidsapp.models.verification import verify
     from bidsapp.models.weights import default_models_dir
 
     loaded = load_recipe(recipe)
     if problems := unknown_names(loaded):
         raise InputProblems(problems)
     folder = models_dir or default_models_dir()
-    return folder, fetch(needed_weights(loaded, judging_networks(loaded)), folder, say=say)
+    uses = judging_networks(loaded)
+    needed = needed_weights(loaded, uses)
+    if not only_verify:
+        return folder, fetch(needed, folder, say=say)
+    for name in verify(needed, folder, full=True):
+        say(f"{name}: verified")
+    if problems := missing_models(loaded, models_dir, uses, recipe):
+        raise InputProblems(problems)
+    return folder, 0
 
 
 def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreRow]]]:
@@ -136,6 +157,11 @@ def _warnings(planned: Plan, models: Models, config: RunConfig) -> tuple[str, ..
         found.append(
             "The embedded models know drawn scenes only; these pictures say nothing about photographs."
         )
+    found += [
+        f"{name} in the models folder is not the published file: what is made or scored with it cannot be "
+        "compared with published results."
+        for name in models.unpublished
+    ]
     return tuple(found)
 
 

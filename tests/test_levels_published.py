@@ -12,10 +12,12 @@ import pytest
 import tiny_ip_adapter
 from PIL import Image
 from published_models import write_models, write_recipe
+from read_only import read_only
 
 from bidsapp import cli
-from bidsapp.io import read_tsv
-from bidsapp.models.weights import LOCK, VARIABLE
+from bidsapp.io import read_tsv, sha256_file
+from bidsapp.models.weights import VARIABLE
+from bidsapp.models.weights_lock import LOCK, own_folder
 
 METRICS = {"pixcorr", "ssim", "ssim_columnwise", "two_way_alexnet2", "two_way_alexnet5"}
 
@@ -69,24 +71,34 @@ def test_the_models_answers_are_recorded(out, models):
     assert all(answer["device"] == "cpu" for answer in lock["canaries"].values())
 
 
-def test_models_may_be_read_only(out, bids, models, tmp_path, monkeypatch):
-    from bidsapp.errors import AppError
-    from bidsapp.models import weights
+def test_the_weights_are_recorded(out, models):
+    lock = json.loads((models / LOCK).read_text())
+    content = {"config.json", "model.safetensors", "pytorch_model.bin", "merges.txt", "vocab.json"}
+    content |= {"diffusion_pytorch_model.bin", "scheduler_config.json", "tokenizer_config.json"}
+    content |= {"alexnet-owt-7be5be79.pth", "imagenet64-iter-1600000-model-ema.th"}
+    files = [path for path in models.rglob("*") if path.name in content]
+    assert len(files) > 14
+    found = {path.relative_to(models).as_posix(): sha256_file(path) for path in files}
+    assert {name: entry["sha256"] for name, entry in lock["files"].items()} == found
+    # AlexNet's published hash is known, and this is another
+    report = (out / "sub-01.html").read_text()
+    assert "alexnet-owt-7be5be79.pth in the models folder is not the published file" in report
 
+
+def test_models_may_be_read_only(bids, models, tmp_path, monkeypatch):
     copy = tmp_path / "models"
-    shutil.copytree(models, copy, ignore=shutil.ignore_patterns("*lock*"))
-
-    def refuse(path: Path, *_: object) -> None:
-        raise AppError(f"Cannot write {path}")
-
-    monkeypatch.setattr(weights, "write_json", refuse)
-    monkeypatch.setattr(weights, "locked", refuse)
+    shutil.copytree(models, copy, ignore=shutil.ignore_patterns("*lock*", "*seen*"))
     before = sorted(p for p in copy.rglob("*"))
     recipe = write_recipe(tmp_path, controls={"null": False, "oracle": False})
     monkeypatch.setenv(VARIABLE, str(copy))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     words = (bids, tmp_path / "out", "participant", "--recipe", recipe, "--skip-bids-validation")
-    assert run(*words) == 0
-    assert sorted(p for p in copy.rglob("*")) == before
+    with read_only(copy):
+        assert run(*words) == 0
+        assert sorted(p for p in copy.rglob("*")) == before
+    record = json.loads((own_folder(copy) / LOCK).read_text())
+    assert len(record["files"]) > 14
+    assert "versatile-diffusion#diffusion" in record["canaries"]
 
 
 def test_weights_that_are_missing_name_the_command(bids, models, tmp_path, capsys):

@@ -15,7 +15,7 @@ from bidsapp.errors import AppError, ExitCode
 from bidsapp.models import canaries
 from bidsapp.models.devices import numerics
 from bidsapp.models.suite import EMBEDDED, Models
-from bidsapp.models.weights import LOCK, Lock
+from bidsapp.models.weights_lock import LOCK, Lock
 
 ANSWER = np.random.default_rng(0).normal(size=(1, 5, 7))
 WHERE = Path("models/some.pth")
@@ -89,9 +89,7 @@ def test_a_constant_answer_is_compared_too(tmp_path):
 def test_fetching_a_models_file_again_forgets_its_answers(tmp_path):
     for name in ("folder#network", "folder2#network"):
         canaries.check(name, WHERE, lambda: ANSWER, (1, 5, 7), "cpu", Lock.read(tmp_path))
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "w.pth").write_bytes(b"weights")
-    Lock.read(tmp_path).record_file(tmp_path / "folder" / "w.pth", "0" * 64, "somewhere", "MIT")
+    Lock.read(tmp_path).record_files({"folder/w.pth": {"sha256": "0" * 64}})
     assert set(Lock.read(tmp_path).canaries) == {"folder2#network"}
 
 

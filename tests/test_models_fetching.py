@@ -10,11 +10,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from read_only import read_only
 
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.io import locked
 from bidsapp.models import fetching
-from bidsapp.models.fetching import fetch
-from bidsapp.models.weights import LOCK, Lock, Needed, Part, WeightFile
+from bidsapp.models.fetching import STAGING, fetch
+from bidsapp.models.weights import Needed, Part, WeightFile
+from bidsapp.models.weights_lock import LOCK, Lock
 
 CONTENT = bytes(range(256)) * 5000
 COMMIT = "c" * 40
@@ -126,14 +129,14 @@ def at(server: Server, name: str = "w.pth", **options: str) -> list[Needed]:
     return [Needed(Part("vdvae", "A model", "MIT", "", (file,)), file, "vdvae")]
 
 
-def of_hub(*names: str, **options: bool) -> list[Needed]:
+def of_hub(*names: str, **options: bool | str) -> list[Needed]:
     file = WeightFile(names, **options)  # type: ignore[arg-type]
     part = Part("vd", "A model", "MIT", "", (file,), "some/model", "main")
     return [Needed(part, file, "vd")]
 
 
 def leftovers(root: Path) -> list[str]:
-    kept = (LOCK, f".{LOCK}.held")
+    kept = (LOCK, f".{LOCK}.held", f"{STAGING}.held")
     return [p.name for p in root.rglob("*") if p.is_file() and p.name not in kept]
 
 
@@ -207,7 +210,7 @@ def test_what_was_recorded_holds_ever_after(server: Server, tmp_path: Path) -> N
     fetch(at(server), tmp_path)
     target = tmp_path / "vdvae" / "w.pth"
     target.write_bytes(CONTENT[:-1] + b"x")
-    with pytest.raises(AppError, match="not the weights that were fetched") as caught:
+    with pytest.raises(AppError, match="not the weights that were recorded") as caught:
         fetch(at(server), tmp_path)
     assert caught.value.exit_code == ExitCode.BAD_DATA
     assert str(target) in str(caught.value)
@@ -230,6 +233,43 @@ def test_files_put_there_by_hand_are_recorded(server: Server, tmp_path: Path) ->
     (tmp_path / "vdvae" / "w.pth").write_bytes(b"something else")
     with pytest.raises(AppError, match="as published"):
         fetch(at(server, sha256=sha256(CONTENT)), tmp_path)
+
+
+def test_a_folder_that_is_complete_asks_nobody_and_may_be_read_only(server: Server, tmp_path: Path) -> None:
+    server.files = {"/w.bin": CONTENT}
+    needed = of_hub("w.bin") + of_hub("extra.json", optional=True)
+    assert fetch(needed, tmp_path, hub=server.address) == 1
+    server.shutdown()
+    server.server_close()
+    said: list[str] = []
+    with read_only(tmp_path):
+        assert fetch(needed, tmp_path, hub=server.address, say=said.append) == 0
+    assert said == ["vd/w.bin: there, verified"]
+
+
+def test_a_folder_that_cannot_be_written_to(server: Server, tmp_path: Path) -> None:
+    with read_only(tmp_path), pytest.raises(AppError, match=f"Cannot write {tmp_path}") as caught:
+        fetch(at(server), tmp_path)
+    assert caught.value.exit_code == ExitCode.CANNOT_CREATE
+    assert server.asked == []
+
+
+def test_two_commands_do_not_write_into_one_download(server: Server, tmp_path: Path) -> None:
+    with locked(tmp_path / f"{STAGING}.held"), pytest.raises(AppError, match="another process") as caught:
+        fetch(at(server), tmp_path)
+    assert caught.value.exit_code == ExitCode.TRY_AGAIN
+    assert server.asked == []
+
+
+def test_a_file_that_another_one_makes_unnecessary(server: Server, tmp_path: Path) -> None:
+    needed = of_hub("tokenizer.json", "vocab.json") + of_hub("merges.txt", unless="tokenizer.json")
+    server.files = {"/vocab.json": b"{}"}
+    with pytest.raises(AppError, match=r"holds none of merges\.txt"):
+        fetch(needed, tmp_path, hub=server.address)
+    assert [item.is_missing(tmp_path) for item in needed] == [False, True]
+    server.files = {"/tokenizer.json": b"{}"}
+    assert fetch(needed, tmp_path / "other", hub=server.address) == 1
+    assert not any(item.is_missing(tmp_path / "other") for item in needed)
 
 
 @pytest.mark.parametrize(("status", "tries"), [(404, 1), (403, 1), (500, 4)])

@@ -16,7 +16,7 @@ import torch
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models.devices import numerics
 from bidsapp.models.versatile_diffusion import DiffusionSettings
-from bidsapp.models.weights import LOCK, Lock
+from bidsapp.models.weights_lock import LOCK, Lock
 
 LOG = logging.getLogger("bidsapp")
 CAPTION = "a photograph of a dog on a beach"
@@ -59,7 +59,7 @@ def check(
 ) -> None:
     """Let a model answer, and compare the answer with the recorded one.
 
-    Without a recorded answer this one is recorded, where the models folder can be written to.
+    Without a recorded answer this one is recorded, in the models folder or in the user's own record.
 
     Parameters
     ----------
@@ -96,10 +96,8 @@ def check(
     kept = [float(f"{v:.7g}") for v in _summary(values)]
     recorded = lock.canaries.get(name)
     if recorded is None:
-        try:
-            lock.record_canary(name, {"device": device, "shape": list(shape), "values": kept})
-        except AppError as error:
-            LOG.debug("%s: its answer is not recorded: %s", name, error)
+        if lock.record_canary(name, {"device": device, "shape": list(shape), "values": kept}) is None:
+            LOG.debug("%s: its answer is not recorded: no place can be written to", name)
         return
     if recorded.get("shape") != list(shape) or len(recorded.get("values", ())) != len(kept):
         raise _wrong(f"{where}: {what} is not the model that {lock.root / LOCK} recorded. {mend}")

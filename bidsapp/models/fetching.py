@@ -19,8 +19,10 @@ from typing import Any
 
 from bidsapp import __version__
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.io import atomic_path, sha256_file
-from bidsapp.models.weights import Lock, Needed
+from bidsapp.io import atomic_path, locked, sha256_file
+from bidsapp.models.verification import not_the_published, verify
+from bidsapp.models.weights import Needed
+from bidsapp.models.weights_lock import Lock
 
 LOG = logging.getLogger("bidsapp")
 _PIECE = 1 << 20
@@ -37,13 +39,13 @@ STAGING = ".fetching"
 def fetch(
     needed: Sequence[Needed], root: Path, *, hub: str | None = None, say: Callable[[str], None] = LOG.info
 ) -> int:
-    """Fetch what is not there yet, and verify what is.
+    """Verify what is there, reading every byte, and fetch what is not.
 
     Parameters
     ----------
     needed : sequence of Needed
     root : Path
-        The models folder.
+        The models folder. It may be read-only where nothing is missing.
     hub : str, optional
         Address of the Hugging Face hub.
     say : callable
@@ -57,13 +59,17 @@ def fetch(
     Raises
     ------
     AppError
-        Exit code 75 if a source can't be reached, 65 if a file is not the one that was published or
-        fetched before, 73 or 74 if it can't be written.
+        Exit code 75 if a source can't be reached or another process fetches into this folder, 65 if a
+        file is not the one that was published or recorded before, 73 or 74 if it can't be written.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    fetcher = _Fetcher(root, Lock.read(root), hub, say)
-    fetched = sum(fetcher.one(item) for item in needed)
-    shutil.rmtree(root / STAGING, ignore_errors=True)
+    for name in verify(needed, root, full=True):
+        say(f"{name}: there, verified")
+    if not any(item.is_missing(root) for item in needed):
+        return 0
+    with locked(root / f"{STAGING}.held", timeout=0):
+        fetcher = _Fetcher(root, Lock.read(root), hub, say)
+        fetched = sum(fetcher.one(item) for item in needed if item.found(root) is None)
+        shutil.rmtree(root / STAGING, ignore_errors=True)
     return fetched
 
 
@@ -75,12 +81,7 @@ class _Fetcher:
         self.listings: dict[str, dict[str, tuple[str, str]]] = {}
 
     def one(self, item: Needed) -> bool:
-        """Fetch a file, or verify the one that is there; tell whether it was fetched."""
-        there = item.found(self.root)
-        if there is not None:
-            _adopt(there, item, self.lock)
-            self.say(f"{there.relative_to(self.root)}: there")
-            return False
+        """Fetch a file; tell whether its source had it."""
         if item.file.packaged:
             return self._copy(item)
         return self._from_hub(item) if item.part.repository else self._from_url(item)
@@ -89,7 +90,7 @@ class _Fetcher:
         target = self.root / item.folder / item.file.names[0]
         with atomic_path(target) as temporary:
             shutil.copyfile(Path(__file__).with_name(item.file.packaged), temporary)
-        self.lock.record_file(target, sha256_file(target), "bidsapp-recon", item.part.licence)
+        self._record(target, sha256_file(target), "bidsapp-recon", item)
         return True
 
     def _from_url(self, item: Needed) -> bool:
@@ -106,7 +107,7 @@ class _Fetcher:
             self.listings[key] = _list_repository(repository, item.part.revision, self.hub)
         name = next((n for n in names if n in self.listings[key]), "")
         if not name:
-            if item.file.optional:
+            if item.file.optional or item.file.unless in self.listings[key]:
                 return False
             raise _unreachable(key, f"it holds none of {', '.join(names)}")
         target = self.root / item.folder / name
@@ -131,29 +132,15 @@ class _Fetcher:
         for expected in (published, item.file.sha256_start, recorded):
             if not sha256.startswith(expected):
                 waiting.unlink()
-                raise _not_the_published(source, sha256, expected)
+                raise not_the_published(source, sha256, expected)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(waiting, target)
-        self.lock.record_file(target, sha256, source, item.part.licence)
+        self._record(target, sha256, source, item)
 
-
-def _adopt(path: Path, item: Needed, lock: Lock) -> None:
-    """Verify a file that is there; record one that was put there by hand."""
-    sha256 = lock.verify(path)
-    if path.relative_to(lock.root).as_posix() in lock.files:
-        return
-    published = item.file.sha256 or item.file.sha256_start
-    if path.name == Path(item.file.names[-1]).name and not sha256.startswith(published):
-        raise _not_the_published(path, sha256, published)
-    lock.record_file(path, sha256, "put there by hand", item.part.licence)
-
-
-def _not_the_published(what: object, sha256: str, expected: str) -> AppError:
-    return AppError(
-        f"{what}: its SHA-256 is {sha256[:12]}..., not {expected[:12]}... as published or recorded before. "
-        "It was damaged on the way, or is another file: delete it if it is still there, and fetch again.",
-        exit_code=ExitCode.BAD_DATA,
-    )
+    def _record(self, target: Path, sha256: str, source: str, item: Needed) -> None:
+        name, size = target.relative_to(self.root).as_posix(), target.stat().st_size
+        entry = {"sha256": sha256, "size": size, "source": source, "licence": item.part.licence}
+        self.lock.record_files({name: entry})
 
 
 def _unreachable(what: object, why: object) -> AppError:

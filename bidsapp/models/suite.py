@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,16 +22,19 @@ from bidsapp.models.clip import ClipTokens
 from bidsapp.models.devices import numerics
 from bidsapp.models.evalnets import FeatureNetwork, load_networks
 from bidsapp.models.ip_adapter import IPAdapterDiffusion
-from bidsapp.models.protocol_networks import CLIP, NetworkUse, find_checkpoint, load_protocol_networks
+from bidsapp.models.protocol_networks import CLIP, NetworkUse, load_protocol_networks
 from bidsapp.models.vdvae import VDVAE
 from bidsapp.models.vdvae_files import load_vdvae
+from bidsapp.models.verification import hash_files, unpublished, verify
 from bidsapp.models.versatile_diffusion import DiffusionSettings, VersatileDiffusion
 from bidsapp.models.weights import EMBEDDED, models_root
+from bidsapp.models.weights_lock import Lock
 from bidsapp.progress import track
 from bidsapp.seeds import seed_for
 
 __all__ = ["EMBEDDED", "Models", "missing_models", "models_root", "resize"]
 
+LOG = logging.getLogger("bidsapp")
 #: What tells CLIP ViT-L/14 in a configuration, which the published protocols judge with.
 _VIT_L14 = {"hidden_size": 1024, "patch_size": 14, "image_size": 224, "projection_dim": 768}
 
@@ -48,6 +52,11 @@ class Models:
     uses : mapping of str to NetworkUse, optional
         Judging networks of a published protocol, by name; without it those of ``metrics.networks``
         that come with the package.
+
+    Attributes
+    ----------
+    unpublished : list of str
+        Files that are not the published ones, where those are known; found by :meth:`verify`.
     """
 
     def __init__(
@@ -58,6 +67,7 @@ class Models:
         uses: Mapping[str, NetworkUse] | None = None,
     ) -> None:
         self.recipe, self.device, self.uses = recipe, device, dict(uses or {})
+        self.unpublished: list[str] = []
         self.root = models_root(recipe, models_dir)
         self.evaluation = (models_dir or weights.default_models_dir()) / weights.EVALUATION
 
@@ -156,10 +166,8 @@ class Models:
         folder = where.name if owned or lock is None else where.relative_to(lock.root).parts[0]
         canaries.check(f"{folder}#{what}", where, answer, shape, self.device, lock)
 
-    def _lock(self, where: Path) -> weights.Lock:
-        return weights.Lock.read(
-            self.evaluation.parent if where.is_relative_to(self.evaluation) else self.root
-        )
+    def _lock(self, where: Path) -> Lock:
+        return Lock.read(self.evaluation.parent if where.is_relative_to(self.evaluation) else self.root)
 
     @cached_property
     def digest(self) -> str:
@@ -170,28 +178,30 @@ class Models:
         AppError
             Exit code 65 if a file is not the one that was fetched.
         """
-        lock = weights.Lock.read(self.root)
         total = hashlib.sha256()
-        paths = (item.found(self.root) for item in weights.generative_files(self.recipe))
-        for path in sorted({path for path in paths if path is not None}):
-            total.update(path.relative_to(self.root).as_posix().encode())
-            total.update(bytes.fromhex(lock.verify(path)))
+        for name in sorted(self._hashes):
+            total.update(name.encode())
+            total.update(bytes.fromhex(self._hashes[name]))
         return total.hexdigest()
 
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        needed = weights.generative_files(self.recipe)
+        return hash_files(needed, self.root) if self.root == EMBEDDED else verify(needed, self.root)
+
     def verify(self) -> None:
-        """Compare all weights with what was fetched, before anything is computed.
+        """Compare all weights with what is recorded, before anything is computed.
 
         Raises
         ------
         AppError
-            Exit code 65, naming the file that differs.
+            Exit code 65, naming the files that differ.
         """
-        _ = self.digest
-        lock = weights.Lock.read(self.evaluation.parent)
-        for file in sorted({use.file for use in self.uses.values() if use.file}):
-            path = find_checkpoint(self.evaluation, file)
-            if path.is_file():
-                lock.verify(path)
+        judges = judging_files(self.recipe, self.uses)
+        hashes = self._hashes | verify(judges, self.evaluation.parent)
+        self.unpublished = unpublished(weights.generative_files(self.recipe) + judges, hashes)
+        for name in self.unpublished:
+            LOG.warning("%s is not the published file", self.evaluation.parent / name)
 
     def targets(self, images: np.ndarray, captions: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
         """Compute what the ridge models predict: latents of the VDVAE, and what guides stage 2.
@@ -307,11 +317,16 @@ def resize(images: np.ndarray, side: int) -> np.ndarray:
     return np.stack(rows)
 
 
+def judging_files(recipe: Recipe, uses: Mapping[str, NetworkUse]) -> list[weights.Needed]:
+    """Weights of the networks of a published protocol."""
+    files = sorted({use.file for use in uses.values() if use.file})
+    clip = any(use.architecture == CLIP for use in uses.values())
+    return weights.evaluation_files(recipe, files, clip)
+
+
 def needed_weights(recipe: Recipe, uses: Mapping[str, NetworkUse] | None = None) -> list[weights.Needed]:
     """Weights to be fetched for a recipe: those of its models, unless in the package, and its judges'."""
-    given = (uses or {}).values()
-    files = sorted({use.file for use in given if use.file})
-    judges = weights.evaluation_files(recipe, files, any(use.architecture == CLIP for use in given))
+    judges = judging_files(recipe, uses or {})
     return judges if recipe.models.location == "package" else weights.generative_files(recipe) + judges
 
 

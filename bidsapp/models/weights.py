@@ -1,28 +1,25 @@
-"""Which weights a recipe needs, where they come from, and whether those here are still the same.
+"""Which weights a recipe needs, where they come from, and which of them are missing.
 
-The sources are data (``registry.toml``). What was fetched is recorded in ``weights.lock.json`` in the
-models folder: each file's SHA-256, verified at every run, and the models' canary answers.
+The sources are data (``registry.toml``).
 """
 
 from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bidsapp.config import Recipe
-from bidsapp.errors import AppError, ExitCode, Problem
-from bidsapp.io import locked, read_json, sha256_file, write_json
+from bidsapp.errors import ExitCode, Problem
+from bidsapp.models.weights_lock import user_cache
 
 EMBEDDED = Path(__file__).parent / "embedded"
 REGISTRY = Path(__file__).with_name("registry.toml")
 #: The environment variable that stands for ``--models-dir``.
 VARIABLE = "BIDSAPP_RECON_MODELS"
-LOCK = "weights.lock.json"
 #: Sub-folder of the networks that judge, and of their CLIP.
 EVALUATION = "evaluation"
 CLIP_NETWORK = "clip-vit-large-patch14"
@@ -39,6 +36,7 @@ class WeightFile:
     sha256_start: str = ""
     gigabytes: float = 0.0
     optional: bool = False
+    unless: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,11 @@ class Needed:
         paths = (root / self.folder / name for name in self.file.names)
         return next((path for path in paths if path.is_file()), None)
 
+    def is_missing(self, root: Path) -> bool:
+        """Whether a run would miss this file."""
+        spared = bool(self.file.unless) and (root / self.folder / self.file.unless).is_file()
+        return not (self.file.optional or spared) and self.found(root) is None
+
 
 def load_registry(path: Path = REGISTRY) -> tuple[Part, ...]:
     """Read the sources of published weights."""
@@ -83,8 +86,7 @@ def default_models_dir() -> Path:
     """Where weights are kept when neither ``--models-dir`` nor the environment variable says so."""
     if given := os.environ.get(VARIABLE):
         return Path(given)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "bidsapp-recon" / "models"
+    return user_cache() / "models"
 
 
 def models_root(recipe: Recipe, models_dir: Path | None) -> Path:
@@ -139,7 +141,7 @@ def missing(needed: Sequence[Needed], root: Path, command: str) -> list[Problem]
     """
     absent: dict[str, list[str]] = {}
     for item in needed:
-        if not item.file.optional and item.found(root) is None:
+        if item.is_missing(root):
             absent.setdefault(item.folder, []).append(item.file.names[-1])
     problems = []
     for folder, names in absent.items():
@@ -147,68 +149,3 @@ def missing(needed: Sequence[Needed], root: Path, command: str) -> list[Problem]
         what = f"these weights are not there: {', '.join(names[:3])}{more}"
         problems.append(Problem(str(root / folder), what, command, ExitCode.TRY_AGAIN))
     return problems
-
-
-@dataclass
-class Lock:
-    """What ``weights.lock.json`` says of the files and models of one models folder."""
-
-    root: Path
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    canaries: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, root: Path) -> Lock:
-        """Read the lock of a models folder; empty where there is none."""
-        path = root / LOCK
-        content = read_json(path) if path.is_file() else {}
-        parts = content.get("files", {}), content.get("canaries", {})
-        if not all(isinstance(p, dict) and all(isinstance(v, dict) for v in p.values()) for p in parts):
-            raise AppError(
-                f"{path}: not what fetch-models writes. Delete it and run fetch-models again.",
-                exit_code=ExitCode.BAD_DATA,
-            )
-        return cls(root, *parts)
-
-    def record_file(self, path: Path, sha256: str, source: str, licence: str) -> None:
-        """Record a file that was fetched. Its model's canary answers are forgotten."""
-        name = path.relative_to(self.root).as_posix()
-        with self._changing():
-            self.files[name] = {"sha256": sha256, "size": path.stat().st_size, "source": source}
-            self.files[name]["licence"] = licence
-            kept = (k for k in self.canaries if not name.startswith(f"{k.partition('#')[0]}/"))
-            self.canaries = {k: self.canaries[k] for k in kept}
-
-    def record_canary(self, name: str, answer: Mapping[str, Any]) -> None:
-        """Record what a model answered; ``name`` is its folder, ``#``, and what it is."""
-        with self._changing():
-            self.canaries[name] = dict(answer)
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """One change: read again while other processes wait, changed, written whole."""
-        with locked(self.root / f".{LOCK}.held"):
-            fresh = Lock.read(self.root)
-            self.files, self.canaries = fresh.files, fresh.canaries
-            yield
-            write_json(self.root / LOCK, {"version": 1, "files": self.files, "canaries": self.canaries})
-
-    def verify(self, path: Path) -> str:
-        """SHA-256 of a file, after comparing it with the one recorded, if any.
-
-        Raises
-        ------
-        AppError
-            Exit code 65 if the file is not the one that was fetched.
-        """
-        found = sha256_file(path)
-        name = path.relative_to(self.root).as_posix()
-        recorded = self.files.get(name, {}).get("sha256", found)
-        if found != recorded:
-            raise AppError(
-                f"{path}: these are not the weights that were fetched (SHA-256 {found[:12]}..., recorded "
-                f"{recorded[:12]}... in {self.root / LOCK}). The file is damaged or was replaced: delete it "
-                "and fetch it again; if the change was meant, delete its entry there.",
-                exit_code=ExitCode.BAD_DATA,
-            )
-        return found

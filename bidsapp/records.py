@@ -15,7 +15,8 @@ class Session:
     label : str
         BIDS session label without ``ses-`` ("" where the file has none).
     betas : Path
-        4-D ``*_statmap.nii.gz`` (or ``.nii``).
+        4-D ``*_statmap.nii.gz`` (or ``.nii``), or ``*_statmap.hdf5`` (or ``.h5``) with the array
+        ``betas``, (trials, z, y, x).
     trials : Path
         ``*_trials.tsv`` with one row a volume.
     stimulus_ids : tuple of str

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bidsapp.bids._index import ENTITY_KEYS, Index, IndexedFile
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.hdf5 import SUFFIXES as HDF5_SUFFIXES
 from bidsapp.io import read_json
 
 KINDS = ("betas", "trials", "mask", "noiseceiling")
@@ -20,6 +21,7 @@ KINDS = ("betas", "trials", "mask", "noiseceiling")
 Wanted = None | str | tuple[str, ...]
 
 _NIFTI = (".nii", ".nii.gz")
+_BETAS = (*_NIFTI, *HDF5_SUFFIXES)
 #: Short keys of file names are accepted beside pybids' long entity names.
 _LONG_NAMES = {key: name for name, key in ENTITY_KEYS.items()} | {"sub": "subject", "resolution": "res"}
 _ENTITIES = {*ENTITY_KEYS, "subject", "suffix", "datatype", "extension"}
@@ -58,7 +60,7 @@ def _starts(prefix: str) -> Callable[[str], bool]:
 
 
 _DEFAULTS: dict[str, dict[str, Callable[[str], bool]]] = {
-    "betas": {"suffix": _is("statmap"), "extension": _is(*_NIFTI), "stat": _starts("effect")},
+    "betas": {"suffix": _is("statmap"), "extension": _is(*_BETAS), "stat": _starts("effect")},
     "trials": {"suffix": _is("trials"), "extension": _is(".tsv")},
     "mask": {"suffix": _is("mask", "dseg"), "extension": _is(*_NIFTI)},
     "noiseceiling": {

@@ -12,6 +12,7 @@ from bidsapp.bids._filters import Filters
 from bidsapp.bids._index import Index, IndexedFile, natural_key
 from bidsapp.bids._trials import read_trials
 from bidsapp.errors import AppError, ExitCode, Problem
+from bidsapp.hdf5 import SUFFIXES as HDF5_SUFFIXES
 from bidsapp.records import Session, SubjectInputs
 
 #: Sidecar key of the betas: stored values divided by it are percent signal change (NSD: 300).
@@ -156,13 +157,23 @@ def _one_per_session(betas: list[IndexedFile], report: Callable[[Path, str, str]
     kept = []
     for (session, _), files in sorted(groups.items(), key=lambda item: [natural_key(p) for p in item[0]]):
         named = [f for f in files if f.get("desc").lower().startswith("singletrial")]
-        files = named if len(named) == 1 else files
+        files = _without_twins(named if len(named) == 1 else files)
         kept.append(files[0])
         if len(files) > 1:
             listed = ", ".join(f.path.name for f in files)
             what = f"Several files could be the betas of session {session!r}: {listed}."
             report(files[0].path, what, "Choose by a filter file (--bids-filter-file), key 'betas'.")
     return kept
+
+
+def _without_twins(files: list[IndexedFile]) -> list[IndexedFile]:
+    """Leave out HDF5 files that are there as NIfTI too, whose affine can be checked."""
+
+    def stem(file: IndexedFile) -> str:
+        return str(file.path).removesuffix(file.get("extension"))
+
+    images = {stem(f) for f in files if f.get("extension") not in HDF5_SUFFIXES}
+    return [f for f in files if f.get("extension") not in HDF5_SUFFIXES or stem(f) not in images]
 
 
 def _best_trials(betas: IndexedFile, tables: Iterable[IndexedFile]) -> Path | None:

@@ -191,7 +191,7 @@ def _find_betas(base: Path, filters: Filters) -> tuple[Index, list[IndexedFile]]
     if not (base / "dataset_description.json").is_file():
         raise _no_description(base)
     by = f" under the filters of {filters.path}" if filters.path else ""
-    names = "sub-*_stat-effect*_statmap.nii.gz"
+    names = "sub-*_stat-effect*_statmap.nii.gz or .hdf5"
     message = f"{base}: no single-trial betas found{by} (files named like {names})."
     mend = "Check BIDS_DIR, or name your files by a filter file (--bids-filter-file)."
     raise AppError(f"{message} {mend} {_MOUNTS}", exit_code=ExitCode.NOTHING_MATCHED)

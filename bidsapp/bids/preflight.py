@@ -6,17 +6,20 @@ Only headers, tables and the small 3-D masks are read, never the betas themselve
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bidsapp.bids.inputs import Dataset
 from bidsapp.bids.outputs import stimulus_labels
 from bidsapp.bids.voxels import chosen_voxels
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
-from bidsapp.nifti import Header, displacement, load_volume, read_header
+from bidsapp.hdf5 import SUFFIXES as HDF5_SUFFIXES
+from bidsapp.hdf5 import open_array
+from bidsapp.nifti import displacement, load_volume, read_header
 from bidsapp.records import Session, Split, SubjectInputs
 
 #: Masks and betas may differ in place by this share of a voxel (rounding of stored affines).
@@ -99,14 +102,15 @@ def _splits_of(dataset: Dataset, split: Split | Mapping[str, Split] | None) -> d
 
 def _check_subject(dataset: Dataset, subject: SubjectInputs) -> list[Problem]:
     problems: list[Problem] = []
-    headers: list[tuple[Path, Header]] = []
+    headers: list[tuple[Path, _Grid]] = []
     for session in subject.sessions:
-        header = _header(session.betas, problems)
+        header = _grid(session.betas, problems)
         if header is not None:
             problems += _check_betas(session, header)
             headers.append((session.betas, header))
-    reference = headers[0] if headers else None
-    for path, header in headers[1:]:
+    # HDF5 betas have no affine; the first image that has one then stands for all.
+    reference = next((h for h in headers if h[1].affine is not None), headers[0] if headers else None)
+    for path, header in headers:
         problems += _compare(path, header, reference, "betas of all sessions")
     inside = False
     for name, roi in dataset.rois.get(subject.label, {}).items():
@@ -116,7 +120,10 @@ def _check_subject(dataset: Dataset, subject: SubjectInputs) -> list[Problem]:
             problems.append(Problem.of(error, roi.path, "Give a 3-D image in the betas' space."))
             inside = True  # said already; not also "empty"
             continue
-        problems += _compare(roi.path, Header(volume.data.shape, volume.affine), reference, f"ROI {name}")
+        grid = _Grid(volume.data.shape, volume.affine)
+        problems += _compare(roi.path, grid, reference, f"ROI {name}")
+        if reference is not None and reference[1].affine is None:
+            reference = (roi.path, _Grid(reference[1].shape, volume.affine))
         # NaN is not above 0, and -1 marks voxels outside in NSD's volumes.
         voxels = np.isin(volume.data, roi.indices) if roi.indices else volume.data > 0
         inside = inside or bool(voxels.any())
@@ -126,7 +133,7 @@ def _check_subject(dataset: Dataset, subject: SubjectInputs) -> list[Problem]:
         first = next(iter(rois.values())).path
         problems.append(Problem(str(first), what, "Choose another ROI, or correct the mask."))
     if subject.noise_ceiling is not None:
-        ceiling = _header(subject.noise_ceiling, problems)
+        ceiling = _grid(subject.noise_ceiling, problems)
         if ceiling is not None:
             problems += _compare(subject.noise_ceiling, ceiling, reference, "noise ceiling")
     return problems
@@ -153,15 +160,27 @@ def _check_reliability(
     return [Problem(str(subject.noise_ceiling), what, mend)]
 
 
-def _header(path: Path, problems: list[Problem]) -> Header | None:
+@dataclass(frozen=True)
+class _Grid:
+    """Shape of an image, x first, and where it lies: (4, 4) in mm, None where the file does not say."""
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64] | None
+
+
+def _grid(path: Path, problems: list[Problem]) -> _Grid | None:
     try:
-        return read_header(path)
+        if path.suffix in HDF5_SUFFIXES:
+            with open_array(path) as array:
+                return _Grid(array.shape[::-1], None)
+        header = read_header(path)
+        return _Grid(header.shape, header.affine)
     except AppError as error:
         problems.append(Problem.of(error, path, "Copy or download the file again."))
         return None
 
 
-def _check_betas(session: Session, header: Header) -> list[Problem]:
+def _check_betas(session: Session, header: _Grid) -> list[Problem]:
     # One trial only: a 4-D file whose last axis has length 1 is reported as 3-D by its header.
     volumes = 1 if len(header.shape) == 3 else header.shape[3] if len(header.shape) == 4 else None
     if volumes is None:
@@ -176,17 +195,18 @@ def _check_betas(session: Session, header: Header) -> list[Problem]:
     return [Problem(str(session.betas), what, mend)]
 
 
-def _compare(path: Path, header: Header, reference: tuple[Path, Header] | None, what: str) -> list[Problem]:
+def _compare(path: Path, header: _Grid, reference: tuple[Path, _Grid] | None, what: str) -> list[Problem]:
     if reference is None:
         return []
     other, expected = reference
-    where = f"the betas {other}"
     if header.shape[:3] != expected.shape[:3]:
-        text = f"{what}: the volume's shape is {header.shape[:3]}, that of {where} is {expected.shape[:3]}."
+        text = f"{what}: the volume's shape is {header.shape[:3]}, that of {other} is {expected.shape[:3]}."
         return [Problem(str(path), text, "All images of a subject must be in the same space and grid.")]
+    if expected.affine is None or header.affine is None:
+        return []
     distance = displacement(expected.affine, header.affine, expected.shape)
     if distance > TOLERANCE:
-        text = f"{what}: its affine differs from that of {where}, by up to {distance:.2f} voxels."
+        text = f"{what}: its affine differs from that of {other}, by up to {distance:.2f} voxels."
         return [Problem(str(path), text, "Resample the image onto the betas' grid, or correct its affine.")]
     return []
 

@@ -1,7 +1,8 @@
-"""Single-trial betas: from 4-D NIfTI sessions to (trials x voxels) arrays of the masked voxels.
+"""Single-trial betas: from 4-D sessions to (trials x voxels) arrays of the masked voxels.
 
-A session is streamed volume by volume; only the voxels of the mask are kept. Peak memory is one
-volume plus one row of voxels, whatever the number of trials.
+A NIfTI session is streamed volume by volume; only the voxels of the mask are kept. Peak memory is one
+volume plus one row of voxels, whatever the number of trials. Of an HDF5 session only the mask's voxels
+are read, in bounded blocks (:mod:`bidsapp.data._hdf5_trials`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bidsapp.data._hdf5_trials import iterate_hdf5
 from bidsapp.data._rows import Rows, open_rows, row_writer
 from bidsapp.data._volumes import VolumeHeader, open_volumes, refuse
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.hdf5 import SUFFIXES as HDF5_SUFFIXES
 from bidsapp.records import Session
 
 
@@ -211,6 +214,11 @@ def iterate_trials(session: Session, mask: Mask) -> Iterator[npt.NDArray[np.floa
     path = session.betas
     if not math.isfinite(session.scale) or session.scale == 0:
         refuse(path, f"The scale factor is {session.scale}.", "Mend ScaleFactor in the JSON sidecar.")
+    n_trials = len(session.stimulus_ids)
+    if path.suffix in HDF5_SUFFIXES:
+        for stored in iterate_hdf5(path, mask.shape, mask.flat_index, n_trials, session.trials):
+            yield _percent(stored, 1.0, 0.0, session.scale)
+        return
     with open_volumes(path) as (header, volumes):
         if header.shape != mask.shape:
             refuse(
@@ -218,16 +226,21 @@ def iterate_trials(session: Session, mask: Mask) -> Iterator[npt.NDArray[np.floa
                 f"Its volumes have the shape {header.shape}, the mask has {mask.shape}.",
                 "Choose a mask of the same space (--space, --roi).",
             )
-        if header.n_volumes != len(session.stimulus_ids):
+        if header.n_volumes != n_trials:
             refuse(
                 path,
-                f"It has {header.n_volumes} volumes, but {session.trials} lists "
-                f"{len(session.stimulus_ids)} trials.",
+                f"It has {header.n_volumes} volumes, but {session.trials} lists {n_trials} trials.",
                 "Both must have one entry a trial, in the same order.",
             )
         for volume in volumes:
-            row = volume.take(mask.flat_index).astype(np.float64)
-            row *= header.slope
-            row += header.intercept
-            row /= session.scale
-            yield row.astype(np.float32)
+            yield _percent(volume.take(mask.flat_index), header.slope, header.intercept, session.scale)
+
+
+def _percent(
+    stored: npt.NDArray[Any], slope: float, intercept: float, scale: float
+) -> npt.NDArray[np.float32]:
+    row = stored.astype(np.float64)
+    row *= slope
+    row += intercept
+    row /= scale
+    return row.astype(np.float32)

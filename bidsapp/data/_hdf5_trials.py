@@ -1,0 +1,135 @@
+"""Trials of an HDF5 session file, of which only what the mask needs is read.
+
+NSD's files hold ``betas``, axes (trials, z, y, x) as Python counts them (x, y, z, trials in MATLAB),
+int16, in chunks of one voxel over all trials (NSD data manual, "Functional data (NSD)"). So a voxel is
+one short read, and a mask of 15,724 voxels needs a fiftieth of the file. Other ways to store are read
+chunk by chunk; an array without chunks by the box around the mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bidsapp.data._volumes import refuse
+from bidsapp.hdf5 import BETAS, DAMAGED, is_complete, open_array
+
+#: Values of one read, or of one block of trials, held at once.
+_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """Voxels of the mask that are read at once: a box, and where in it and in a row they are."""
+
+    box: tuple[slice, slice, slice]
+    inside: npt.NDArray[np.int64]
+    columns: npt.NDArray[np.int64]
+
+    @property
+    def size(self) -> int:
+        """Voxels of the box."""
+        return math.prod(s.stop - s.start for s in self.box)
+
+
+def iterate_hdf5(
+    path: Path, shape: tuple[int, int, int], flat_index: npt.NDArray[np.int64], n_trials: int, trials: Path
+) -> Iterator[npt.NDArray[Any]]:
+    """Yield the mask's voxels of each trial.
+
+    Memory is a block of trials of the mask's voxels, and one read, each of 16 million values at most.
+
+    Parameters
+    ----------
+    path : Path
+    shape : tuple of int
+        (x, y, z) of the mask.
+    flat_index : ndarray of int64, (voxels,)
+        Places in a volume flattened in Fortran order.
+    n_trials : int
+        Number of trials that the file must have.
+    trials : Path
+        Where that number comes from, for messages.
+
+    Yields
+    ------
+    ndarray, (voxels,)
+        As stored.
+
+    Raises
+    ------
+    AppError
+        Exit code 65 for another shape or number of trials, a file that was not written to its end, or
+        one that can't be read; see also :func:`bidsapp.hdf5.open_array`.
+    """
+    with open_array(path, BETAS, 4) as array:
+        _check_shape(path, array.shape, shape, n_trials, trials)
+        try:
+            complete = is_complete(array)
+        except DAMAGED as error:
+            refuse(path, f"The file is damaged ({error}).")
+        if not complete:
+            refuse(path, "The file is incomplete: parts of its betas were never written.")
+        cells = _cells(shape, flat_index, array.chunks)
+        step = max(1, _BLOCK // max(flat_index.size, *(cell.size for cell in cells)))
+        if array.chunks and step > array.chunks[0]:
+            step -= step % array.chunks[0]
+        for start in range(0, n_trials, step):
+            rows = slice(start, min(start + step, n_trials))
+            block = np.empty((rows.stop - rows.start, flat_index.size), dtype=array.dtype)
+            for cell in cells:
+                try:
+                    values = array[(rows, *cell.box)]
+                except DAMAGED as error:
+                    refuse(path, f"Trials {rows.start + 1} to {rows.stop} cannot be read ({error}).")
+                block[:, cell.columns] = values.reshape(len(values), -1)[:, cell.inside]
+            yield from block
+
+
+def _check_shape(
+    path: Path, found: tuple[int, ...], shape: tuple[int, int, int], n_trials: int, trials: Path
+) -> None:
+    if found[1:] != shape[::-1]:
+        if found[:3] == shape:
+            refuse(
+                path,
+                f"Its axes {found} are in the order (x, y, z, trials).",
+                "Store them as NSD does: (trials, z, y, x) as Python and C count axes.",
+            )
+        refuse(
+            path,
+            f"Its volumes have the shape {found[:0:-1]}, the mask has {shape}.",
+            "Choose a mask of the same space (--space, --roi).",
+        )
+    if found[0] != n_trials:
+        refuse(
+            path,
+            f"It has {found[0]} volumes, but {trials} lists {n_trials} trials.",
+            "Both must have one entry a trial, in the same order.",
+        )
+
+
+def _cells(
+    shape: tuple[int, int, int], flat_index: npt.NDArray[np.int64], chunks: tuple[int, ...] | None
+) -> list[_Cell]:
+    """Group the voxels by the chunks that they lie in, in the file's order."""
+    places = np.stack(np.unravel_index(flat_index, shape, order="F")[::-1])  # z, y, x
+    size = np.array(chunks[1:] if chunks else shape[::-1])[:, None]
+    grid = tuple(int(n) for n in -(-np.array(shape[::-1]) // size[:, 0]))
+    keys = np.ravel_multi_index(tuple(places // size), grid)
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
+    cells = []
+    for columns in np.split(order, starts[1:]):
+        own = places[:, columns]
+        low, high = own.min(axis=1), own.max(axis=1) + 1
+        box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        inside = np.ravel_multi_index(tuple(own - low[:, None]), tuple(int(n) for n in high - low))
+        cells.append(_Cell((box[0], box[1], box[2]), inside, columns))
+    return cells

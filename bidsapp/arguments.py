@@ -70,6 +70,13 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Where the networks run.",
         ),
+        click.option(
+            "--dtype",
+            type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+            default="auto",
+            show_default=True,
+            help="Number format of the networks; auto: float16 on CUDA, float32 elsewhere.",
+        ),
         click.option("-v", "--verbose", count=True, help="Say more (-vv: debugging lines, tracebacks)."),
     ):
         command = option(command)

@@ -145,6 +145,7 @@ def make_config(options: dict[str, Any]) -> Any:
         split_file=options["split"],
         models_dir=options["models_dir"],
         device=options["device"],
+        dtype=options["dtype"],
         n_cpus=options["n_cpus"],
         memory=options["mem"],
         seed=options["seed"],

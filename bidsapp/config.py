@@ -134,6 +134,7 @@ class RunConfig:
     split_file: Path | None = None
     models_dir: Path | None = None
     device: str = "auto"
+    dtype: str = "auto"
     n_cpus: int = 1
     memory: int | None = None
     seed: int = 0

@@ -332,6 +332,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
         "roi": ", ".join(config.roi),
         "seed": config.seed,
         "device": config.device,
+        "dtype": config.dtype,
         "n_cpus": config.n_cpus,
         "split_file": str(config.split_file) if config.split_file else "stimuli.tsv",
         "sessions": ", ".join(config.sessions) or "all",

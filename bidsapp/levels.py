@@ -87,15 +87,16 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
     from bidsapp.bids.descriptions import update_participants, write_dataset_files
     from bidsapp.bids.outputs import OutputTree
     from bidsapp.io import write_text
-    from bidsapp.models.devices import choose_device, set_threads
+    from bidsapp.models.devices import choose_device, choose_dtype, set_threads
     from bidsapp.models.suite import Models
     from bidsapp.report.methods import describe
     from bidsapp.runlog import log_to_file, new_run_id
 
     device = choose_device(config.device)
     set_threads(config.n_cpus)
-    config = replace(config, device=device)  # what is recorded is the device that was used
-    models = Models(config.recipe, config.models_dir, device, judging_networks(config.recipe))
+    dtype = choose_dtype(config.dtype, device)
+    config = replace(config, device=device, dtype=dtype)  # what is recorded is what was used
+    models = Models(config.recipe, config.models_dir, device, judging_networks(config.recipe), dtype)
     models.verify()
     root = planned.dataset.root
     write_dataset_files(config.output_dir, source_dir=root, version=__version__, container=_container())

@@ -88,10 +88,14 @@ def plan(config: RunConfig) -> Plan:
 
 
 def _check_machine(config: RunConfig, found: Gatherer) -> None:
-    from bidsapp.models.devices import choose_device
+    from bidsapp.models.devices import choose_device, choose_dtype
 
+    device = None
     with found.at("--device"):
-        choose_device(config.device)
+        device = choose_device(config.device)
+    if device is not None:
+        with found.at("--dtype"):
+            choose_dtype(config.dtype, device)
 
 
 def _open_inputs(config: RunConfig, found: Gatherer) -> tuple[Dataset | None, StimulusSet | None]:

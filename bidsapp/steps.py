@@ -96,7 +96,7 @@ def targets_of_stimuli(
         Names what made them, for the stages that follow.
     """
     section = models.recipe.as_dict()["vdvae"]
-    model_key = f"{models.digest} {section['layers']} {section['sample_latents']}"
+    model_key = f"{models.digest} {section['layers']} {section['sample_latents']} {models.dtype}"
     store = TargetStore(folder, model_key)
     ids = [*split.train, *split.test]
     digests = stimuli.digests(ids)
@@ -210,7 +210,7 @@ def first_stage(
 
     inputs: dict[str, Any] = {"after": latents.key, "models": models.digest}
     inputs |= {"settings": models.recipe.as_dict()["vdvae"]}
-    inputs |= {"ids": list(ids), "seed": seed, "device": models.device}
+    inputs |= {"ids": list(ids), "seed": seed, "device": models.device, "dtype": models.dtype}
     return stages.run(f"stage1_{condition}", inputs, compute)
 
 
@@ -236,6 +236,7 @@ def second_stage(
         "after": [initial.key, latents.key],
         "models": models.digest,
         "device": models.device,
+        "dtype": models.dtype,
     }
     inputs |= {"settings": models.recipe.as_dict()["diffusion"], "ids": list(ids), "seed": seed}
     return stages.run(f"stage2_{condition}", inputs, compute)

@@ -39,6 +39,7 @@ def demo(**options: Any) -> int:
         n_test=options["n_test"],
         simulate_only=options["simulate_only"],
         device=options["device"],
+        dtype=options["dtype"],
         n_cpus=options["n_cpus"],
         verbose=options["verbose"],
         command=command_line(),

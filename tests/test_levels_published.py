@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,26 @@ def test_the_weights_are_recorded(out, models):
     # AlexNet's published hash is known, and this is another
     report = (out / "sub-01.html").read_text()
     assert "alexnet-owt-7be5be79.pth in the models folder is not the published file" in report
+
+
+def test_another_number_format_is_recorded_and_computed_anew(bids, models, tmp_path):
+    """Targets and images of another format are other results: an earlier run's are not taken for them."""
+    recipe = write_recipe(tmp_path, controls={"null": False, "oracle": False})
+    work = tmp_path / "work"
+    words = (bids, tmp_path / "out", "participant", "--recipe", recipe, "--skip-bids-validation", "-w", work)
+    keys, stores = {}, {}
+    for dtype in ("auto", "bfloat16", "float32"):
+        assert run(*words, "--models-dir", models, "--dtype", dtype) == 0
+        stages = ("stage1_brain", "stage2_brain", "latents_brain")
+        done = {s: json.loads((work / "sub-01" / s / "done.json").read_text())["key"] for s in stages}
+        keys[dtype], stores[dtype] = done, {p.name for p in work.glob("targets-*")}
+    assert keys["auto"] == keys["float32"]  # on the CPU
+    assert all(keys["auto"][stage] != key for stage, key in keys["bfloat16"].items())
+    assert len(stores["auto"]) == 1
+    assert len(stores["bfloat16"]) == len(stores["float32"]) == 2
+    runs = (tmp_path / "out" / "logs" / "sub-01").glob("*/run.toml")
+    recorded = [tomllib.loads(p.read_text())["run"]["dtype"] for p in sorted(runs)]
+    assert sorted(recorded) == ["bfloat16", "float32", "float32"]
 
 
 def test_models_may_be_read_only(bids, models, tmp_path, monkeypatch):

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bidsapp.config import load_recipe
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models import canaries
-from bidsapp.models.devices import numerics
 from bidsapp.models.suite import EMBEDDED, Models
 from bidsapp.models.weights_lock import LOCK, Lock
 
@@ -114,23 +112,15 @@ def test_the_fixed_inputs_are_fixed():
     assert canaries.generators()[0].initial_seed() == canaries.generators()[0].initial_seed()
 
 
-def test_number_formats():
-    cpu, cuda, mps = (numerics(d) for d in ("cpu", "cuda:1", "mps"))
-    assert (cpu.transformers, cpu.vdvae_half, cpu.channels_last) == (torch.float32, None, False)
-    assert (mps.transformers, mps.vdvae_half, mps.channels_last) == (torch.float32, None, False)
-    assert (cuda.transformers, cuda.vdvae_half, cuda.channels_last) == (torch.float16, torch.float16, True)
-    assert cpu.tolerance < mps.tolerance < cuda.tolerance < 0.1
-
-
 @pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded weights are not there")
 def test_the_embedded_models_answer_and_nothing_is_written(monkeypatch):
     asked: list[str] = []
     check_one = canaries.check
 
-    def noting(name, where, answer, shape, device, lock):
+    def noting(name, where, answer, shape, device, lock, dtype):
         asked.append(name)
         assert lock is None
-        check_one(name, where, answer, shape, device, lock)
+        check_one(name, where, answer, shape, device, lock, dtype)
 
     monkeypatch.setattr(canaries, "check", noting)
     before = sorted(EMBEDDED.rglob("*"))

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bidsapp.models.dual_attention import read_weights, set_text_share
-from bidsapp.models.versatile_diffusion import DiffusionSettings, VersatileDiffusion
+from bidsapp.models.latent_diffusion import DiffusionSettings
+from bidsapp.models.versatile_diffusion import VersatileDiffusion
 
 
 @pytest.fixture(scope="module")
@@ -227,13 +228,13 @@ def test_every_published_layout_loads_to_the_same_model(
 
 
 def test_schedule(model: VersatileDiffusion) -> None:
-    timesteps, noised_to = model._schedule(SETTINGS)
+    timesteps, noised_to = model.schedule(SETTINGS)
     assert noised_to.tolist() == [741]
     assert timesteps.tolist() == list(range(721, 0, -20))
     assert len(timesteps) == 37
-    _, same = model._schedule(replace(SETTINGS, noise_one_step_higher=False))
+    _, same = model.schedule(replace(SETTINGS, noise_one_step_higher=False))
     assert same.tolist() == [721]
-    timesteps, noised_to = model._schedule(replace(SETTINGS, strength=1.0))
+    timesteps, noised_to = model.schedule(replace(SETTINGS, strength=1.0))
     assert (len(timesteps), int(noised_to), int(timesteps[0])) == (50, 981, 981)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from tiny_diffusion import N_VISION, write_models
 
-from bidsapp.models.versatile_diffusion import SCHEDULE, DiffusionSettings, VersatileDiffusion
+from bidsapp.models.latent_diffusion import DiffusionSettings
+from bidsapp.models.versatile_diffusion import SCHEDULE, VersatileDiffusion
 
 
 def test_a_scheduler_file_without_its_numbers_changes_nothing(tmp_path: Path) -> None:
@@ -21,5 +22,5 @@ def test_a_scheduler_file_without_its_numbers_changes_nothing(tmp_path: Path) ->
     torch.testing.assert_close(stripped.scheduler.alphas_cumprod, whole.scheduler.alphas_cumprod)
     assert stripped.scheduler.final_alpha_cumprod == whole.scheduler.final_alpha_cumprod
     assert stripped.scheduler.config.clip_sample is False
-    timesteps, noised_to = stripped._schedule(DiffusionSettings())
+    timesteps, noised_to = stripped.schedule(DiffusionSettings())
     assert (int(noised_to), int(timesteps[0]), int(timesteps[-1]), len(timesteps)) == (741, 721, 1, 37)

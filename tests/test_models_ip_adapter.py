@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from bidsapp.models.clip import ClipTokens
 from bidsapp.models.ip_adapter import ADAPTER, IMAGE_ENCODER, IPAdapterDiffusion
-from bidsapp.models.versatile_diffusion import DiffusionSettings
+from bidsapp.models.latent_diffusion import DiffusionSettings
 
 START, END = 4, 5
 
@@ -274,7 +274,7 @@ def test_images_that_come_out(model: IPAdapterDiffusion) -> None:
     assert model.image_size == 16
     latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.18215 * 3
     with torch.no_grad():
-        decoded = model._codec.decode(latents)
+        decoded = model.decode(latents)
         x = model.pipeline.vae.decode(latents / 0.18215).sample
     expected = ((x.permute(0, 2, 3, 1).numpy().astype(np.float64) + 1) * 127.5).clip(0, 255)
     assert np.abs(decoded - expected).max() < 0.501

@@ -231,19 +231,6 @@ def test_posterior_sample(small: VDVAE, images: np.ndarray) -> None:
     np.testing.assert_array_equal(drawn, again)
 
 
-def test_a_drawn_latent_does_not_depend_on_its_batch(small: VDVAE, images: np.ndarray) -> None:
-    together = small.encode_latents(images, 3, sample=True, generator=generators(5, 6, 7))
-    alone = [
-        small.encode_latents(images[i : i + 1], 3, sample=True, generator=generators(5 + i)) for i in range(3)
-    ]
-    np.testing.assert_allclose(np.concatenate(alone), together, rtol=1e-4, atol=1e-4)
-    reseeded = small.encode_latents(images, 3, sample=True, generator=generators(5, 60, 7))
-    np.testing.assert_array_equal(reseeded[[0, 2]], together[[0, 2]])
-    assert (reseeded[1] != together[1]).mean() > 0.9
-    with pytest.raises(ValueError, match="3 images need as many generators, got 2"):
-        small.encode_latents(images, 3, sample=True, generator=generators(5, 6))
-
-
 def test_half_precision_keeps_sums_in_float32(small: VDVAE, images: np.ndarray) -> None:
     model = randomised(SMALL)
     model.half_type = torch.bfloat16

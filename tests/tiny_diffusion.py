@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bidsapp.models.versatile_diffusion import DiffusionSettings, VersatileDiffusion
+from bidsapp.models.latent_diffusion import DiffusionSettings
+from bidsapp.models.versatile_diffusion import VersatileDiffusion
 
 N_VISION, N_TEXT, DIMS, HEADS = 5, 3, 12, 2
 SETTINGS = DiffusionSettings()

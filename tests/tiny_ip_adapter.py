@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from bidsapp.models.ip_adapter import IPAdapterDiffusion
-from bidsapp.models.versatile_diffusion import DiffusionSettings
+from bidsapp.models.latent_diffusion import DiffusionSettings
 
 DIMS, HEADS, LENGTH, EMBEDDING, TOKENS = 32, 2, 8, 20, 4
 SETTINGS = DiffusionSettings(

@@ -15,7 +15,7 @@ import torch
 
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models.devices import numerics
-from bidsapp.models.versatile_diffusion import DiffusionSettings
+from bidsapp.models.latent_diffusion import DiffusionSettings
 from bidsapp.models.weights_lock import LOCK, Lock
 
 LOG = logging.getLogger("bidsapp")
@@ -56,6 +56,7 @@ def check(
     shape: tuple[int, ...],
     device: str,
     lock: Lock | None,
+    dtype: str = "auto",
 ) -> None:
     """Let a model answer, and compare the answer with the recorded one.
 
@@ -74,6 +75,8 @@ def check(
     device : str
     lock : Lock or None
         None for weights that are part of the package: they have no lock.
+    dtype : str
+        Number format that the model runs in, as :func:`~bidsapp.models.devices.numerics` takes it.
 
     Raises
     ------
@@ -96,14 +99,16 @@ def check(
     kept = [float(f"{v:.7g}") for v in _summary(values)]
     recorded = lock.canaries.get(name)
     if recorded is None:
-        if lock.record_canary(name, {"device": device, "shape": list(shape), "values": kept}) is None:
+        record = {"device": device, "dtype": dtype, "shape": list(shape), "values": kept}
+        if lock.record_canary(name, record) is None:
             LOG.debug("%s: its answer is not recorded: no place can be written to", name)
         return
     if recorded.get("shape") != list(shape) or len(recorded.get("values", ())) != len(kept):
         raise _wrong(f"{where}: {what} is not the model that {lock.root / LOCK} recorded. {mend}")
     reference = np.asarray(recorded["values"], dtype=np.float64)
     drift = float(np.linalg.norm(reference - kept) / max(float(np.linalg.norm(reference)), 1e-12))
-    allowed = max(numerics(device).tolerance, numerics(str(recorded["device"])).tolerance)
+    other = numerics(str(recorded["device"]), str(recorded.get("dtype", "auto")))
+    allowed = max(numerics(device, dtype).tolerance, other.tolerance)
     if raw.dtype == np.uint8:  # rounding to grey levels can turn a harmless difference into a whole one
         allowed += _GREY_LEVELS * len(kept) ** 0.5 / max(float(np.linalg.norm(reference)), 1e-12)
     if not drift <= allowed:

@@ -2,22 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.io import read_json
+
+#: Weights in a component's folder, in the order in which the libraries look for them.
+_WEIGHTS = (
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.bin",
+)
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
+@contextmanager
+def readable(path: Path, what: str = "these weights") -> Iterator[None]:
+    """Turn whatever goes wrong while a file is read into an error that names it.
+
+    Damaged files fail in many ways: zip, pickle, struct, JSON, safetensors, and the libraries' own.
+
+    Raises
+    ------
+    AppError
+        Exit code 65, with the path, the reason and how to mend it.
+    """
+    try:
+        yield
+    except (AppError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise _unreadable(path, _reason(error), what) from error
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence remarks of diffusers and transformers that the user can do nothing about.
+
+    They speak of torchvision, which is not needed, of formats, and of weights in a torch file as of
+    something that is not safe; it is read without running code.
+    """
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    libraries: tuple[Any, Any] = (of_diffusers, of_transformers)
+    before = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity(50)  # not even errors: they come as exceptions too
+    try:
+        yield
+    finally:
+        for library, verbosity in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+
+
+def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     """Read a state dict: safetensors by the name's ending, else a torch file with ``weights_only``.
 
     Parameters
     ----------
     path : Path
+    mapped : bool
+        Map a torch file into memory where its format allows that, so that only what is used is read.
 
     Returns
     -------
@@ -35,15 +91,14 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             "--models-dir.",
             exit_code=ExitCode.TRY_AGAIN,
         )
-    try:
+    with readable(path):
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files fail in many ways: zip, pickle, struct, safetensors
-        raise _unreadable(path, str(error).partition("\n")[0]) from error
+            mapped = mapped and zipfile.is_zipfile(path)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise _unreadable(path, "it holds something else than named tensors")
     return dict(state)
@@ -110,12 +165,30 @@ def load_component(kind: Any, folder: Path, **options: Any) -> Any:
     Raises
     ------
     AppError
-        Exit code 65 if weights are missing from the file.
+        Exit code 65 if a file is damaged or holds more than weights, if weights are missing from it or
+        are of another shape; 66 if there is no config.json.
     """
-    model, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
-    if missing := sorted(report["missing_keys"]):
+    read_json(folder / "config.json")
+    weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), folder)
+    with readable(weights), quiet_libraries():
+        model, report = kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **options,
+        )
+    faults = [
+        f"{what}: {_some(sorted(str(n[0] if isinstance(n, tuple) else n) for n in names))}"
+        for what, names in (
+            ("missing", report["missing_keys"]),
+            ("of another shape", report["mismatched_keys"]),
+        )
+        if names
+    ]
+    if faults:
         raise AppError(
-            f"{folder}: not the weights of a whole {kind.__name__} (missing: {_some(missing)}). The file is "
+            f"{folder}: not the weights of a whole {kind.__name__} ({'; '.join(faults)}). The file is "
             "damaged or of another model: delete it and fetch it again.",
             exit_code=ExitCode.BAD_DATA,
         )
@@ -127,9 +200,21 @@ def _some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _unreadable(path: Path, why: str) -> AppError:
+def _reason(error: BaseException) -> str:
+    """Say why in one line; what the libraries advise (to trust the file) is left out."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UnpicklingError):
+            return "it holds something else than tensors, perhaps code; none of it was run"
+        cause = cause.__cause__ or cause.__context__
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] or type(error).__name__
+
+
+def _unreadable(path: Path, why: str, what: str = "these weights") -> AppError:
     return AppError(
-        f"{path}: these weights cannot be read ({why}). The file may be damaged or incomplete: delete it "
+        f"{path}: {what} cannot be read ({why}). The file may be damaged or incomplete: delete it "
         "and fetch it again.",
         exit_code=ExitCode.BAD_DATA,
     )

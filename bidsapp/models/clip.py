@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bidsapp.models.checkpoints import load_component
+from bidsapp.models.checkpoints import load_component, quiet_libraries, readable
 from bidsapp.models.preprocessing import MEAN_STD
 
 #: CLIP's own normalisation (openai/CLIP), of RGB in [0, 1]
@@ -40,14 +40,18 @@ class ClipTokens:
         """Load from a local folder in the hub's layout (image_encoder, text_encoder, tokenizer).
 
         Nothing is fetched; weights are read as safetensors or, with ``weights_only``, as torch files.
+
+        Raises
+        ------
+        AppError
+            Exit code 65 if a file is damaged or of another model.
         """
         from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
-        from transformers.utils import logging as transformers_logging
 
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         vision = load_component(CLIPVisionModelWithProjection, folder / "image_encoder", dtype=dtype)
         text = load_component(CLIPTextModelWithProjection, folder / "text_encoder", dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        with readable(folder / "tokenizer", "this tokenizer"), quiet_libraries():
+            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         return cls(vision.to(device).eval(), text.to(device).eval(), tokenizer)
 
     @property

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     import torch
 
 
+#: Relative drift of an answer, and by how much each format rounds more than float32 on the CPU.
+_TOLERANCE = {"float32": 1e-2, "float16": 3e-2, "bfloat16": 1e-1}
+
+
 @dataclass(frozen=True)
 class Numerics:
     """Number formats and memory layout of a device.
@@ -33,16 +37,13 @@ class Numerics:
     tolerance: float
 
 
-def numerics(device: str) -> Numerics:
+def numerics(device: str, dtype: str = "auto") -> Numerics:
     """Choose the number formats of a device.
-
-    The CPU and Apple's MPS compute in float32: half precision is slow on the first, and gave others
-    black images on the second. CUDA computes in float16, as the public code does, with sums in float32
-    where they are long.
 
     Parameters
     ----------
     device : {"cpu", "cuda", "mps"}
+    dtype : {"auto", "float32", "float16", "bfloat16"}
 
     Returns
     -------
@@ -50,9 +51,69 @@ def numerics(device: str) -> Numerics:
     """
     import torch
 
-    if device.partition(":")[0] == "cuda":
-        return Numerics(torch.float16, torch.float16, True, 3e-2)
-    return Numerics(torch.float32, None, False, 1e-3 if device == "cpu" else 1e-2)
+    name = _format_of(device, dtype)
+    chosen: torch.dtype = getattr(torch, name)
+    half = None if name == "float32" else chosen
+    exact = name == "float32" and _kind(device) == "cpu"
+    return Numerics(chosen, half, _kind(device) == "cuda", 1e-3 if exact else _TOLERANCE[name])
+
+
+def _format_of(device: str, dtype: str) -> str:
+    """Resolve ``auto``.
+
+    The CPU and Apple's MPS compute in float32: half precision is slow on the first, and gave others
+    black images on the second. CUDA computes in float16, as the public code does, with sums in float32
+    where they are long.
+    """
+    if dtype != "auto":
+        return dtype
+    return "float16" if _kind(device) == "cuda" else "float32"
+
+
+def _kind(device: str) -> str:
+    return device.partition(":")[0]
+
+
+def choose_dtype(name: str, device: str) -> str:
+    """Resolve ``auto`` for a device, and check that the device has the format asked for.
+
+    Raises
+    ------
+    AppError
+        Exit code 64 if it has not.
+    """
+    import torch
+
+    chosen = _format_of(device, name)
+    if (
+        chosen == "bfloat16"
+        and _kind(device) == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise AppError(
+            f"--dtype bfloat16: {torch.cuda.get_device_name()} has no bfloat16. Take --dtype float16, or "
+            "--dtype float32 (twice the memory).",
+            exit_code=ExitCode.USAGE,
+        )
+    return chosen
+
+
+def other_format(dtype: torch.dtype | None, device: str) -> str:
+    """Advise what to try where a model's values in ``dtype`` are not finite (None: float32)."""
+    name = str(dtype).rpartition(".")[2] if dtype else "float32"
+    if name == "float16":
+        return (
+            "Half precision overflows beyond 65504: run again with --dtype bfloat16, which has the range of "
+            "float32, or with --dtype float32, which takes twice the memory."
+        )
+    if name == "bfloat16":
+        return "Run again with --dtype float32, which takes twice the memory."
+    if _kind(device) != "cpu":
+        return "This is float32, which should hold them: run again with --dtype float32 --device cpu."
+    return (
+        "This is float32 on the CPU (--dtype float32), which should hold them: the weights or the inputs are "
+        "damaged. Fetch the weights again."
+    )
 
 
 def choose_device(name: str) -> str:

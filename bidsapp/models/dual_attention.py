@@ -6,12 +6,14 @@ Versatile Diffusion: Xu et al. 2023 (arXiv 2211.08332).
 from __future__ import annotations
 
 import copy
-import zipfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from bidsapp.models.checkpoints import read_checkpoint
 
 
 class DualTransformer(nn.Module):
@@ -102,22 +104,19 @@ def _attention_blocks(unet: nn.Module) -> Iterator[tuple[str, Any, int, nn.Modul
                 yield name, module, index, block
 
 
-def read_weights(folder: Any) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
     """Read ``diffusion_pytorch_model`` of a component folder, safetensors or ``.bin``, as plain tensors.
 
     Raises
     ------
-    FileNotFoundError
-        If neither file is there.
+    AppError
+        As :func:`~bidsapp.models.checkpoints.read_checkpoint`.
     """
-    safe, binary = (folder / f"diffusion_pytorch_model.{end}" for end in ("safetensors", "bin"))
-    if safe.exists():
-        from safetensors.torch import load_file
+    # Mapped, not read: the published text UNet has gigabytes beside its attentions.
+    return read_checkpoint(weights_file(folder), mapped=True)
 
-        return dict(load_file(safe))
-    if binary.exists():
-        # Mapped, not read: the published text UNet has gigabytes beside its attentions.
-        mapped = zipfile.is_zipfile(binary)
-        state: dict[str, Tensor] = torch.load(binary, map_location="cpu", weights_only=True, mmap=mapped)
-        return state
-    raise FileNotFoundError(f"no diffusion_pytorch_model.safetensors or .bin in {folder}")
+
+def weights_file(folder: Path) -> Path:
+    """Give the weights of a component folder, safetensors preferred."""
+    safe, binary = (folder / f"diffusion_pytorch_model.{end}" for end in ("safetensors", "bin"))
+    return safe if safe.exists() else binary

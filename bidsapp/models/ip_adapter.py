@@ -8,8 +8,7 @@ from a local folder. The loop is not: the library's pipeline mixes the embedding
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ import torch
 from torch import Tensor
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.models.checkpoints import load_component
+from bidsapp.models.checkpoints import load_component, quiet_libraries, readable
 from bidsapp.models.clip import ClipTokens
-from bidsapp.models.versatile_diffusion import DiffusionSettings, VersatileDiffusion
+from bidsapp.models.latent_diffusion import DiffusionSettings, LatentDiffusion, load_ddim
 
 #: Where the adapter and its image encoder are in the hub's repository h94/IP-Adapter.
 ADAPTER = "models/ip-adapter_sd15.safetensors"
@@ -29,7 +28,7 @@ IMAGE_ENCODER = "models/image_encoder"
 TOKENS = 4
 
 
-class IPAdapterDiffusion:
+class IPAdapterDiffusion(LatentDiffusion):
     """Stable Diffusion image-to-image whose cross-attentions also look at an image embedding.
 
     Each cross-attention adds ``scale * Attention(q, k_image, v_image)`` to its attention to the text
@@ -42,10 +41,8 @@ class IPAdapterDiffusion:
     """
 
     def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline.vae, pipeline.unet, pipeline.scheduler)
         self.pipeline = pipeline
-        self.unet, self.scheduler = pipeline.unet, pipeline.scheduler
-        # AutoKL in and out of latents is the same for both generators
-        self._codec = VersatileDiffusion(pipeline.vae, pipeline.unet, pipeline.scheduler)
         self._clip = ClipTokens(pipeline.image_encoder, None, None)
 
     @classmethod
@@ -66,13 +63,12 @@ class IPAdapterDiffusion:
         AppError
             If the adapter is of another kind, or made for another image encoder or UNet.
         """
-        with _quiet():
+        with quiet_libraries():
             from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
             from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
             from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
                 StableDiffusionImg2ImgPipeline,
             )
-            from diffusers.schedulers.scheduling_ddim import DDIMScheduler
             from transformers import (
                 AutoTokenizer,
                 CLIPImageProcessor,
@@ -84,14 +80,14 @@ class IPAdapterDiffusion:
         encoder = load_component(CLIPVisionModelWithProjection, folder / IMAGE_ENCODER, dtype=dtype)
         _check_adapter(folder / ADAPTER, encoder.config.projection_dim, unet.config.cross_attention_dim)
         # the hub's scheduler file is PNDM's; the two share the schedule's keys
-        scheduler = DDIMScheduler.from_pretrained(
-            folder / "scheduler", clip_sample=False, local_files_only=True
-        )
+        scheduler = load_ddim(folder / "scheduler", clip_sample=False)
+        with readable(folder / "tokenizer", "this tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         assemble: Any = StableDiffusionImg2ImgPipeline  # its hints do not let the checker be None
         pipeline = assemble(
             vae=load_component(AutoencoderKL, folder / "vae", torch_dtype=dtype),
             text_encoder=load_component(CLIPTextModel, folder / "text_encoder", dtype=dtype),
-            tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            tokenizer=tokenizer,
             unet=unet,
             scheduler=scheduler,
             safety_checker=None,
@@ -100,7 +96,7 @@ class IPAdapterDiffusion:
             image_encoder=encoder,
         )
         adapter = Path(ADAPTER)
-        with _quiet():
+        with readable(folder / adapter), quiet_libraries():
             pipeline.load_ip_adapter(
                 str(folder),
                 subfolder=adapter.parent.as_posix(),
@@ -112,11 +108,6 @@ class IPAdapterDiffusion:
         for part in ("vae", "text_encoder", "unet", "image_encoder"):
             getattr(pipeline, part).to(device).eval()
         return cls(pipeline)
-
-    @property
-    def image_size(self) -> int:
-        """Side of the images that come out, in pixels."""
-        return self._codec.image_size
 
     @property
     def embedding_size(self) -> int:
@@ -176,7 +167,7 @@ class IPAdapterDiffusion:
         ValueError
             If the numbers of images, embeddings or generators do not fit.
         """
-        return self._codec.decode(self._latents(initial, embeddings, generators, settings))
+        return self.decode(self._latents(initial, embeddings, generators, settings))
 
     def _latents(
         self,
@@ -187,8 +178,6 @@ class IPAdapterDiffusion:
     ) -> Tensor:
         """Denoised latents, float32 (n, 4, h, w), checked to be finite."""
         n = len(initial)
-        if initial.dtype != np.uint8:
-            raise TypeError(f"first-stage images should be uint8, got {initial.dtype}")
         if embeddings.shape != (n, self.embedding_size):
             raise ValueError(
                 f"{n} images need embeddings of shape {(n, self.embedding_size)}, got {embeddings.shape}"
@@ -196,30 +185,13 @@ class IPAdapterDiffusion:
         if len(generators) != n:
             raise ValueError(f"{n} images need as many generators, got {len(generators)}")
         self.pipeline.set_ip_adapter_scale(1 - settings.text_share)
-        latents: Tensor = self._codec.encode(initial, generators if settings.sample_posterior else None)
-        timesteps, noised_to = self._schedule(settings)
-        noise = [torch.randn(latents.shape[1:], generator=g, dtype=torch.float32) for g in generators]
-        latents = self.scheduler.add_noise(latents, torch.stack(noise).to(latents), noised_to)
         condition = self._condition(embeddings)
-        for t in timesteps:
-            both = torch.cat([latents, latents]).to(self.unet.dtype)
-            nothing, wanted = self.unet(both, t, return_dict=False, **condition)[0].float().chunk(2)
-            guided = nothing + settings.guidance * (wanted - nothing)
-            latents = self.scheduler.step(guided, t, latents, eta=0.0).prev_sample
-        if not torch.isfinite(latents).all():
-            raise AppError(
-                f"Stage 2 produced latents that are not finite in {self.unet.dtype} on {self.unet.device}. "
-                "Half precision overflows on some devices: run again in float32, which --device cpu takes."
-            )
-        return latents
 
-    def _schedule(self, settings: DiffusionSettings) -> tuple[Tensor, Tensor]:
-        """Timesteps to denoise, high to low, and the timestep to noise to."""
-        self.scheduler.set_timesteps(settings.steps)
-        timesteps = self.scheduler.timesteps
-        first = settings.steps - int(settings.steps * settings.strength)
-        noised_to = max(first - 1, 0) if settings.noise_one_step_higher else first
-        return timesteps[first:], timesteps[noised_to].reshape(1)
+        def predict(both: Tensor, t: Tensor) -> Tensor:
+            noise: Tensor = self.unet(both, t, return_dict=False, **condition)[0]
+            return noise
+
+        return self.guided_latents(initial, generators, settings, predict)
 
     def _condition(self, embeddings: np.ndarray) -> dict[str, Any]:
         """Give what the UNet looks at, for the unguided half of the batch and then the guided one."""
@@ -233,29 +205,11 @@ class IPAdapterDiffusion:
         }
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence both libraries' remarks about torchvision, which is not needed, and about dtypes."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    libraries: tuple[Any, Any] = (of_diffusers, of_transformers)
-    before = [library.get_verbosity() for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
-        library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for library, verbosity in zip(libraries, before, strict=True):
-            library.set_verbosity(verbosity)
-
-
 def _check_adapter(file: Path, embedding_size: int, token_size: int) -> None:
     """Refuse adapters that diffusers would load as something else; only the file's header is read."""
     from safetensors import safe_open
 
-    with safe_open(file, framework="pt") as content:
+    with readable(file), safe_open(file, framework="pt") as content:
         if "image_proj.proj.weight" not in content.keys():  # noqa: SIM118 - not a dict
             raise AppError(
                 f"{file}: not a plain IP-Adapter (no image_proj.proj.weight; the 'plus' and 'face' "

@@ -19,14 +19,15 @@ from bidsapp.config import Recipe
 from bidsapp.errors import AppError, ExitCode, Problem
 from bidsapp.models import canaries, weights
 from bidsapp.models.clip import ClipTokens
-from bidsapp.models.devices import numerics
+from bidsapp.models.devices import choose_dtype, numerics
 from bidsapp.models.evalnets import FeatureNetwork, load_networks
 from bidsapp.models.ip_adapter import IPAdapterDiffusion
+from bidsapp.models.latent_diffusion import DiffusionSettings
 from bidsapp.models.protocol_networks import CLIP, NetworkUse, load_protocol_networks
 from bidsapp.models.vdvae import VDVAE
 from bidsapp.models.vdvae_files import load_vdvae
 from bidsapp.models.verification import hash_files, unpublished, verify
-from bidsapp.models.versatile_diffusion import DiffusionSettings, VersatileDiffusion
+from bidsapp.models.versatile_diffusion import VersatileDiffusion
 from bidsapp.models.weights import EMBEDDED, models_root
 from bidsapp.models.weights_lock import Lock
 from bidsapp.progress import track
@@ -49,6 +50,8 @@ class Models:
         Where downloaded weights are; not used by recipes whose weights are in the package.
     device : str
         As :func:`bidsapp.models.devices.choose_device` returns it.
+    dtype : str
+        Number format of the networks, as :func:`bidsapp.models.devices.choose_dtype` takes it.
     uses : mapping of str to NetworkUse, optional
         Judging networks of a published protocol, by name; without it those of ``metrics.networks``
         that come with the package.
@@ -65,9 +68,12 @@ class Models:
         models_dir: Path | None,
         device: str,
         uses: Mapping[str, NetworkUse] | None = None,
+        dtype: str = "auto",
     ) -> None:
         self.recipe, self.device, self.uses = recipe, device, dict(uses or {})
         self.unpublished: list[str] = []
+        self.dtype = choose_dtype(dtype, device)
+        self.numerics = numerics(device, self.dtype)
         self.root = models_root(recipe, models_dir)
         self.evaluation = (models_dir or weights.default_models_dir()) / weights.EVALUATION
 
@@ -75,7 +81,7 @@ class Models:
     def vdvae(self) -> VDVAE:
         """The VDVAE of stage 1."""
         folder = self.root / self.recipe.models.vdvae
-        model = load_vdvae(folder, self.device)
+        model = load_vdvae(folder, self.device, self.dtype)
         n_layers = min(4, model.n_blocks)
         picture = canaries.image(model.config.image_size)
         shape = (1, sum(model.layer_sizes(n_layers)))
@@ -86,7 +92,7 @@ class Models:
     def clip(self) -> ClipTokens:
         """The CLIP whose tokens guide Versatile Diffusion."""
         folder = self.root / self.recipe.models.diffusion
-        clip = ClipTokens.load(folder, self.device, numerics(self.device).transformers)
+        clip = ClipTokens.load(folder, self.device, self.numerics.transformers)
         picture = canaries.image(clip.image_size)
         self._try("image encoder", folder, lambda: clip.vision_tokens(picture), (1, *clip.vision_shape))
         self._try("text encoder", folder, lambda: clip.text_tokens([canaries.CAPTION]), (1, *clip.text_shape))
@@ -97,7 +103,7 @@ class Models:
         """The dual-guided latent diffusion of stage 2."""
         folder = self.root / self.recipe.models.diffusion
         model = VersatileDiffusion.load(
-            folder, self.clip.vision_shape[0], self.device, numerics(self.device).transformers
+            folder, self.clip.vision_shape[0], self.device, self.numerics.transformers
         )
         seen, read = (canaries.tokens((1, *s)) for s in (self.clip.vision_shape, self.clip.text_shape))
         side = model.image_size
@@ -113,7 +119,7 @@ class Models:
     def adapter(self) -> IPAdapterDiffusion:
         """Stable Diffusion with IP-Adapter, the other generator of stage 2."""
         folder = self.root / self.recipe.models.diffusion
-        model = IPAdapterDiffusion.load(folder, self.device, numerics(self.device).transformers)
+        model = IPAdapterDiffusion.load(folder, self.device, self.numerics.transformers)
         side, embedding = model.image_size, canaries.tokens((1, model.embedding_size))
 
         def answer() -> np.ndarray:
@@ -148,7 +154,7 @@ class Models:
             from bidsapp.models.checkpoints import load_component
 
             where = self.evaluation / weights.CLIP_NETWORK
-            model = load_component(CLIPVisionModelWithProjection, where)
+            model = load_component(CLIPVisionModelWithProjection, where, dtype=self.numerics.transformers)
         other = {k: v for k, v in _VIT_L14.items() if getattr(model.config, k) != v}
         if other:
             raise AppError(
@@ -164,7 +170,7 @@ class Models:
         owned = where.is_relative_to(EMBEDDED)
         lock = None if owned else self._lock(where)
         folder = where.name if owned or lock is None else where.relative_to(lock.root).parts[0]
-        canaries.check(f"{folder}#{what}", where, answer, shape, self.device, lock)
+        canaries.check(f"{folder}#{what}", where, answer, shape, self.device, lock, self.dtype)
 
     def _lock(self, where: Path) -> Lock:
         return Lock.read(self.evaluation.parent if where.is_relative_to(self.evaluation) else self.root)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bidsapp.errors import AppError
 from bidsapp.models._logistic import mixture_mean, mixture_sample, negative_log_likelihood
+from bidsapp.models.devices import other_format
 from bidsapp.models.vdvae_blocks import Block, Decoder, Encoder, VDVAEConfig, parse_blocks
 
 __all__ = ["VDVAE", "VDVAEConfig", "parse_blocks", "scale_initial_weights"]
@@ -123,7 +124,7 @@ class VDVAE(nn.Module):
     def decode_latents(
         self,
         latents: np.ndarray,
-        generators: Sequence[torch.Generator],
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         *,
         sample: bool = False,
         temperature: float = 1.0,
@@ -134,9 +135,10 @@ class VDVAE(nn.Module):
         ----------
         latents : ndarray of float32, shape (n, sum(layer_sizes(k)))
             Of the first k blocks, as :meth:`encode_latents` returns them.
-        generators : sequence of n torch.Generator
-            One an image, so that an image does not depend on its batch. May be empty where nothing
-            is drawn.
+        generator : torch.Generator or sequence of n torch.Generator, optional
+            On the CPU. With one for each image, an image does not depend on its batch; one for all
+            gives each batch of images the next draws of its stream. Not needed where nothing is drawn
+            (all blocks given or ``temperature`` 0, and not ``sample``).
         sample : bool
             Draw each pixel from the output mixture; the mixture's mean otherwise.
         temperature : float
@@ -149,11 +151,17 @@ class VDVAE(nn.Module):
         Raises
         ------
         ValueError
-            If the latents' width ends inside a block or beyond the last, or generators are missing.
+            If the latents' width ends inside a block or beyond the last, or generators are missing
+            or not as many as the images.
+        AppError
+            If a pixel is not finite.
         """
         n_given = self._count_blocks(latents.shape[1])
-        if (sample or (n_given < self.n_blocks and temperature > 0)) and len(generators) != len(latents):
-            raise ValueError(f"{len(latents)} images need as many generators, got {len(generators)}")
+        draws = sample or (n_given < self.n_blocks and temperature > 0)
+        if draws and not isinstance(generator, torch.Generator):
+            n_generators = len(generator) if generator is not None else 0
+            if n_generators != len(latents):
+                raise ValueError(f"{len(latents)} images need as many generators, got {n_generators}")
         given = torch.from_numpy(np.array(latents, dtype=np.float32)).to(self.device)
         with self._precision():
             streams = self.decoder.start(len(given))
@@ -164,18 +172,21 @@ class VDVAE(nn.Module):
                 if index < n_given:
                     z = next(values).reshape(mean.shape).to(mean.dtype)
                 elif temperature > 0:
-                    z = mean + temperature * log_sigma.exp() * _normal_each(mean, generators)
+                    z = mean + temperature * log_sigma.exp() * _normal(mean, generator)
                 else:
                     z = mean
                 streams[block.base] = block.leave(x, z)
             raw = self.decoder.finish(streams, self.config.image_size).float()
         raw = self._finite(raw, "pixels")
-        if sample:
+        if sample and isinstance(generator, Sequence):
             rows = [
                 mixture_sample(r[None], self.config.n_mixtures, g)
-                for r, g in zip(raw, generators, strict=True)
+                for r, g in zip(raw, generator, strict=True)
             ]
             pixels = torch.cat(rows)
+        elif sample:
+            assert isinstance(generator, torch.Generator)  # checked above
+            pixels = mixture_sample(raw, self.config.n_mixtures, generator)
         else:
             pixels = mixture_mean(raw, self.config.n_mixtures)
         return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
@@ -220,8 +231,7 @@ class VDVAE(nn.Module):
         if not torch.isfinite(x).all():
             raise AppError(
                 f"Stage 1 produced {what} that are not finite in {self.half_type or torch.float32} on "
-                f"{self.device}. The weights may be damaged, or overflow in half precision: fetch them "
-                "again, or run with --device cpu."
+                f"{self.device}. {other_format(self.half_type, self.device.type)}"
             )
         return x
 
@@ -246,11 +256,8 @@ def scale_initial_weights(model: VDVAE) -> None:
 
 
 def _normal(like: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+    """Draw on the CPU, so that every device is given the same numbers."""
     if isinstance(generator, Sequence):
-        return _normal_each(like, generator)
+        rows = [torch.randn(like.shape[1:], generator=g, dtype=torch.float32) for g in generator]
+        return torch.stack(rows).to(like)
     return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like)
-
-
-def _normal_each(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    rows = [torch.randn(like.shape[1:], generator=g, dtype=torch.float32) for g in generators]
-    return torch.stack(rows).to(like)

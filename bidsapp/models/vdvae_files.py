@@ -17,7 +17,7 @@ NAMES = ("model.safetensors", "imagenet64-iter-1600000-model-ema.th")
 _IMAGENET64 = Path(__file__).with_name("imagenet64.json")
 
 
-def load_vdvae(folder: Path, device: str = "cpu") -> VDVAE:
+def load_vdvae(folder: Path, device: str = "cpu", dtype: str = "auto") -> VDVAE:
     """Load a VDVAE, strictly, with the number formats of its device.
 
     Parameters
@@ -26,6 +26,8 @@ def load_vdvae(folder: Path, device: str = "cpu") -> VDVAE:
         Holds weights under one of :data:`NAMES`, and their ``config.json``; without one they are the
         published weights of ImageNet 64 x 64.
     device : str
+    dtype : {"auto", "float32", "float16", "bfloat16"}
+        As :func:`~bidsapp.models.devices.numerics` takes it.
 
     Returns
     -------
@@ -40,7 +42,7 @@ def load_vdvae(folder: Path, device: str = "cpu") -> VDVAE:
     path = next((folder / name for name in NAMES if (folder / name).is_file()), folder / NAMES[-1])
     model = _empty(read_config(folder))
     load_strictly(model, path, prefix="module.")
-    formats = numerics(device)
+    formats = numerics(device, dtype)
     model = model.to(device).eval()
     if formats.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

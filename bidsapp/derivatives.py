@@ -34,7 +34,7 @@ from bidsapp.steps import BRAIN
 if TYPE_CHECKING:
     from bidsapp.data.stimuli import StimulusSet
     from bidsapp.data.targets import TargetRows
-    from bidsapp.decoding.ridge import RidgeDecoder
+    from bidsapp.decoding.decoder import RidgeDecoder
     from bidsapp.participant import Pictures, Reconstruction
 
 LOG = logging.getLogger("bidsapp")
@@ -215,7 +215,7 @@ def write_model(found: Reconstruction, tree: OutputTree, config: RunConfig, sour
     """
     import h5py
 
-    from bidsapp.decoding.ridge import RidgeDecoder
+    from bidsapp.decoding.decoder import RidgeDecoder
 
     decoder = RidgeDecoder(found.zscored["train"])
     with atomic_path(tree.path("model")) as temporary, h5py.File(temporary, "w") as file:

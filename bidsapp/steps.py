@@ -19,7 +19,7 @@ from bidsapp.data.responses import average_repeats, zscore
 from bidsapp.data.sessions import mask_sessions
 from bidsapp.data.targets import TargetRows, TargetStore
 from bidsapp.decoding import calibration
-from bidsapp.decoding.ridge import RidgeDecoder
+from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.progress import track
 from bidsapp.records import Split, SubjectInputs
 from bidsapp.seeds import image_generators, seed_for

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bidsapp.decoding import ridge as module
+from bidsapp.decoding import gram as module
 from bidsapp.decoding.ridge import Ridge, RidgeDecoder
 
 
@@ -113,14 +113,14 @@ def test_property_operator_and_offsets(n, p, alpha, offset, seed):
 
 
 def test_float32_within_its_accuracy_and_switch_to_float64(monkeypatch):
-    monkeypatch.setattr(module, "_SMALL", 0)
+    monkeypatch.setattr(module, "SMALL", 0)
     for n, p in ((80, 200), (200, 80)):
         x, y, x_new = _data(n, p, 6)
         decoder = RidgeDecoder(x)
         for alpha, dtype in ((1e4, np.float32), (100.0, np.float32), (1e-2, np.float64)):
             expected = _normal_equations(x, y, x_new, alpha)
             got = decoder.predict_blocks(decoder.operator(x_new, alpha), y)
-            assert decoder._factor_for(alpha).dtype == dtype
+            assert decoder.gram.factor(alpha).dtype == dtype
             assert np.abs(got - expected).max() < 1e-4 * expected.std()
         loo = decoder.loo_operator(100.0)
         np.testing.assert_allclose(loo, RidgeDecoder(x, precision="float64").loo_operator(100.0), atol=1e-5)
@@ -131,7 +131,7 @@ def test_blocks_of_x_do_not_matter(monkeypatch, shape):
     x, _, x_new = _data(*shape, 1)
     whole = RidgeDecoder(x)
     expected, loo = whole.operator(x_new, 5.0), whole.loo_operator(5.0)
-    monkeypatch.setattr(module, "_BLOCK", 100)
+    monkeypatch.setattr(module, "BLOCK", 100)
     blocked = RidgeDecoder(x)
     np.testing.assert_allclose(blocked.operator(x_new, 5.0), expected, rtol=1e-5, atol=1e-9)
     np.testing.assert_allclose(blocked.loo_operator(5.0), loo, rtol=1e-5, atol=1e-9)
@@ -193,7 +193,7 @@ def test_refusals():
         decoder.operator(x_new[:, :5], 1.0)
     with pytest.raises(ValueError, match="shape"):
         decoder.predict_blocks(decoder.operator(x_new, 1.0), y[:5])
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(ValueError, match="inconsistent numbers"):
         Ridge().fit(x, y[:5])
     with pytest.raises(ValueError, match="precision"):
         RidgeDecoder(x, precision="float16")

@@ -64,3 +64,12 @@ def largest_eigenvalue(lower: npt.NDArray[Any], n_iterations: int = 12) -> float
         vector = symv(1.0, lower, vector / vector.dtype.type(norm), lower=1)
         value = float(np.linalg.norm(vector))
     return value
+
+
+def mirror(lower: npt.NDArray[Any], step: int = 1024) -> None:
+    """Copy a square matrix's lower triangle to its upper one, in place, by blocks of columns."""
+    for start in range(0, lower.shape[0], step):
+        here = slice(start, start + step)
+        corner = lower[here, here]
+        corner[...] = np.tril(corner) + np.tril(corner, -1).T
+        lower[here, start + step :] = lower[start + step :, here].T

@@ -1,0 +1,198 @@
+"""Ridge regression with one factorisation for all targets.
+
+The targets of a reconstruction (VDVAE latents, CLIP tokens) number in the hundred thousands, the
+images in the thousands. Ridge predictions are linear in the training targets,
+
+    prediction = mean(Y) + A (Y - mean(Y)),    A = K_new (K + alpha I)^-1,
+
+with K the Gram matrix of the centred training responses and K_new the products of the centred new and
+training responses. ``A`` (new images x training images) does not depend on the targets, so it is found
+once for each alpha, and predicting any number of targets is one matrix product, done in blocks of
+targets (:mod:`bidsapp.decoding.streaming`). No weights (voxels x targets) are formed.
+
+Source of the leave-one-out form: Hastie, Tibshirani & Friedman, The Elements of Statistical Learning,
+2nd ed., eq. 7.64 (linear smoothers).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bidsapp.decoding.backends import NUMPY, Backend, Matrix
+from bidsapp.decoding.gram import MAX_CONDITION, CentredGram, Precision
+from bidsapp.decoding.streaming import predict_blocks
+
+
+class RidgeDecoder:
+    """The part of a ridge regression that all alphas and all targets share.
+
+    The Gram matrix is formed in the cheaper of the two spaces: (n, n) where n <= p ("dual"), (p, p)
+    otherwise ("primal"). Beside ``x_train``, which is kept by reference (a memory map may be given),
+    memory is two matrices of that size and one block of x.
+
+    Parameters
+    ----------
+    x_train : array-like of float32, (n, p)
+        Training responses (images x voxels). They need not be centred.
+    precision : {"auto", "float32", "float64"}
+        Of the Gram matrix and its factor. "auto" takes float64 where the Gram matrix is small (at
+        most 4096 rows) or, for the alpha asked, too badly conditioned for float32 (condition number
+        above 1e3), else float32. Either way predictions agree with float64 within 1e-4 of their
+        scale; an alpha too small for that is refused.
+    backend : Backend
+        See :mod:`bidsapp.decoding.backends`.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two rows, or values that are not finite.
+    """
+
+    def __init__(
+        self, x_train: npt.ArrayLike, *, precision: Precision = "auto", backend: Backend = NUMPY
+    ) -> None:
+        #: The Gram matrix and its factors.
+        self.gram = CentredGram(x_train, precision, backend)
+        self._backend = self.gram.backend
+
+    @property
+    def n_samples(self) -> int:
+        """Number of training rows, n."""
+        return int(self.gram.x.shape[0])
+
+    @property
+    def n_features(self) -> int:
+        """Number of voxels, p."""
+        return int(self.gram.x.shape[1])
+
+    @property
+    def is_dual(self) -> bool:
+        """Whether the Gram matrix is (n, n) rather than (p, p)."""
+        return self.gram.is_dual
+
+    @property
+    def x_mean(self) -> npt.NDArray[np.float64]:
+        """Mean of every voxel over the training rows, (p,)."""
+        return self.gram.mean
+
+    predict_blocks = staticmethod(predict_blocks)
+
+    def operator(self, x_new: npt.ArrayLike, alpha: float, *, rounded: bool = True) -> npt.NDArray[Any]:
+        """Give the matrix that turns training targets into predictions.
+
+        Parameters
+        ----------
+        x_new : array-like, (m, p)
+            New responses, in the units of ``x_train``.
+        alpha : float
+            Penalty on the squared weights, > 0 (scikit-learn's ``Ridge(alpha)``).
+        rounded : bool
+            False keeps the precision of the factor.
+
+        Returns
+        -------
+        ndarray of float32, (m, n)
+            ``A``, for :meth:`predict_blocks`; float64 where the condition is above 1e3, which tells
+            ``predict_blocks`` to check itself.
+
+        Raises
+        ------
+        ValueError
+            For another number of voxels, values that are not finite, an alpha that can't be used.
+        """
+        new = np.asarray(x_new)
+        if new.ndim != 2 or new.shape[1] != self.n_features:
+            raise ValueError(f"new x of shape {new.shape} given, (m, {self.n_features}) needed")
+        if not np.isfinite(new).all():
+            raise ValueError("new x holds NaN or infinite values")
+        operator = self._operator(new, alpha)
+        return self._rounded(operator, alpha) if rounded else operator
+
+    def loo_operator(self, alpha: float, rows: npt.ArrayLike | None = None) -> npt.NDArray[Any]:
+        """Give the matrix of exact leave-one-out predictions of training rows.
+
+        Row i predicts training row i from a ridge with intercept fitted to all the others, at the
+        cost of a solve instead of n refits: with H the matrix that maps targets to fitted values,
+        ``(H - diag H) / (1 - diag H)``. (What was done to x before, such as z-scoring with all rows,
+        is not redone.)
+
+        Parameters
+        ----------
+        alpha : float
+            As in :meth:`operator`.
+        rows : array-like of int, (k,), optional
+            Training rows to predict; all by default, which needs an (n, n) result.
+
+        Returns
+        -------
+        ndarray of float32 (or float64, as in :meth:`operator`), (k, n)
+            For :meth:`predict_blocks`; entries at the row itself are 0.
+        """
+        n = self.n_samples
+        index = np.arange(n) if rows is None else np.arange(n)[np.asarray(rows)]
+        place = np.arange(index.size)
+        if self.is_dual:
+            # Of centred fits, H = I - alpha (K + alpha I)^-1, which spares the products with K.
+            self.gram.factor(alpha)
+            units = np.zeros((n, index.size), dtype=self.gram.dtype, order="F")
+            units[index, place] = 1
+            hat = -alpha * self._backend.take(self.gram.solve(self._backend.put(units), alpha)).T
+            rest = -hat[place, index].astype(np.float64)
+        else:
+            hat = self._operator(self.gram.x[index], alpha)
+            rest = 1 - hat[place, index].astype(np.float64)
+        rest -= 1 / n  # the intercept's share
+        if not (rest > 1e-9).all():
+            raise ValueError(f"alpha {alpha:g} is too small: the fit passes through the training targets")
+        hat += 1 / n
+        hat[place, index] = 0
+        hat /= rest[:, None].astype(hat.dtype)
+        return self._rounded(hat, alpha)
+
+    def weights(self, y: npt.ArrayLike, alpha: float) -> npt.NDArray[Any]:
+        """Give the weights (not needed to predict), (p, d), in the precision of the factor.
+
+        Parameters
+        ----------
+        y : array-like, (n, d)
+        alpha : float
+        """
+        right = self._centred(y, alpha)
+        dtype = self.gram.dtype
+        if self.is_dual:
+            return self.gram.project(self.gram.solve(right, alpha), dtype)
+        projected = self._backend.put(self.gram.project(right, dtype))
+        return self._backend.take(self.gram.solve(projected, alpha))
+
+    def coefficients(self, y: npt.ArrayLike, alpha: float) -> npt.NDArray[Any]:
+        """Give dual coefficients (n, d), or weights (p, d) where not ``is_dual``."""
+        if not self.is_dual:
+            return self.weights(y, alpha)
+        return self._backend.take(self.gram.solve(self._centred(y, alpha), alpha))
+
+    def _centred(self, y: npt.ArrayLike, alpha: float) -> Matrix:
+        """Bring targets about their mean to the backend, in the precision that alpha needs."""
+        targets = np.asarray(y)
+        if targets.ndim != 2 or targets.shape[0] != self.n_samples:
+            raise ValueError(f"targets of shape {targets.shape} given for {self.n_samples} training rows")
+        self.gram.factor(alpha)
+        centred = targets - targets.mean(axis=0, dtype=np.float64)
+        return self._backend.put(centred.astype(self.gram.dtype))
+
+    def _operator(self, x_new: npt.NDArray[Any], alpha: float) -> npt.NDArray[Any]:
+        self.gram.factor(alpha)  # which settles the precision
+        dtype = self.gram.dtype
+        if self.is_dual:
+            solved = self.gram.solve(self.gram.products_with(x_new, dtype).T, alpha)
+            return self._backend.take(solved).T
+        right = self._backend.put((x_new - self.x_mean).astype(dtype).T)
+        return self.gram.project_back(self.gram.solve(right, alpha), dtype).T
+
+    def _rounded(self, operator: npt.NDArray[Any], alpha: float) -> npt.NDArray[Any]:
+        """Round to float32, unless the condition says that more digits may be needed."""
+        if self.gram.condition(alpha) > MAX_CONDITION[np.dtype("f4")]:
+            return operator.astype(np.float64, copy=False)
+        return operator.astype(np.float32)

@@ -1,0 +1,221 @@
+"""Predictions of any number of targets, a block of targets at a time.
+
+With an operator A (rows to predict x training images), which does not depend on the targets,
+
+    prediction = mean(Y) + A (Y - mean(Y)),
+
+so a block of targets (training images x some dimensions) is read, centred, multiplied and written before the
+next; the next is read meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bidsapp.decoding.backends import NUMPY, Backend
+
+Array = npt.NDArray[np.float32]
+
+#: Elements of the targets worked on at once: 128 MiB as float32.
+BLOCK = 1 << 25
+#: Columns of a block that are checked against float64, where the operator asks for it.
+_CHECKED = 4
+#: Largest error of a checked column, relative to its spread, that float32 may have.
+_TOLERANCE = 2e-5
+
+
+class Sliceable(Protocol):
+    """What targets must offer: an array, a memory map or an HDF5 dataset of shape (n, d)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(images, targets)."""
+        ...
+
+    def __getitem__(self, key: Any, /) -> Any:
+        """Give ``y[:, a:b]`` as an array."""
+        ...
+
+
+@dataclass(frozen=True)
+class TargetBlock:
+    """Some dimensions of the training targets.
+
+    Attributes
+    ----------
+    columns : slice
+        Which dimensions.
+    values : ndarray of float, (n, b)
+        As read.
+    mean : ndarray of float64, (b,)
+    centred : ndarray of float32, (n, b)
+    """
+
+    columns: slice
+    values: npt.NDArray[Any]
+    mean: npt.NDArray[np.float64]
+    centred: Array
+
+
+class ArrayOnDisk:
+    """A ``.npy`` file that is written by slices and never lies in memory.
+
+    A memory map keeps the pages that were written; here each write maps the file anew, so that what is
+    written leaves the process at once.
+
+    Parameters
+    ----------
+    path : Path
+        The file, made now.
+    shape : tuple of int
+    dtype : dtype-like
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> None:
+        self.path = path
+        self.shape = shape
+        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+    def __setitem__(self, key: Any, value: npt.ArrayLike) -> None:
+        np.lib.format.open_memmap(self.path, mode="r+")[key] = value
+
+    def __getitem__(self, key: Any) -> npt.NDArray[Any]:
+        return np.array(np.lib.format.open_memmap(self.path, mode="r")[key])
+
+    def read(self) -> npt.NDArray[Any]:
+        """Give the whole as a read-only memory map."""
+        return np.lib.format.open_memmap(self.path, mode="r")  # type: ignore[no-any-return]
+
+
+def target_blocks(y: Sliceable, block: int | None = None) -> Iterator[TargetBlock]:
+    """Go through targets by blocks of dimensions; the next is read and centred in a thread meanwhile.
+
+    Parameters
+    ----------
+    y : array-like or HDF5 dataset of float, (n, d)
+        ``y[:, a:b]`` is read in turn.
+    block : int, optional
+        Dimensions at once; by default about 128 MiB of float32.
+
+    Yields
+    ------
+    TargetBlock
+
+    Raises
+    ------
+    ValueError
+        For targets that are not finite.
+    """
+    n, d = y.shape
+    step = block if block is not None else max(1, BLOCK // n)
+    if step < 1:
+        raise ValueError("block must be at least 1")
+    parts = [slice(start, min(start + step, d)) for start in range(0, d, step)]
+    if len(parts) == 1:
+        yield _read(y, parts[0])
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="targets") as reader:
+        coming = reader.submit(_read, y, parts[0]) if parts else None
+        for after in [*parts[1:], None]:
+            assert coming is not None
+            here = coming.result()
+            coming = reader.submit(_read, y, after) if after is not None else None
+            yield here
+
+
+def _read(y: Sliceable, columns: slice) -> TargetBlock:
+    values = np.asarray(y[:, columns])
+    mean = values.mean(axis=0, dtype=np.float64)
+    if not np.isfinite(mean).all():
+        raise ValueError("the targets hold NaN or infinite values")
+    centred = np.empty(values.shape, dtype=np.float32)
+    np.subtract(values, mean, out=centred, casting="same_kind")
+    return TargetBlock(columns, values, mean, centred)
+
+
+class Predictor:
+    """An operator, ready to predict blocks of targets.
+
+    Parameters
+    ----------
+    operator : ndarray of float, (m, n)
+        From ``RidgeDecoder.operator`` or ``loo_operator``. Where it is float64 (which says that the fit
+        is badly conditioned), some columns of each block are predicted in float64 too, and the whole
+        block is where float32 falls short.
+    backend : Backend
+    """
+
+    def __init__(self, operator: npt.NDArray[Any], backend: Backend = NUMPY) -> None:
+        self._exact = operator if operator.dtype == np.float64 else None
+        self._backend = backend
+        self._operator = backend.put(np.asarray(operator, dtype=np.float32))
+        self.shape: tuple[int, int] = operator.shape
+
+    def predict(self, block: TargetBlock) -> Array:
+        """Predict a block: float32 (m, b)."""
+        product = self._backend.take(self._operator @ self._backend.put(block.centred))
+        if self._exact is not None and not self._accurate(product, block):
+            exact: npt.NDArray[np.float64] = self._exact @ (block.values - block.mean) + block.mean
+            return exact.astype(np.float32)
+        product += block.mean.astype(np.float32)
+        return product
+
+    def _accurate(self, product: Array, block: TargetBlock) -> bool:
+        d = block.mean.size
+        some = np.unique(np.linspace(0, d - 1, min(_CHECKED, d)).astype(int))
+        assert self._exact is not None
+        centred = block.values[:, some] - block.mean[some]
+        expected = self._exact @ centred
+        error = np.abs(product[:, some] - expected).max(axis=0)
+        # Of a single row, or of targets that can't be predicted, the spread says little.
+        scale = np.maximum(expected.std(axis=0), 1e-3 * centred.std(axis=0))
+        return bool((error <= _TOLERANCE * scale).all())
+
+
+def predict_blocks(
+    operator: npt.NDArray[Any],
+    y: Sliceable,
+    *,
+    block: int | None = None,
+    out: Any | None = None,
+    backend: Backend = NUMPY,
+) -> Array:
+    """Predict all targets, a block of targets at a time.
+
+    Parameters
+    ----------
+    operator : ndarray of float, (m, n)
+        See :class:`Predictor`.
+    y : array-like or HDF5 dataset, (n, d)
+        Training targets, any float type; ``y[:, a:b]`` is read in turn.
+    block : int, optional
+        Targets at once; by default about 128 MiB of them. Results differ between block sizes by rounding
+        only (a few units in the last place of float32).
+    out : ndarray, HDF5 dataset or ArrayOnDisk of float32, (m, d), optional
+        Where to write.
+    backend : Backend
+        Where products are made.
+
+    Returns
+    -------
+    ndarray of float32, (m, d)
+        ``mean(y) + operator @ (y - mean(y))``; it is ``out`` where that was given.
+    """
+    m, n = operator.shape
+    if len(y.shape) != 2 or y.shape[0] != n:
+        raise ValueError(f"targets of shape {tuple(y.shape)} given for an operator of shape {(m, n)}")
+    d = int(y.shape[1])
+    result: Any = np.empty((m, d), dtype=np.float32) if out is None else out
+    if tuple(result.shape) != (m, d):
+        raise ValueError(f"out has shape {tuple(result.shape)}, {(m, d)} needed")
+    predictor = Predictor(operator, backend)
+    for part in target_blocks(y, block):
+        result[:, part.columns] = predictor.predict(part)
+    return result  # type: ignore[no-any-return]

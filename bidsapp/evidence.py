@@ -1,0 +1,244 @@
+"""What a run found out about itself: the ladder, decoding quality, checks, and findings in words.
+
+Frozen records of plain values; computed by the rooms, gathered by the participant level, shown by reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Vector = npt.NDArray[np.float64]
+
+#: Rungs of the ladder, from what could be reached to what luck reaches.
+RUNGS = (
+    "truth",
+    "retrieval",
+    "oracle",
+    "true_tokens",
+    "true_stage1",
+    "brain",
+    "mean",
+    "null",
+    "random",
+)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A mean with the ends of its 95 % interval (None where there is none)."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class LadderRow:
+    """One metric of one rung and stage.
+
+    Attributes
+    ----------
+    rung : str
+        Of :data:`RUNGS`.
+    stage : str
+        ``stage1`` or ``stage2``; rungs that make no picture of their own (truth, retrieval) have
+        ``stage2``.
+    metric : str
+    value : Value
+        Mean over the ladder's images.
+    share : Value or None
+        ``(value - null) / (oracle - null)`` of the same stage and metric: 0 is luck, 1 what the models
+        can reach. None where oracle and null are too close to divide by.
+    n_images : int
+        The same images for every rung of a ladder.
+    """
+
+    rung: str
+    stage: str
+    metric: str
+    value: Value
+    share: Value | None
+    n_images: int
+
+
+@dataclass(frozen=True)
+class GroupQuality:
+    """Decoding quality of a part of a target: a layer of the VDVAE, a token of CLIP.
+
+    ``r`` spans the middle 95 % over dimensions; ``ceiling`` likewise, where repeats allow one.
+    """
+
+    name: str
+    n_dims: int
+    r: Value
+    ceiling: Value | None = None
+
+
+@dataclass(frozen=True)
+class TargetQuality:
+    """How well a target was predicted, before any picture was made.
+
+    Attributes
+    ----------
+    target : str
+    r, r2 : ndarray of float64, (dims,)
+        Over test images, of each dimension that varies: Pearson correlation of prediction and truth,
+        and the coefficient of determination of the ridge's prediction.
+    ceiling : ndarray of float64, (dims,), or None
+        The correlation that the reliability of the predictions allows; None without repeats.
+    groups : tuple of GroupQuality
+    two_way, top1 : Value
+        Identification of the test images by their predicted target among the true ones.
+    two_way_p : float
+        Permutation p of ``two_way``.
+    among_training : Value or None
+        Share of test images whose own target is more similar to the prediction than every training
+        image's is.
+    median_rank : float or None
+        Median over test images of the own target's place among the training images' (1 is first).
+    n_dims, n_images, n_training : int
+        ``n_dims`` counts all dimensions, those that do not vary too.
+    """
+
+    target: str
+    r: Vector
+    r2: Vector
+    ceiling: Vector | None
+    groups: tuple[GroupQuality, ...]
+    two_way: Value
+    two_way_p: float
+    top1: Value
+    among_training: Value | None
+    median_rank: float | None
+    n_dims: int
+    n_images: int
+    n_training: int
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Whether responses to repeats of an image are alike: halves of the test images' repeats.
+
+    ``two_way`` identifies each image's first half among the second halves; ``n_images`` have two
+    repeats or more. ``p`` is the permutation test's.
+    """
+
+    two_way: Value
+    p: float
+    n_images: int
+
+
+@dataclass(frozen=True)
+class TrialOrder:
+    """One session's trials against the repeats in other sessions, shifted by some trials.
+
+    Attributes
+    ----------
+    session : str
+        Label without ``ses-``.
+    lags : tuple of int
+        Shift, in trials, of the betas against the table of trials.
+    correlation : ndarray of float64, (lags,)
+        Mean correlation over trials with the same stimulus' responses in other sessions.
+    error : ndarray of float64, (lags,)
+        Standard error of ``correlation`` minus that at lag 0 (at lag 0: of the correlation itself).
+    n_trials : int
+        Trials whose stimulus was also shown in another session.
+    """
+
+    session: str
+    lags: tuple[int, ...]
+    correlation: Vector
+    error: Vector
+    n_trials: int
+
+
+@dataclass(frozen=True)
+class CaptionMatch:
+    """Whether CLIP finds a stimulus' own captions: two-way identification in CLIP's shared space."""
+
+    two_way: Value
+    p: float
+    n_images: int
+
+
+@dataclass(frozen=True)
+class Spuriousness:
+    """What could make reconstructions look better than they are.
+
+    Attributes
+    ----------
+    space : str
+        The features that similarity is measured in.
+    nearest_train : ndarray of float64, (n,)
+        Similarity of each test image to its nearest training image (cosine).
+    nearest_ids : tuple of str
+        Those training images.
+    own : ndarray of float64, (n,)
+        Similarity of each reconstruction to its own stimulus.
+    closest_train : ndarray of float64, (n,)
+        Similarity of each reconstruction to the training image nearest to it.
+    closer_to_training : Value
+        Share of reconstructions that are closer to some training image than to their own stimulus.
+    within_cluster, between_cluster : Value
+        Two-way identification among stimuli of the same cluster, and of other clusters.
+    n_within : int
+        Test images that share their cluster with another.
+    n_clusters : int
+    """
+
+    space: str
+    nearest_train: Vector
+    nearest_ids: tuple[str, ...]
+    own: Vector
+    closest_train: Vector
+    closer_to_training: Value
+    within_cluster: Value | None
+    between_cluster: Value | None
+    n_within: int
+    n_clusters: int
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence on one stage.
+
+    Attributes
+    ----------
+    code : str
+        Which rule spoke.
+    severity : str
+        ``broken`` (a stage does not do its work), ``limit`` (what holds the picture back), ``ok``, or
+        ``unknown`` (could not be checked).
+    stage : str
+        What it speaks of, in words.
+    sentence : str
+    anchor : str
+        Heading of docs/troubleshooting.md.
+    numbers : mapping of str to float
+        What the rule looked at.
+    """
+
+    code: str
+    severity: str
+    stage: str
+    sentence: str
+    anchor: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that one run found out about itself."""
+
+    ladder: tuple[LadderRow, ...] = ()
+    targets: tuple[TargetQuality, ...] = ()
+    reliability: Reliability | None = None
+    trial_order: tuple[TrialOrder, ...] = ()
+    caption_match: CaptionMatch | None = None
+    spuriousness: Spuriousness | None = None
+    findings: tuple[Finding, ...] = ()

@@ -16,7 +16,7 @@ from bidsapp.cpus import available_cpus
 
 LEVELS = ("participant", "group")
 #: Options that take one or more values, as BIDS Apps have them.
-LISTS = ("--participant-label", "--session-label", "--roi")
+LISTS = ("--participant-label", "--session-label", "--roi", "--captions")
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 

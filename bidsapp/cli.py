@@ -34,7 +34,8 @@ from bidsapp.verbs import VERBS
     "bidsapp-recon",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Verbs: 'bidsapp-recon demo DIR' simulates a dataset and runs everything on it, "
-    "'bidsapp-recon fetch-models' downloads a recipe's weights ('bidsapp-recon VERB --help'). A BIDS_DIR "
+    "'bidsapp-recon fetch-models' downloads a recipe's weights, 'bidsapp-recon nsd2bids NSD_DIR BIDS_DIR' "
+    "converts the Natural Scenes Dataset ('bidsapp-recon VERB --help'). A BIDS_DIR "
     "that is called like a verb is reached as ./demo.",
 )
 @click.argument("bids_dir", type=click.Path(path_type=Path))

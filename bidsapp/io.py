@@ -188,8 +188,12 @@ def write_json(path: str | os.PathLike[str], obj: Mapping[str, Any]) -> None:
     ValueError
         For NaN and infinities, which JSON does not have, and for None inside a list.
     """
-    text = json.dumps(_without_nulls(obj), indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+    write_text(path, json_text(obj))
+
+
+def json_text(obj: Mapping[str, Any]) -> str:
+    """Give the text that :func:`write_json` writes."""
+    return json.dumps(_without_nulls(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _without_nulls(value: Any) -> Any:
@@ -267,12 +271,17 @@ def write_tsv(path: str | os.PathLike[str], columns: Mapping[str, Sequence[Any]]
     ValueError
         Where the columns differ in length.
     """
+    write_text(path, tsv_text(columns))
+
+
+def tsv_text(columns: Mapping[str, Sequence[Any]]) -> str:
+    """Give the text that :func:`write_tsv` writes."""
     lengths = {len(cells) for cells in columns.values()}
     if len(lengths) > 1:
         raise ValueError(f"columns of unequal length: { {k: len(v) for k, v in columns.items()} }")
     rows = ["\t".join(_cell(name) for name in columns)]
     rows += ["\t".join(_cell(v) for v in row) for row in zip(*columns.values(), strict=True)]
-    write_text(path, "\n".join(rows) + "\n")
+    return "\n".join(rows) + "\n"
 
 
 def _cell(value: Any) -> str:

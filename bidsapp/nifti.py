@@ -171,14 +171,19 @@ def save_volume(path: Path, data: NDArray[Any], affine: NDArray[np.float64]) -> 
     data : ndarray, shape (x, y, z)
     affine : ndarray of float64, shape (4, 4)
     """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(volume_bytes(data, affine, compressed=path.suffix == ".gz"))
+
+
+def volume_bytes(data: NDArray[Any], affine: NDArray[np.float64], *, compressed: bool) -> bytes:
+    """Give what :func:`save_volume` writes into a file."""
     import nibabel as nib
 
     image: Any = nib.Nifti1Image(data, affine)  # type: ignore[no-untyped-call]
     image.header.set_xyzt_units("mm", "sec")
-    raw = image.to_bytes()
-    with atomic_path(path) as temporary:
-        # Not nib.save: gzip would put the temporary file's name into the result.
-        temporary.write_bytes(gzip.compress(raw, compresslevel=6, mtime=0) if path.suffix == ".gz" else raw)
+    raw: bytes = image.to_bytes()
+    # Not nib.save: gzip would put the temporary file's name into the result.
+    return gzip.compress(raw, compresslevel=6, mtime=0) if compressed else raw
 
 
 def _bad(path: Path, what: str, code: ExitCode = ExitCode.BAD_DATA) -> AppError:

@@ -1,4 +1,4 @@
-"""The helper verbs: ``bidsapp-recon demo``, ``bidsapp-recon fetch-models``."""
+"""The helper verbs: ``bidsapp-recon demo``, ``bidsapp-recon fetch-models``, ``bidsapp-recon nsd2bids``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from bidsapp.arguments import command_line, common, models_dir_option, prepare
 from bidsapp.errors import ExitCode
+from bidsapp.nsd_verb import nsd2bids
 
 
 @click.command("demo", context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,4 +67,4 @@ def fetch_models(recipe: str, models_dir: Path | None, verify: bool, verbose: in
     return ExitCode.OK
 
 
-VERBS: dict[str, click.Command] = {"demo": demo, "fetch-models": fetch_models}
+VERBS: dict[str, click.Command] = {"demo": demo, "fetch-models": fetch_models, "nsd2bids": nsd2bids}

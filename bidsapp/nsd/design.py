@@ -1,0 +1,179 @@
+"""NSD's experimental design: which image was shown on which trial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bidsapp.errors import AppError, ExitCode
+
+_REQUIRED = {"masterordering": 2, "subjectim": 2, "sharedix": 2}
+_NUMERIC = ("double", "single", "logical", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)))
+#: NSD's file is below 1 MB and its largest variable has 80,000 numbers.
+_MOST_BYTES = 1 << 24
+_MOST_NUMBERS = 10_000_000
+
+
+@dataclass(frozen=True)
+class Design:
+    """The design that all subjects share, with each subject's images.
+
+    Attributes
+    ----------
+    order : ndarray of int64, (trials,)
+        ``masterordering``: the image of every trial, as a 1-based place in a row of ``images``.
+    images : ndarray of int64, (subjects, images of a subject)
+        ``subjectim``: 1-based 73k IDs. The shared images come first.
+    n_shared : int
+        Number of images that all subjects share: the test set.
+    runs : tuple of tuple of int
+        Number of trials in each run of each session; empty where the file does not tell.
+    """
+
+    order: NDArray[np.int64]
+    images: NDArray[np.int64]
+    n_shared: int
+    runs: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def n_subjects(self) -> int:
+        """Number of subjects."""
+        return int(self.images.shape[0])
+
+    @property
+    def n_sessions(self) -> int:
+        """Number of sessions, 0 where ``runs`` is empty."""
+        return len(self.runs)
+
+    @property
+    def shared(self) -> NDArray[np.int64]:
+        """1-based 73k IDs of the shared images, (n_shared,)."""
+        return self.images[0, : self.n_shared]
+
+    def n_trials(self, session: int) -> int:
+        """Count the trials of a session (numbered from 1)."""
+        return sum(self.runs[session - 1])
+
+    def shown(self, subject: int, session: int) -> NDArray[np.int64]:
+        """Give the image of every trial of a session, in order.
+
+        ``subjectim[subject - 1, masterordering[trial] - 1]``, as NSD's own code reads it.
+
+        Parameters
+        ----------
+        subject, session : int
+            Numbered from 1.
+
+        Returns
+        -------
+        ndarray of int64, (trials of the session,)
+            1-based 73k IDs.
+        """
+        start = sum(self.n_trials(s) for s in range(1, session))
+        places = self.order[start : start + self.n_trials(session)] - 1
+        shown: NDArray[np.int64] = self.images[subject - 1, places]
+        return shown
+
+    def run_of_trial(self, session: int) -> list[int] | None:
+        """Give the run (from 1) of every trial of a session; None where the design does not tell."""
+        runs = self.runs[session - 1]
+        if len(runs) == 1:
+            return None
+        return [run for run, count in enumerate(runs, start=1) for _ in range(count)]
+
+    def divided(self, n_trials: int) -> Design:
+        """Divide the trials into sessions of equal length, where the file itself does not tell.
+
+        Raises
+        ------
+        ValueError
+            Where this leaves a remainder.
+        """
+        if n_trials < 1 or self.order.size % n_trials:
+            raise ValueError(f"{self.order.size} trials do not make sessions of {n_trials}")
+        return replace(self, runs=((n_trials,),) * (self.order.size // n_trials))
+
+
+def read_design(path: Path) -> Design:
+    """Read ``nsd_expdesign.mat``.
+
+    Only the numeric arrays that are needed are loaded, and only after their declared sizes were looked at.
+
+    Raises
+    ------
+    AppError
+        Exit code 65 where the file is damaged, lacks a variable, or contradicts itself.
+    """
+    arrays = _load(path)
+    order, images, shared = (arrays[name] for name in _REQUIRED)
+    order, shared = order.reshape(-1), shared.reshape(-1)
+    if not order.size or order.min() < 1 or order.max() > images.shape[1]:
+        raise _bad(path, f"masterordering must number the {images.shape[1]} images of a subject from 1")
+    if images.min() < 1:
+        raise _bad(path, "subjectim must hold 73k IDs, which begin at 1")
+    if any(np.unique(row).size != row.size for row in images):
+        raise _bad(path, "subjectim has an image twice for one subject")
+    n = shared.size
+    if not 0 < n <= images.shape[1] or (images[:, :n] != shared).any():
+        raise _bad(path, "the first images of every subject in subjectim must be those of sharedix")
+    return Design(order, images, n, _runs(arrays.get("stimpattern"), order.size))
+
+
+def _runs(pattern: NDArray[np.int64] | None, n_trials: int) -> tuple[tuple[int, ...], ...]:
+    """Trials of each run and session from ``stimpattern`` (sessions, runs, slots), 1 where one was shown."""
+    if pattern is None or pattern.ndim != 3 or not np.isin(pattern, (0, 1)).all():
+        return ()
+    counts = pattern.sum(axis=2)
+    if counts.sum() != n_trials or (counts.sum(axis=1) < 1).any():
+        return ()
+    return tuple(tuple(int(n) for n in session) for session in counts)
+
+
+def _load(path: Path) -> dict[str, NDArray[np.int64]]:
+    from scipy.io import loadmat, whosmat
+
+    size = path.stat().st_size
+    if size > _MOST_BYTES:
+        raise _bad(path, f"has {size} bytes, far more than NSD's own")
+    try:
+        listed = {name: (shape, kind) for name, shape, kind in whosmat(path, appendmat=False)}
+        wanted = _wanted(path, listed)
+        content: dict[str, Any] = loadmat(path, appendmat=False, variable_names=wanted)
+    except AppError:
+        raise
+    except Exception as error:  # damaged files raise a dozen kinds
+        raise _bad(path, f"is no readable MATLAB file ({error or type(error).__name__})") from error
+    arrays = {}
+    for name in wanted:
+        value = np.asarray(content[name])
+        whole = value.astype(np.int64) if value.dtype.kind in "iufb" else np.zeros(0, np.int64)
+        if whole.shape != value.shape or (whole != value).any():
+            raise _bad(path, f"{name} must hold whole numbers")
+        arrays[name] = whole
+    return arrays
+
+
+def _wanted(path: Path, listed: Mapping[str, tuple[tuple[int, ...], str]]) -> list[str]:
+    """Names to load: the required ones, and ``stimpattern`` where it looks as it should."""
+    for name, n_dims in _REQUIRED.items():
+        if name not in listed:
+            found = ", ".join(sorted(listed)[:10]) or "none"
+            raise _bad(path, f"has no variable {name}; its variables are {found}")
+        shape, kind = listed[name]
+        if len(shape) != n_dims or not _is_array(shape, kind):
+            raise _bad(path, f"{name} is a {kind} of shape {shape}, not a matrix of numbers of NSD's size")
+    shape, kind = listed.get("stimpattern", ((), ""))
+    return [*_REQUIRED, "stimpattern"] if len(shape) == 3 and _is_array(shape, kind) else list(_REQUIRED)
+
+
+def _is_array(shape: tuple[int, ...], kind: str) -> bool:
+    return kind in _NUMERIC and 0 < np.prod(shape, dtype=float) <= _MOST_NUMBERS
+
+
+def _bad(path: Path, what: str) -> AppError:
+    return AppError(f"{path}: {what}. Download it again.", exit_code=ExitCode.BAD_DATA)

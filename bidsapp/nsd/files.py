@@ -1,0 +1,139 @@
+"""Files put into the dataset: links to NSD's own, and small ones written only where they changed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.io import atomic_path, json_text, tsv_text
+from bidsapp.nifti import volume_bytes
+
+#: How betas and the brick of stimuli come into the dataset.
+LINKS = ("hard", "symbolic", "copy")
+
+#: Another disk, a file system without hard links, too many of them, or a file of another user.
+_NO_HARD_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+class Writer:
+    """Puts files into one dataset, never outside of it, and counts what it changed.
+
+    Attributes
+    ----------
+    written : int
+        Files made or replaced.
+    kept : int
+        Files that were there already and stay untouched.
+    notes : list of str
+        What the user should know of how files came there.
+    """
+
+    def __init__(self, root: Path, link: str) -> None:
+        if link not in LINKS:
+            raise ValueError(f"link is {link!r}, not one of {', '.join(LINKS)}")
+        self.root, self._link = root, link
+        self.written = self.kept = 0
+        self.notes: list[str] = []
+
+    def place(self, source: Path, target: Path) -> None:
+        """Link a large file to its name in the dataset, or copy it.
+
+        A target that already is the source, or a copy of the same size and time, stays. Where a hard link is
+        impossible a symbolic one is made, and a note says so.
+
+        Raises
+        ------
+        AppError
+            Exit code 73 where it can't be made, 74 where the disk is full.
+        """
+        self._stay_inside(target)
+        if _is_same(source, target):
+            self.kept += 1
+            return
+        with atomic_path(target) as temporary:
+            if self._link == "copy":
+                shutil.copyfile(source, temporary)
+                status = source.stat()
+                os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
+            elif self._link == "symbolic" or not self._hard_link(source, temporary):
+                temporary.symlink_to(os.path.abspath(source))
+        self.written += 1
+
+    def _hard_link(self, source: Path, target: Path) -> bool:
+        try:
+            # The file itself: on Linux a hard link to a symbolic link would be a second symbolic link.
+            os.link(os.path.realpath(source), target)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINK:
+                raise
+            self._note(
+                f"Hard links are not possible ({error.strerror}), so symbolic links were made. They need "
+                "NSD's folder at the same path wherever the dataset is read, in containers too; copies "
+                "(--link copy) do not."
+            )
+            return False
+        return True
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def remove(self, target: Path) -> None:
+        """Remove a file of the dataset whose place another one takes."""
+        self._stay_inside(target)
+        target.unlink(missing_ok=True)
+
+    def text(self, target: Path, text: str) -> None:
+        """Write a text."""
+        self._bytes(target, text.encode())
+
+    def json(self, target: Path, content: Mapping[str, Any]) -> None:
+        """Write a JSON object, as :func:`bidsapp.io.write_json` does."""
+        self.text(target, json_text(content))
+
+    def tsv(self, target: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Write a table, as :func:`bidsapp.io.write_tsv` does."""
+        self.text(target, tsv_text(columns))
+
+    def volume(self, target: Path, data: NDArray[Any], affine: NDArray[np.float64]) -> None:
+        """Write a gzipped 3-D image."""
+        self._bytes(target, volume_bytes(data, affine, compressed=True))
+
+    def _bytes(self, target: Path, content: bytes) -> None:
+        self._stay_inside(target)
+        if target.is_file() and target.read_bytes() == content:
+            self.kept += 1
+            return
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(content)
+        self.written += 1
+
+    def _stay_inside(self, target: Path) -> None:
+        """Refuse to follow a link out of the dataset."""
+        root = os.path.realpath(self.root)
+        folder = os.path.realpath(target.parent)
+        if folder != root and not folder.startswith(root + os.sep):
+            raise AppError(
+                f"{target.parent} leads out of {self.root} by a link. Nothing is written through it; "
+                "remove the link.",
+                exit_code=ExitCode.CANNOT_CREATE,
+            )
+
+
+def _is_same(source: Path, target: Path) -> bool:
+    """Whether the target is the source itself, or a copy of it."""
+    try:
+        if source.samefile(target):
+            return True
+        ours, theirs = target.stat(), source.stat()
+    except OSError:
+        return False  # not there, or a link to nothing
+    return (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)

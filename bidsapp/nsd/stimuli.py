@@ -1,0 +1,249 @@
+"""NSD's 73,000 images: their table, their pixels in one HDF5 brick, and COCO's captions."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.io import atomic_path, read_json
+from bidsapp.nsd.design import Design
+from bidsapp.nsd.layout import COCO_SPLITS
+
+#: Name of the brick's array, uint8 (images, H, W, 3); row = 73k ID - 1.
+BRICK_KEY = "imgBrick"
+#: Its name in the dataset.
+BRICK_NAME = "nsd_stimuli.hdf5"
+_COLUMNS = ("nsdId", "cocoId", "cocoSplit", "shared1000")
+_MOST_CHUNK = 1 << 30
+
+
+def label(image: int) -> str:
+    """Label of an image by its 1-based 73k ID, as NSD names its shared images: ``nsd02951``."""
+    return f"nsd{image:05d}"
+
+
+@dataclass(frozen=True)
+class StimulusInfo:
+    """``nsd_stim_info_merged.csv``; row i is the image with the 73k ID i + 1.
+
+    Attributes
+    ----------
+    coco_id : tuple of int
+    coco_split : tuple of str
+        ``train2017`` or ``val2017``.
+    crop_box : tuple of str
+        Part of the COCO image that was cut off: "(top, bottom, left, right)", shares of its size.
+    shared : ndarray of bool, (images,)
+    shown_on : mapping of (int, int) to int
+        (subject, trial), both from 1, to the 73k ID that the table says was planned there.
+    """
+
+    coco_id: tuple[int, ...]
+    coco_split: tuple[str, ...]
+    crop_box: tuple[str, ...]
+    shared: NDArray[np.bool_]
+    shown_on: Mapping[tuple[int, int], int]
+
+    def __len__(self) -> int:
+        return len(self.coco_id)
+
+
+def read_stimulus_info(path: Path) -> StimulusInfo:
+    """Read NSD's table of images.
+
+    Raises
+    ------
+    AppError
+        Exit code 65 where it is no such table; the message has the line.
+    """
+    rows: dict[int, dict[str, str]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            lacking = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+            if lacking:
+                raise _bad(path, f"has no column {' and no column '.join(lacking)}")
+            for line, row in enumerate(reader, start=2):
+                nsd_id = _whole(path, line, "nsdId", row["nsdId"])
+                if nsd_id in rows:
+                    raise _bad(path, f"line {line}: the image {nsd_id} is listed twice")
+                _whole(path, line, "cocoId", row["cocoId"])
+                if (row["cocoSplit"] or "").strip() not in COCO_SPLITS:
+                    raise _bad(path, f"line {line}: cocoSplit must be {' or '.join(COCO_SPLITS)}")
+                rows[nsd_id] = row
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise _bad(path, f"is no readable CSV table ({error})") from error
+    if sorted(rows) != list(range(len(rows))) or not rows:
+        raise _bad(path, "must list every image once, numbered from 0 in nsdId")
+    ordered = [rows[i] for i in range(len(rows))]
+    shared = [row["shared1000"].strip().lower() in ("true", "1", "1.0") for row in ordered]
+    return StimulusInfo(
+        coco_id=tuple(int(row["cocoId"]) for row in ordered),
+        coco_split=tuple(row["cocoSplit"].strip() for row in ordered),
+        crop_box=tuple((row.get("cropBox") or "").strip() for row in ordered),
+        shared=np.array(shared),
+        shown_on=_planned(path, ordered),
+    )
+
+
+def _planned(path: Path, rows: Sequence[Mapping[str, str]]) -> dict[tuple[int, int], int]:
+    """Read the columns ``subject1_rep0`` ...: the trial (from 1) of each repetition, 0 for none."""
+    names = [name for name in rows[0] if name and name.startswith("subject") and "_rep" in name]
+    planned = {}
+    for name in names:
+        subject = name.removeprefix("subject").partition("_")[0]
+        if not subject.isdecimal():
+            continue
+        for image, row in enumerate(rows, start=1):
+            text = row[name]
+            if text and text not in ("0", "0.0"):
+                planned[int(subject), _whole(path, image + 1, name, text)] = image
+    return planned
+
+
+def _whole(path: Path, line: int, column: str, text: str | None) -> int:
+    try:
+        value = float(text or "")
+        if value >= 0 and value.is_integer() and value < 1e12:
+            return int(value)
+    except ValueError:
+        pass
+    raise _bad(path, f"line {line}: {column} is {text!r}, which is no whole number")
+
+
+def check_agreement(info: StimulusInfo, design: Design, table: Path, design_file: Path) -> None:
+    """Compare the table with the design: they come from different files and count from 0 and from 1.
+
+    Raises
+    ------
+    AppError
+        Exit code 65 where an image of the design is not in the table, or the two tell different images for
+        a trial or different shared images. Shifted indices would show here.
+    """
+    if design.images.max() > len(info):
+        what = f"lists {len(info)} images, but {design_file} has the 73k ID {design.images.max()}"
+        raise _bad(table, what)
+    shared = np.flatnonzero(info.shared) + 1
+    if not np.array_equal(shared, np.sort(design.shared)):
+        what = f"marks {shared.size} images as shared1000"
+        raise _bad(table, f"{what}, which are not the {design.n_shared} of {design_file}")
+    for (subject, trial), image in info.shown_on.items():
+        if subject <= design.n_subjects and trial <= design.order.size:
+            expected = int(design.images[subject - 1, design.order[trial - 1] - 1])
+            if expected != image:
+                where = f"trial {trial} of subject {subject}"
+                raise _bad(table, f"has the 73k ID {image} on {where}, but {design_file} has {expected}")
+
+
+@contextmanager
+def open_brick(path: Path) -> Iterator[Any]:
+    """Open the brick of all images; gives an ``h5py.Dataset``, uint8 (images, H, W, 3).
+
+    Raises
+    ------
+    AppError
+        Exit code 65 where the file is damaged, has no such array, or keeps it in other files.
+    """
+    import h5py
+
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise _bad(path, f"is no readable HDF5 file ({error})") from error
+    with file:
+        # Links to other files are passed over: they may lead anywhere on the machine.
+        here = isinstance(file.get(BRICK_KEY, getlink=True), h5py.HardLink)
+        brick: Any = file[BRICK_KEY] if here else None
+        fits = isinstance(brick, h5py.Dataset) and brick.ndim == 4 and brick.shape[3] == 3
+        if not fits or brick.dtype != np.uint8:
+            raise _bad(path, f"must hold {BRICK_KEY}, a uint8 array of shape (images, H, W, 3)")
+        if brick.external or brick.is_virtual or math.prod(brick.chunks or (0,)) > _MOST_CHUNK:
+            raise _bad(path, f"keeps {BRICK_KEY} in other files or in chunks too large to read one image")
+        yield brick
+
+
+def write_pngs(brick_path: Path, folder: Path, images: Iterable[int]) -> int:
+    """Write images as ``stim-<label>_image.png``; those that are there already stay.
+
+    Parameters
+    ----------
+    brick_path : Path
+    folder : Path
+        The dataset's ``stimuli`` folder.
+    images : iterable of int
+        1-based 73k IDs.
+
+    Returns
+    -------
+    int
+        How many were written.
+    """
+    from PIL import Image
+
+    from bidsapp.progress import track
+
+    wanted = [i for i in sorted(set(images)) if not (folder / png_name(i)).is_file()]
+    if not wanted:
+        return 0
+    with open_brick(brick_path) as brick:
+        for image in track(wanted, "writing the stimuli"):
+            try:
+                pixels = np.asarray(brick[image - 1], np.uint8)
+            except (OSError, ValueError, IndexError) as error:
+                raise _bad(brick_path, f"row {image - 1} cannot be read ({error})") from error
+            with atomic_path(folder / png_name(image)) as temporary:
+                Image.fromarray(pixels).save(temporary, format="PNG", compress_level=6)
+    return len(wanted)
+
+
+def png_name(image: int) -> str:
+    """File name of an image, by its 1-based 73k ID."""
+    return f"stim-{label(image)}_image.png"
+
+
+def read_captions(paths: Sequence[Path]) -> dict[int, list[str]]:
+    """Read COCO's caption files.
+
+    Returns
+    -------
+    dict of int to list of str
+        COCO ID to the image's captions, in the order of the annotations' ids.
+
+    Raises
+    ------
+    AppError
+        Exit code 65 where a file is not of COCO's form.
+    """
+    found: dict[int, dict[int, str]] = {}
+    for path in paths:
+        annotations = read_json(path).get("annotations")
+        if not isinstance(annotations, list):
+            what = f"{path}: has no list 'annotations'. Give COCO's captions_*.json."
+            raise AppError(what, exit_code=ExitCode.BAD_DATA)
+        for number, entry in enumerate(annotations):
+            try:
+                image, key, text = entry["image_id"], entry["id"], entry["caption"]
+            except (TypeError, KeyError) as error:
+                raise _no_captions(path, number) from error
+            if not (isinstance(image, int) and isinstance(key, int) and isinstance(text, str)):
+                raise _no_captions(path, number)
+            found.setdefault(image, {})[key] = " ".join(text.split())
+    return {image: [texts[key] for key in sorted(texts)] for image, texts in found.items()}
+
+
+def _no_captions(path: Path, number: int) -> AppError:
+    what = f"{path}: annotation {number} (from 0) lacks image_id, id or caption. Give COCO's captions_*.json."
+    return AppError(what, exit_code=ExitCode.BAD_DATA)
+
+
+def _bad(path: Path, what: str) -> AppError:
+    return AppError(f"{path}: {what}. Download it again.", exit_code=ExitCode.BAD_DATA)

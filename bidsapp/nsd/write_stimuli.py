@@ -1,0 +1,120 @@
+"""Write the images, their table and their captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bidsapp.errors import AppError
+from bidsapp.io import clear_partials
+from bidsapp.nsd import sidecars, stimuli
+from bidsapp.nsd.files import Writer
+from bidsapp.nsd.plan import Plan
+from bidsapp.nsd.sources import Findings, missing_captions
+
+
+def write_stimuli(plan: Plan, root: Path, writer: Writer, found: Findings, *, png: bool) -> None:
+    """Link NSD's brick of images, or write those that were shown as PNG.
+
+    Parameters
+    ----------
+    plan : Plan
+    root : Path
+        The dataset.
+    writer : Writer
+    found : Findings
+        Takes what is wrong with the brick.
+    png : bool
+    """
+    if plan.brick is None:
+        return
+    folder = root / "stimuli"
+    clear_partials(folder)
+    if not png:
+        writer.place(plan.brick, folder / plan.brick.name)
+        return
+    shown = [plan.design.shown(s.number, session.number) for s in plan.subjects for session in s.sessions]
+    images = [int(i) for i in np.unique(np.concatenate(shown))]
+    try:
+        written = stimuli.write_pngs(plan.brick, folder, images)
+    except AppError as error:
+        found.damaged(error, plan.brick)
+        return
+    writer.written += written
+    writer.kept += len(images) - written
+
+
+def write_stimulus_tables(plan: Plan, root: Path, writer: Writer, found: Findings, *, png: bool) -> None:
+    """Write ``stimuli.tsv`` and ``captions.tsv``: all images of NSD, whichever subjects are converted.
+
+    The tables are the same for all subjects, so converting one after the other, or several at once, leaves
+    them as they are; only ``present`` follows the PNG files that are there.
+    """
+    folder, info = root / "stimuli", plan.info
+    images = range(1, len(info) + 1)
+    ids = [f"stim-{stimuli.label(i)}" for i in images]
+    present = _present(folder, len(info), png)
+    columns: dict[str, Sequence[Any]] = {"stimulus_id": ids, "type": ["image"] * len(info)}
+    if png:
+        columns["file"] = [stimuli.png_name(i) for i in images]
+    else:
+        columns["file"] = [stimuli.BRICK_NAME] * len(info)
+        columns["row"] = range(len(info))
+    columns |= {
+        "present": present.tolist(),
+        "split": ["test" if shared else "train" for shared in info.shared],
+        "NSD_id": images,
+        "COCO_id": info.coco_id,
+        "COCO_split": info.coco_split,
+        "crop_box": info.crop_box,
+    }
+    writer.tsv(folder / "stimuli.tsv", columns)
+    writer.json(folder / "stimuli.json", sidecars.stimuli_columns(list(columns)))
+    if plan.captions:
+        _write_captions(plan, folder, ids, present, writer, found)
+
+
+def _present(folder: Path, n: int, png: bool) -> NDArray[np.bool_]:
+    if not png:
+        return np.full(n, (folder / stimuli.BRICK_NAME).is_file())
+    there = {path.name for path in folder.glob("stim-*.png")} if folder.is_dir() else set()
+    return np.array([stimuli.png_name(i) in there for i in range(1, n + 1)])
+
+
+def _write_captions(
+    plan: Plan,
+    folder: Path,
+    ids: Sequence[str],
+    present: NDArray[np.bool_],
+    writer: Writer,
+    found: Findings,
+) -> None:
+    try:
+        captions = stimuli.read_captions(plan.captions)
+    except AppError as error:
+        found.damaged(error, plan.captions[0], "Unzip COCO's annotations again.")
+        return
+    info = plan.info
+    lacking = {s for c, s in zip(info.coco_id, info.coco_split, strict=True) if c not in captions}
+    having = {s for c, s in zip(info.coco_id, info.coco_split, strict=True) if c in captions}
+    known = {m.path for m in plan.missing}
+    absent = [missing_captions(plan.nsd, split) for split in sorted(lacking - having)]
+    found.missing += [m for m in absent if m.path not in known]
+    if lacking & having:
+        n = sum(c not in captions for c in info.coco_id)
+        found.notes.append(f"{n} images have no caption in {', '.join(map(str, plan.captions))}.")
+    path = folder / "captions.tsv"
+    if absent and path.is_file():
+        return  # what an earlier run wrote may have more
+    rows = [
+        (stimulus, caption)
+        for stimulus, coco_id, there in zip(ids, info.coco_id, present, strict=True)
+        if there
+        for caption in captions.get(coco_id, ())
+    ]
+    writer.tsv(path, {"stimulus_id": [r[0] for r in rows], "caption": [r[1] for r in rows]})
+    writer.json(path.with_suffix(".json"), sidecars.CAPTIONS_COLUMNS)

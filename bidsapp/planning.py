@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bidsapp.config import Recipe, RunConfig
@@ -61,7 +61,9 @@ def plan(config: RunConfig) -> Plan:
         from bidsapp.bids.preflight import check
 
         complete = splits if len(splits) == len(dataset.subjects) else None
-        captions = "clip_text" in config.recipe.target_names
+        wrong = {problem.path for problem in found.problems}
+        readable = stimuli is None or str(stimuli.captions_path) not in wrong
+        captions = readable and "clip_text" in config.recipe.target_names
         found.add(
             check(
                 dataset,
@@ -71,6 +73,7 @@ def plan(config: RunConfig) -> Plan:
                 min_noise_ceiling=config.min_noise_ceiling,
             )
         )
+        _check_contents(config, dataset, stimuli, splits, found)
     _check_models(config, found)
     needed = {}
     if dataset is not None and not found.problems:
@@ -123,7 +126,7 @@ def _open_inputs(config: RunConfig, found: Gatherer) -> tuple[Dataset | None, St
     root = dataset.root if dataset else config.bids_dir
     if dataset is not None or (root / "stimuli").is_dir():
         with found.at(root / "stimuli"):
-            stimuli = StimulusSet.open(root)
+            stimuli = StimulusSet.open(root, found=found)
     inputs = [config.bids_dir, root] + ([stimuli.folder.parent] if stimuli else [])
     found.add(check_folders(inputs, config.output_dir, config.work_dir))
     return dataset, stimuli
@@ -140,6 +143,34 @@ def _make_splits(
         with found.at(config.split_file or stimuli.folder / "stimuli.tsv"):
             splits[subject.label] = make_split(stimuli, seen, config.split_file)
     return splits
+
+
+def _check_contents(
+    config: RunConfig,
+    dataset: Dataset,
+    stimuli: StimulusSet | None,
+    splits: dict[str, Split],
+    found: Gatherer,
+) -> None:
+    """Look into betas and images as far as is quick, where nothing is known to be wrong with them."""
+    from bidsapp.bids.voxels import chosen_voxels
+    from bidsapp.data.sampling import check_sample
+
+    wrong = {problem.path for problem in found.problems}
+    for subject in dataset.subjects:
+        images = {str(path) for path in subject.masks.values()}
+        if not images or images & wrong or not subject.sessions:
+            continue
+        with found.at(config.bids_dir, subject=subject.label):
+            voxels = chosen_voxels(dataset, subject.label)
+            for session in subject.sessions:
+                if str(session.betas) not in wrong:
+                    problems = check_sample(session, voxels.inside)
+                    found.add(replace(p, subject=subject.label) for p in problems)
+    if stimuli is not None:
+        shown = {i for u in dataset.subjects for s in u.sessions for i in s.stimulus_ids}
+        used = {i for split in splits.values() for i in (*split.train, *split.test)} or shown
+        found.add(stimuli.unreadable([i for i in stimuli.ids if i in used]))
 
 
 def _check_models(config: RunConfig, found: Gatherer) -> None:

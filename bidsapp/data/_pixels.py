@@ -68,10 +68,15 @@ class Bricks:
             self._open[path] = _open_brick(path)
         return self._open[path]
 
+    def require(self, path: Path, row: int) -> None:
+        """Raise AppError where the brick can't be opened or has no such row; reads no pixels."""
+        n = self._brick(path).images.shape[0]
+        if not 0 <= row < n:
+            raise _bad(path, f"has {n} images, but row {row} (from 0) is asked for")
+
     def _stored(self, path: Path, row: int) -> NDArray[np.uint8]:
+        self.require(path, row)
         images = self._brick(path).images
-        if not 0 <= row < images.shape[0]:
-            raise _bad(path, f"has {images.shape[0]} images, but row {row} (from 0) is asked for")
         try:
             return np.asarray(images[row], np.uint8)
         except OSError as error:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bidsapp.data._contents import MEND_SESSION, Contents
 from bidsapp.data._hdf5_trials import iterate_hdf5
 from bidsapp.data._rows import Rows, open_rows, row_writer
 from bidsapp.data._volumes import VolumeHeader, open_volumes, refuse
@@ -202,10 +203,14 @@ def mask_session(
         Exit code 65 for a truncated or damaged file, a shape other than the mask's, or a number of
         volumes other than the number of trials; 66 for a missing file.
     """
+    contents = Contents(session.stimulus_ids)
     with row_writer(out, (len(session.stimulus_ids), mask.n_voxels)) as write:
         for row in iterate_trials(session, mask):
             before_row()
+            contents.see(row)
             write(row)
+        if fault := contents.fault():
+            refuse(session.betas, fault, MEND_SESSION)
     return open_rows(out)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from PIL import Image
 from bidsapp.data._pixels import Bricks, decode, require, size_of
 from bidsapp.data._stimulus_table import Place, find_table, read_stimulus_table
 from bidsapp.data.captions import CAPTION_TABLES, read_captions
-from bidsapp.errors import AppError, ExitCode
+from bidsapp.data.image_check import check_images
+from bidsapp.errors import AppError, ExitCode, Gatherer, Problem
 
 #: Called with an iterable and a text, gives the iterable back (a progress bar).
 Show = Callable[[Sequence[str], str], Any]
@@ -55,7 +57,11 @@ class StimulusSet:
 
     @classmethod
     def open(
-        cls, bids_dir: str | os.PathLike[str], captions: str | os.PathLike[str] | None = None
+        cls,
+        bids_dir: str | os.PathLike[str],
+        captions: str | os.PathLike[str] | None = None,
+        *,
+        found: Gatherer | None = None,
     ) -> StimulusSet:
         """Read the tables of ``bids_dir/stimuli``, or of the dataset that a derivative lies in.
 
@@ -66,6 +72,8 @@ class StimulusSet:
         captions : path, optional
             Table of captions (see :func:`~bidsapp.data.captions.read_captions`); by default that of
             the stimuli folder, if there is one.
+        found : Gatherer, optional
+            Takes what is wrong with the captions, so that all else can still be checked.
 
         Raises
         ------
@@ -75,8 +83,13 @@ class StimulusSet:
             Ids that are missing or listed twice, and files outside of the dataset: all at once.
         """
         table = read_stimulus_table(find_table(Path(bids_dir)))
-        found = (table.path.parent / name for name in CAPTION_TABLES)
-        path = Path(captions) if captions is not None else next((p for p in found if p.is_file()), None)
+        usual = (table.path.parent / name for name in CAPTION_TABLES)
+        path = Path(captions) if captions is not None else next((p for p in usual if p.is_file()), None)
+        texts: Mapping[str, tuple[str, ...]] = {}
+        if path is not None:
+            mend = "Save it as a table of UTF-8 text with the columns stimulus_id and caption."
+            with found.at(path, mend) if found is not None else nullcontext():
+                texts = read_captions(path, table.ids)
         return cls(
             table=table.path,
             ids=table.ids,
@@ -84,7 +97,7 @@ class StimulusSet:
             columns=table.columns,
             captions_path=path,
             _places=table.places,
-            _captions=read_captions(path, table.ids) if path is not None else {},
+            _captions=texts,
         )
 
     @property
@@ -182,6 +195,13 @@ class StimulusSet:
         """Paths of image files that are not there, of all stimuli or of some; each once, sorted."""
         paths = {self._place(stimulus).path for stimulus in (self.ids if ids is None else ids)}
         return sorted(str(path) for path in paths if not path.is_file())
+
+    def unreadable(self, ids: Sequence[str]) -> list[Problem]:
+        """Find images that can't be read, without decoding all of them.
+
+        See :func:`bidsapp.data.image_check.check_images`.
+        """
+        return check_images([self._place(stimulus) for stimulus in ids])
 
     def _digest(self, stimulus: str, bricks: Bricks) -> str:
         place = self._place(stimulus)

@@ -1,0 +1,86 @@
+"""Whether stimuli can be read, told from the ends of their files; only a sample is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bidsapp.data._pixels import MAX_PIXELS, Bricks, decode, size_of
+from bidsapp.data._stimulus_table import Place
+from bidsapp.errors import AppError, Problem
+
+#: Images that are decoded, evenly spread over those given.
+N_DECODED = 16
+#: Files that are listed one by one.
+_LISTED = 10
+_MEND = "Copy or make the image again."
+_MEND_BRICK = "Copy the file again, or correct the rows in the table of stimuli."
+_PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+
+
+def check_images(places: Sequence[Place], n_decoded: int = N_DECODED) -> list[Problem]:
+    """Check the images of stimuli, in a time that is bounded by a few file accesses an image.
+
+    Of a PNG or JPEG file the header and the mark at its end are read: a file that was cut lacks the
+    mark. One without it is decoded, and counts as damaged only if that fails. Of a brick the rows asked
+    for must be there. Beyond that a sample is decoded.
+
+    Parameters
+    ----------
+    places : sequence of Place
+        Files that are not there are left out: others look for these.
+    n_decoded : int
+
+    Returns
+    -------
+    list of Problem
+        One for each damaged file up to ten, and one for the rest.
+    """
+    there = [place for place in dict.fromkeys(places) if place.path.is_file()]
+    decoded = set(range(0, len(there), max(1, len(there) // n_decoded))) if n_decoded else set()
+    found: dict[Path, Problem] = {}
+    with Bricks() as bricks:
+        for index, place in enumerate(there):
+            if place.path in found:
+                continue
+            try:
+                _look(place, bricks, whole=index in decoded)
+            except AppError as error:
+                mend = _MEND if place.row is None else _MEND_BRICK
+                found[place.path] = Problem.of(error, place.path, mend)
+    problems = list(found.values())
+    if len(problems) > _LISTED:
+        rest = len(problems) - _LISTED
+        folder = problems[_LISTED].path
+        what = f"{rest} more image{'s' if rest > 1 else ''} cannot be read, this one first."
+        problems = [*problems[:_LISTED], Problem(folder, what, _MEND)]
+    return problems
+
+
+def _look(place: Place, bricks: Bricks, *, whole: bool) -> None:
+    """Raise AppError where the image of a place is damaged."""
+    if place.row is not None:
+        if whole:
+            bricks.row(place.path, place.row)
+        else:
+            bricks.require(place.path, place.row)
+    elif whole or not _ends_well(place.path):
+        decode(place.path)
+
+
+def _ends_well(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(33)
+            stream.seek(0, 2)
+            stream.seek(max(0, stream.tell() - 12))
+            end = stream.read(12)
+    except OSError:
+        return False
+    if start.startswith(_PNG_START):
+        size = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
+        return 0 < size[0] * size[1] <= MAX_PIXELS and end == _PNG_END
+    height, width = size_of(path)
+    return height * width <= MAX_PIXELS and (not start.startswith(_JPEG_START) or end.endswith(_JPEG_END))

@@ -1,0 +1,111 @@
+"""Sessions that are NaN or never change are found early, and named when they are masked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bidsapp.data._contents import Contents
+from bidsapp.data.betas import load_mask, mask_session
+from bidsapp.data.sampling import N_SAMPLED, check_sample
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.records import Session
+
+SHAPE, N = (4, 5, 3), 8
+INSIDE = np.random.default_rng(1).random(SHAPE) < 0.5
+
+
+def session(folder: Path, betas: np.ndarray, ids: tuple[str, ...] | None = None) -> Session:
+    path = folder / "betas.nii.gz"
+    nib.save(nib.Nifti1Image(betas.astype(np.float32), np.eye(4)), path)
+    return Session("01", path, folder / "trials.tsv", ids or tuple(f"s{i}" for i in range(N)))
+
+
+def masked(found: Session, folder: Path) -> np.ndarray:
+    path = folder / "mask.nii.gz"
+    nib.save(nib.Nifti1Image(INSIDE.astype(np.uint8), np.eye(4)), path)
+    return np.asarray(mask_session(found, load_mask({"all": path}), folder / "out.npy"))
+
+
+def betas() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((*SHAPE, N))
+
+
+@pytest.mark.parametrize(
+    ("trials", "voxels", "early", "words"),
+    [
+        (slice(None), np.nan, True, "All 3 trials are NaN|All 8 trials are NaN"),
+        (slice(None), np.inf, True, "All 3 trials are NaN|All 8 trials are NaN"),
+        (slice(1, 2), np.nan, True, r"1 trial \(1\) is NaN"),
+        (slice(N_SAMPLED, N), np.nan, False, r"5 trials \(counted from 0: 3, 4, 5, 6, 7\) are NaN"),
+        (slice(None), 0.0, True, "one value in all"),
+        (slice(None), 7.0, True, "one value in all"),
+    ],
+)
+def test_faults(tmp_path: Path, trials: slice, voxels: float, early: bool, words: str) -> None:
+    values = betas()
+    values[..., trials] = voxels
+    found = session(tmp_path, values)
+    problems = check_sample(found, INSIDE)
+    assert len(problems) == early
+    for problem in problems:
+        assert problem.path == str(found.betas)
+        assert f"The first {N_SAMPLED} of its 8 trials" in problem.what
+    with pytest.raises(AppError, match=words) as caught:
+        masked(found, tmp_path)
+    assert str(found.betas) in str(caught.value)
+    assert caught.value.exit_code == ExitCode.BAD_DATA
+    assert not list(tmp_path.glob("*.npy"))
+
+
+def test_the_same_volume_again_and_again_is_constant(tmp_path: Path) -> None:
+    values = np.repeat(betas()[..., :1], N, axis=3)
+    (problem,) = check_sample(session(tmp_path, values), INSIDE)
+    assert "one value in all 3 trials" in problem.what
+
+
+def test_some_bad_voxels_are_no_fault(tmp_path: Path) -> None:
+    values = betas()
+    values[:2] = np.nan
+    values[2] = 0
+    found = session(tmp_path, values)
+    assert check_sample(found, INSIDE) == []
+    assert np.array_equal(masked(found, tmp_path).shape, (N, INSIDE.sum()))
+
+
+def test_outside_of_the_region_all_is_allowed(tmp_path: Path) -> None:
+    values = betas()
+    values[~INSIDE] = np.nan
+    assert check_sample(session(tmp_path, values), INSIDE) == []
+
+
+def test_trials_without_a_stimulus_are_not_looked_at(tmp_path: Path) -> None:
+    values = betas()
+    values[..., 1] = np.nan
+    ids = tuple("" if i == 1 else f"s{i}" for i in range(N))
+    found = session(tmp_path, values, ids)
+    assert check_sample(found, INSIDE) == []
+    assert np.isnan(masked(found, tmp_path)[1]).all()
+
+
+def test_one_trial_cannot_vary() -> None:
+    contents = Contents(("a",))
+    contents.see(np.zeros(3, np.float32))
+    assert contents.fault() == ""
+
+
+def test_a_voxel_that_is_known_in_one_trial_only_does_not_vary() -> None:
+    contents = Contents(("a", "b"))
+    contents.see(np.array([1, np.nan], np.float32))
+    contents.see(np.array([1, 5], np.float32))
+    assert "one value" in contents.fault()
+
+
+def test_damaged_files_are_told(tmp_path: Path) -> None:
+    found = session(tmp_path, betas())
+    found.betas.write_bytes(found.betas.read_bytes()[:100])
+    (problem,) = check_sample(found, INSIDE)
+    assert problem.path == str(found.betas)

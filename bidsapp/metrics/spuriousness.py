@@ -20,7 +20,7 @@ class Nearest(NamedTuple):
     """The most similar candidate of each row: similarity and place."""
 
     similarity: Vector
-    index: npt.NDArray[np.intp]
+    place: npt.NDArray[np.intp]
 
 
 def cosine(a: npt.ArrayLike, b: npt.ArrayLike) -> Matrix:

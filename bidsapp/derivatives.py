@@ -264,20 +264,44 @@ def target_rows(found: Reconstruction, config: RunConfig) -> tuple[TargetRow, ..
     """How well each target was predicted: correlations over test images, dimension by dimension."""
     rows = []
     for name in config.recipe.target_names:
-        true = np.asarray(found.test_targets[name], dtype=np.float64)
-        predicted = np.asarray(found.latents[f"{name}_raw"], dtype=np.float64)
-        n_dims, alpha = true.shape[1], config.recipe.targets[name].alpha
+        r = correlations(found.test_targets[name], found.latents[f"{name}_raw"])
+        n_dims, alpha = r.size, config.recipe.targets[name].alpha
         # Dimensions that do not vary have no correlation; captions may all read the same to CLIP.
-        varies = (np.ptp(true, axis=0) > 0) & (np.ptp(predicted, axis=0) > 0)
-        if not varies.any():
+        r = r[np.isfinite(r)]
+        if not r.size:
             rows.append(TargetRow(name, np.nan, None, None, n_dims, alpha, "the same for all test images"))
             continue
-        true, predicted = true[:, varies], predicted[:, varies]
-        true, predicted = true - true.mean(0), predicted - predicted.mean(0)
-        r = (true * predicted).sum(0) / np.sqrt((true**2).sum(0) * (predicted**2).sum(0))
         low, high = np.quantile(r, [0.025, 0.975])
         rows.append(TargetRow(name, float(r.mean()), float(low), float(high), n_dims, alpha))
     return tuple(rows)
+
+
+def correlations(true: TargetRows, predicted: np.ndarray, block: int = 1 << 22) -> np.ndarray:
+    """Correlate true and predicted targets over images, about ``block`` values at a time.
+
+    Parameters
+    ----------
+    true, predicted : array-like, (images, dims)
+        Read by blocks of dimensions.
+    block : int
+        Values worked on at once.
+
+    Returns
+    -------
+    ndarray of float64, (dims,)
+        NaN where one of the two does not vary.
+    """
+    n, d = true.shape
+    step = max(1, block // n)
+    found = np.full(d, np.nan)
+    for start in range(0, d, step):
+        columns = slice(start, min(start + step, d))
+        a, b = (np.asarray(values[:, columns], dtype=np.float64) for values in (true, predicted))
+        varies = (np.ptp(a, axis=0) > 0) & (np.ptp(b, axis=0) > 0)
+        a, b = a[:, varies], b[:, varies]
+        a, b = a - a.mean(0), b - b.mean(0)
+        found[columns][varies] = (a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0))
+    return found
 
 
 def software_versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bidsapp import steps
+from bidsapp import decoding_steps, steps
 from bidsapp.config import RunConfig
 from bidsapp.data.betas import Mask, load_mask
 from bidsapp.data.selection import keep_reliable
@@ -108,14 +108,14 @@ def reconstruct(
     train, test, targets_key = steps.targets_of_stimuli(config.work_dir, stimuli, models, split)
 
     # Decoding: ridge regression, one factorisation for all targets; predictions calibrated.
-    ridge = steps.fit_ridge(stages, responses, config)
-    latents = {BRAIN: steps.predict_and_calibrate(stages, ridge, train, targets_key, config, BRAIN)}
+    ridge = decoding_steps.fit_ridge(stages, responses, config)
+    latents = {BRAIN: decoding_steps.predict_and_calibrate(stages, ridge, train, targets_key, config, BRAIN)}
 
     # Controls: the same pipeline on shuffled pairs, and the true latents decoded.
     controls = config.recipe.controls
     n_control = min(controls.max_images, len(split.test))
     if controls.null:
-        latents[NULL] = steps.predict_and_calibrate(stages, ridge, train, targets_key, config, NULL)
+        latents[NULL] = decoding_steps.predict_and_calibrate(stages, ridge, train, targets_key, config, NULL)
     if controls.oracle:
         latents[ORACLE] = steps.true_latents(stages, test, targets_key, n_control)
 

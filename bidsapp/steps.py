@@ -1,6 +1,7 @@
 """The stages of the participant level, each tied to its inputs' hash and its arrays on disk.
 
-Every function here is one stage: it says what the stage depends on, and calls the room that does it.
+Every function here is one stage: it says what the stage depends on, and calls the room that does it. Those
+that decode are in :mod:`bidsapp.decoding_steps`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bidsapp.config import RunConfig
 from bidsapp.data.betas import Mask
 from bidsapp.data.responses import average_repeats, zscore
 from bidsapp.data.sessions import mask_sessions
 from bidsapp.data.targets import TargetRows, TargetStore
-from bidsapp.decoding import calibration
-from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.progress import track
 from bidsapp.records import Split, SubjectInputs
-from bidsapp.seeds import image_generators, seed_for
+from bidsapp.seeds import image_generators
 from bidsapp.stages import StageResult, Stages
 
 if TYPE_CHECKING:
@@ -111,77 +109,6 @@ def targets_of_stimuli(
     train = {t: store.rows(t, digests[:n]) for t in models.recipe.target_names}
     test = {t: store.rows(t, digests[n:]) for t in models.recipe.target_names}
     return train, test, _digest_text([model_key, digests])
-
-
-def fit_ridge(stages: Stages, responses: StageResult, config: RunConfig) -> StageResult:
-    """One Gram matrix for all targets; for each penalty the operator that predicts from targets.
-
-    Arrays ``predict_<alpha>`` (test, train) and ``loo_<alpha>`` (sampled train rows, train).
-    """
-    alphas = sorted({t.alpha for t in config.recipe.targets.values()})
-    max_rows = config.recipe.calibration.max_rows
-
-    def compute(_: Path) -> dict[str, np.ndarray]:
-        decoder = RidgeDecoder(responses["train"])
-        rng = np.random.default_rng(seed_for(config.seed, "calibration rows"))
-        n = decoder.n_samples
-        rows = np.sort(rng.permutation(n)[: min(n, max_rows)])
-        arrays: dict[str, np.ndarray] = {"loo_rows": rows}
-        for alpha in alphas:
-            arrays[f"predict_{alpha:g}"] = decoder.operator(responses["test"], alpha)
-            arrays[f"loo_{alpha:g}"] = decoder.loo_operator(alpha, rows)
-        return arrays
-
-    inputs = {"after": responses.key, "alphas": alphas, "max_rows": max_rows, "seed": config.seed}
-    return stages.run("ridge", inputs, compute)
-
-
-def predict_and_calibrate(
-    stages: Stages,
-    ridge: StageResult,
-    targets: Mapping[str, TargetRows],
-    targets_key: str,
-    config: RunConfig,
-    condition: str,
-) -> StageResult:
-    """Predicted targets of the test images, with the spread of the training targets.
-
-    The null condition shuffles the pairing of responses and images in training, anew for every test
-    image: the same operator meets permuted targets, which is the whole pipeline run on wrong pairs.
-    One shuffle for all would send similar responses to the same wrong place, and the scores of a
-    null would vary more than those of independent guesses do.
-    """
-    method = config.recipe.calibration.method
-
-    def compute(folder: Path) -> dict[str, np.ndarray]:
-        arrays: dict[str, np.ndarray] = {}
-        for name in config.recipe.target_names:
-            alpha = config.recipe.targets[name].alpha
-            predict, loo = ridge[f"predict_{alpha:g}"], ridge[f"loo_{alpha:g}"]
-            rows: Any = targets[name]
-            if condition == NULL:
-                # Training targets in another order are the operator's columns in another order (the same
-                # for every target, since each starts from the same seed).
-                rng = np.random.default_rng(seed_for(config.seed, "null pairing"))
-                predict, loo = rng.permuted(predict, axis=1), rng.permuted(loo, axis=1)
-            raw = RidgeDecoder.predict_blocks(predict, rows)
-            if method == "train-cv":
-                held_out = RidgeDecoder.predict_blocks(loo, rows)
-                fitted = calibration.fit(held_out, rows)
-                arrays[name] = fitted.apply(raw)
-                # for the model file: calibrated = scale * raw + shift
-                arrays[f"{name}_scale"] = fitted.scale
-                arrays[f"{name}_shift"] = fitted.mean_target - fitted.scale * fitted.mean_pred
-            elif method == "transductive":
-                arrays[name] = calibration.transductive(raw, rows)
-            else:
-                arrays[name] = raw
-            arrays[f"{name}_raw"] = raw
-        return arrays
-
-    inputs = {"after": [ridge.key, targets_key], "method": method, "seed": config.seed}
-    inputs |= {"alphas": {t: config.recipe.targets[t].alpha for t in config.recipe.target_names}}
-    return stages.run(f"latents_{condition}", inputs, compute)
 
 
 def true_latents(stages: Stages, targets: Mapping[str, TargetRows], targets_key: str, n: int) -> StageResult:

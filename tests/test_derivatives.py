@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from bidsapp.config import load_recipe
-from bidsapp.derivatives import target_rows
+from bidsapp.derivatives import correlations, target_rows
 
 
 def test_correlations_are_over_images_of_what_varies():
@@ -32,3 +32,14 @@ def test_correlations_are_over_images_of_what_varies():
     assert text.note
     assert [r.target for r in (vdvae, vision, text)] == list(names)
     assert {r.n_dims for r in (vdvae, vision, text)} == {6}
+
+
+def test_correlations_do_not_depend_on_the_block():
+    rng = np.random.default_rng(1)
+    true, predicted = rng.standard_normal((2, 12, 31)).astype(np.float32)
+    true[:, 4] = predicted[:, 30] = 3.0
+    whole = correlations(true, predicted)
+    assert np.flatnonzero(np.isnan(whole)).tolist() == [4, 30]
+    for block in (1, 24, 60, 10_000):
+        np.testing.assert_allclose(correlations(true, predicted, block), whole, rtol=1e-12)
+    np.testing.assert_allclose(whole[7], np.corrcoef(true[:, 7], predicted[:, 7])[0, 1], rtol=1e-6)

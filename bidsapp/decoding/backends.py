@@ -234,8 +234,8 @@ def choose_backend(device: str, multiplications: float) -> Backend:
 
     Parameters
     ----------
-    device : {"cpu", "cuda", "mps"}
-        As resolved from ``--device``.
+    device : str
+        As resolved from ``--device``: "cuda" or "mps", else the CPU.
     multiplications : float
         Of the largest product, such as new images x training images x targets.
 
@@ -243,6 +243,6 @@ def choose_backend(device: str, multiplications: float) -> Backend:
     -------
     Backend
     """
-    if device == "cpu" or multiplications < DEVICE_WORTH:
+    if device.partition(":")[0] not in ("cuda", "mps") or multiplications < DEVICE_WORTH:
         return NUMPY
     return TorchBackend(device)

@@ -151,10 +151,11 @@ def _load(path: Path) -> dict[str, NDArray[np.int64]]:
     arrays = {}
     for name in wanted:
         value = np.asarray(content[name])
-        whole = value.astype(np.int64) if value.dtype.kind in "iufb" else np.zeros(0, np.int64)
-        if whole.shape != value.shape or (whole != value).any():
+        number = value.dtype.kind in "iufb"
+        # NaN and numbers too large for an integer would be cast to anything.
+        if not number or not (np.abs(value) < 2**53).all() or (np.rint(value) != value).any():
             raise _bad(path, f"{name} must hold whole numbers")
-        arrays[name] = whole
+        arrays[name] = value.astype(np.int64)
     return arrays
 
 

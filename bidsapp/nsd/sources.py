@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from bidsapp.errors import AppError, ExitCode, Problem
+from bidsapp.hdf5 import open_array
 from bidsapp.nifti import Header, read_header
 from bidsapp.nsd import layout, sidecars
 from bidsapp.nsd.layout import Missing, Nsd
@@ -102,26 +100,9 @@ def _read_betas(path: Path, extension: str) -> Betas:
 
 
 def hdf5_shape(path: Path) -> tuple[int, ...]:
-    """Read the shape (x, y, z, trials) of betas in HDF5, whose array has the axes reversed.
-
-    Raises
-    ------
-    AppError
-        Exit code 65 where the file is damaged or has no such array.
-    """
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            here = isinstance(file.get("betas", getlink=True), h5py.HardLink)
-            array: Any = file["betas"] if here else None
-            whole = isinstance(array, h5py.Dataset) and not array.external and not array.is_virtual
-            if whole and array.ndim == 4 and array.dtype == np.int16 and min(array.shape) > 0:
-                return tuple(int(n) for n in array.shape[::-1])
-    except (OSError, KeyError, RuntimeError) as error:
-        raise AppError(f"{path}: is no readable HDF5 file ({error}).", exit_code=ExitCode.BAD_DATA) from error
-    what = "must hold 'betas', an int16 array of shape (trials, z, y, x)"
-    raise AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA)
+    """Read the shape (x, y, z, trials) of betas in HDF5, whose array has the axes reversed."""
+    with open_array(path) as array:
+        return tuple(int(n) for n in array.shape[::-1])
 
 
 def name_missing_sessions(nsd: Nsd, subject: int, absent: Sequence[int], n: int, found: Findings) -> None:

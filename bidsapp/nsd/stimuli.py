@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.hdf5 import DAMAGED, open_array
 from bidsapp.io import atomic_path, read_json
 from bidsapp.nsd.design import Design
 from bidsapp.nsd.layout import COCO_SPLITS
@@ -23,7 +23,6 @@ BRICK_KEY = "imgBrick"
 #: Its name in the dataset.
 BRICK_NAME = "nsd_stimuli.hdf5"
 _COLUMNS = ("nsdId", "cocoId", "cocoSplit", "shared1000")
-_MOST_CHUNK = 1 << 30
 
 
 def label(image: int) -> str:
@@ -85,7 +84,7 @@ def read_stimulus_info(path: Path) -> StimulusInfo:
     if sorted(rows) != list(range(len(rows))) or not rows:
         raise _bad(path, "must list every image once, numbered from 0 in nsdId")
     ordered = [rows[i] for i in range(len(rows))]
-    shared = [row["shared1000"].strip().lower() in ("true", "1", "1.0") for row in ordered]
+    shared = [(row["shared1000"] or "").strip().lower() in ("true", "1", "1.0") for row in ordered]
     return StimulusInfo(
         coco_id=tuple(int(row["cocoId"]) for row in ordered),
         coco_split=tuple(row["cocoSplit"].strip() for row in ordered),
@@ -153,21 +152,9 @@ def open_brick(path: Path) -> Iterator[Any]:
     AppError
         Exit code 65 where the file is damaged, has no such array, or keeps it in other files.
     """
-    import h5py
-
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise _bad(path, f"is no readable HDF5 file ({error})") from error
-    with file:
-        # Links to other files are passed over: they may lead anywhere on the machine.
-        here = isinstance(file.get(BRICK_KEY, getlink=True), h5py.HardLink)
-        brick: Any = file[BRICK_KEY] if here else None
-        fits = isinstance(brick, h5py.Dataset) and brick.ndim == 4 and brick.shape[3] == 3
-        if not fits or brick.dtype != np.uint8:
+    with open_array(path, BRICK_KEY) as brick:
+        if brick.dtype != np.uint8 or brick.shape[3] != 3:
             raise _bad(path, f"must hold {BRICK_KEY}, a uint8 array of shape (images, H, W, 3)")
-        if brick.external or brick.is_virtual or math.prod(brick.chunks or (0,)) > _MOST_CHUNK:
-            raise _bad(path, f"keeps {BRICK_KEY} in other files or in chunks too large to read one image")
         yield brick
 
 
@@ -198,7 +185,7 @@ def write_pngs(brick_path: Path, folder: Path, images: Iterable[int]) -> int:
         for image in track(wanted, "writing the stimuli"):
             try:
                 pixels = np.asarray(brick[image - 1], np.uint8)
-            except (OSError, ValueError, IndexError) as error:
+            except DAMAGED as error:
                 raise _bad(brick_path, f"row {image - 1} cannot be read ({error})") from error
             with atomic_path(folder / png_name(image)) as temporary:
                 Image.fromarray(pixels).save(temporary, format="PNG", compress_level=6)

@@ -75,7 +75,8 @@ def write_stimulus_tables(plan: Plan, root: Path, writer: Writer, found: Finding
     writer.tsv(folder / "stimuli.tsv", columns)
     writer.json(folder / "stimuli.json", sidecars.stimuli_columns(list(columns)))
     if plan.captions:
-        _write_captions(plan, folder, ids, present, writer, found)
+        wanted = present if png else np.ones(len(info), np.bool_)
+        _write_captions(plan, folder, ids, wanted, writer, found)
 
 
 def _present(folder: Path, n: int, png: bool) -> NDArray[np.bool_]:
@@ -89,7 +90,7 @@ def _write_captions(
     plan: Plan,
     folder: Path,
     ids: Sequence[str],
-    present: NDArray[np.bool_],
+    wanted: NDArray[np.bool_],
     writer: Writer,
     found: Findings,
 ) -> None:
@@ -112,8 +113,8 @@ def _write_captions(
         return  # what an earlier run wrote may have more
     rows = [
         (stimulus, caption)
-        for stimulus, coco_id, there in zip(ids, info.coco_id, present, strict=True)
-        if there
+        for stimulus, coco_id, want in zip(ids, info.coco_id, wanted, strict=True)
+        if want
         for caption in captions.get(coco_id, ())
     ]
     writer.tsv(path, {"stimulus_id": [r[0] for r in rows], "caption": [r[1] for r in rows]})

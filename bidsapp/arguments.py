@@ -16,7 +16,7 @@ from bidsapp.cpus import available_cpus
 
 LEVELS = ("participant", "group")
 #: Options that take one or more values, as BIDS Apps have them.
-LISTS = ("--participant-label", "--session-label", "--roi", "--captions")
+LISTS = ("--participant-label", "--session-label", "--roi", "--captions", "--derivatives", "-d")
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -52,6 +52,27 @@ class Percent(click.ParamType[float]):
         if not 0 <= number <= 100:
             self.fail(f"{value!r} is no number from 0 to 100", param, ctx)
         return number
+
+
+class NamedFolder(click.ParamType[tuple[str, Path]]):
+    """A dataset and what it is called here: ``NAME=PATH``, or ``PATH`` whose last folder names it."""
+
+    name = "dataset"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Path]:
+        """Parse; the name becomes part of BIDS URIs, and must not be one that the app uses itself."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, path = str(value).partition("=")
+        if not equals:
+            name, path = Path(value).absolute().name, str(value)
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or not path:
+            self.fail(f"{value!r} is not NAME=PATH, with a name of letters, digits, - _ and .", param, ctx)
+        if name in ("source", "input"):
+            self.fail(f"the name {name!r} is taken; choose another for {path}", param, ctx)
+        return name, Path(path)
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:

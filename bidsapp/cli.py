@@ -19,6 +19,7 @@ from bidsapp import __version__
 from bidsapp.arguments import (
     LEVELS,
     Memory,
+    NamedFolder,
     Percent,
     command_line,
     common,
@@ -80,7 +81,23 @@ from bidsapp.verbs import VERBS
     help="Of these, decode only voxels whose noise ceiling is at least this, in percent.",
 )
 @click.option(
-    "--split", type=click.Path(path_type=Path, dir_okay=False), help="Train and test stimuli: TSV or JSON."
+    "-d",
+    "--derivatives",
+    type=NamedFolder(),
+    multiple=True,
+    metavar="NAME=PATH...",
+    help="Further datasets whose masks --roi may name.",
+)
+@click.option(
+    "--split",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Train and test stimuli: TSV or JSON; {subject} in the path stands for the label.",
+)
+@click.option("--split-variant", metavar="ID", help="Variant of a JSON split that has several.  [default: 0]")
+@click.option(
+    "--captions",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Captions: TSV or CSV.  [default: those of the stimuli folder]",
 )
 @click.option("--skip-bids-validation", is_flag=True, help="Do not run the BIDS validator on the input.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, compute nothing.")
@@ -143,7 +160,10 @@ def make_config(options: dict[str, Any]) -> Any:
         filters=options["bids_filter_file"],
         roi=options["roi"],
         min_noise_ceiling=options["min_noise_ceiling"],
+        derivatives=_by_name(options["derivatives"]),
         split_file=options["split"],
+        split_variant=options["split_variant"],
+        captions=options["captions"],
         models_dir=options["models_dir"],
         device=options["device"],
         dtype=options["dtype"],
@@ -155,6 +175,15 @@ def make_config(options: dict[str, Any]) -> Any:
         verbose=options["verbose"],
         command=command_line(),
     )
+
+
+def _by_name(pairs: Sequence[tuple[str, Path]]) -> dict[str, Path]:
+    """Further datasets by name (click.UsageError for a name given to two)."""
+    names = [name for name, _ in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise click.UsageError(f"--derivatives: two datasets are called {twice[0]}; write NAME=PATH.")
+    return dict(pairs)
 
 
 def default_recipe(bids_dir: Path) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -131,7 +132,12 @@ class RunConfig:
     max_sessions: int | None = None
     #: percent; voxels below it are left out
     min_noise_ceiling: float | None = None
+    #: further datasets that ROIs may come from, by name
+    derivatives: Mapping[str, Path] = field(default_factory=dict)
+    #: ``{subject}`` in it stands for the label
     split_file: Path | None = None
+    split_variant: str | None = None
+    captions: Path | None = None
     models_dir: Path | None = None
     device: str = "auto"
     dtype: str = "auto"

@@ -58,6 +58,6 @@ def voxel_selection(found: Reconstruction, dataset: Dataset, config: RunConfig) 
         selection["NoiseCeiling"] = {
             "Minimum": config.min_noise_ceiling,
             "Units": "percent",
-            "Source": source_uri(found.subject.noise_ceiling, dataset.root),
+            "Source": source_uri(found.subject.noise_ceiling, dataset.links),
         }
     return selection

@@ -27,6 +27,7 @@ from bidsapp.bids.outputs import (
 from bidsapp.config import RunConfig
 from bidsapp.counts import counts_of, repeats_of, voxel_selection
 from bidsapp.io import atomic_path
+from bidsapp.records import Split
 from bidsapp.report import ScoreRow, SubjectReport, TargetRow, write_subject_report
 from bidsapp.report.labels import metric_label
 from bidsapp.steps import BRAIN
@@ -60,8 +61,8 @@ def write_subject(
     list of ScoreRow
         The summary table.
     """
-    sources = [source_uri(s.betas, dataset.root) for s in found.subject.sessions]
-    masks = [source_uri(path, dataset.root) for path in found.subject.masks.values()]
+    sources = [source_uri(s.betas, dataset.links) for s in found.subject.sessions]
+    masks = [source_uri(path, dataset.links) for path in found.subject.masks.values()]
     write_mask(
         tree,
         roi_label(config.roi),
@@ -358,9 +359,25 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
         "device": config.device,
         "dtype": config.dtype,
         "n_cpus": config.n_cpus,
+        "derivatives": [f"{name}={path}" for name, path in config.derivatives.items()],
         "split_file": str(config.split_file) if config.split_file else "stimuli.tsv",
+        "captions": str(config.captions) if config.captions else "of the stimuli folder",
         "sessions": ", ".join(config.sessions) or "all",
         "max_sessions": config.max_sessions,
         "min_noise_ceiling": config.min_noise_ceiling,
     }
     return {"run": options, "recipe": config.recipe.as_dict()}
+
+
+def split_record(split: Split) -> dict[str, Any]:
+    """Give what tells one split from another: name, variant, the file and its hash, and the counts."""
+    return {
+        "name": split.name,
+        "variant": split.variant or None,
+        "file": str(split.file),
+        "sha256": split.sha256,
+        "training_images": len(split.train),
+        "test_images": len(split.test),
+        "not_seen_by_the_subject": split.unseen,
+        "not_in_the_dataset": len(split.unknown),
+    }

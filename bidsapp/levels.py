@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bidsapp import __version__
 from bidsapp.config import RunConfig
 from bidsapp.errors import AppError, ExitCode, InputProblems
-from bidsapp.planning import Plan, judging_networks, plan, unknown_names
+from bidsapp.planning import Plan, judging_networks, plan, split_notes, unknown_names
 from bidsapp.records import SubjectInputs
 
 if TYPE_CHECKING:
@@ -99,7 +99,13 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
     models = Models(config.recipe, config.models_dir, device, judging_networks(config.recipe), dtype)
     models.verify()
     root = planned.dataset.root
-    write_dataset_files(config.output_dir, source_dir=root, version=__version__, container=_container())
+    write_dataset_files(
+        config.output_dir,
+        source_dir=root,
+        version=__version__,
+        container=_container(),
+        links=planned.dataset.links,
+    )
     labels = [s.label for s in planned.dataset.subjects]
     citation = describe(config.recipe.name, version=__version__, metrics=config.recipe.metrics.networks)
     write_text(config.output_dir / "logs" / "CITATION.md", citation.as_markdown())
@@ -127,18 +133,19 @@ def _run_subject(
     subject: SubjectInputs, tree: OutputTree, run_id: str, planned: Plan, models: Models, config: RunConfig
 ) -> list[ScoreRow]:
     from bidsapp.bids.inputs import mask_files
-    from bidsapp.derivatives import settings_of, software_versions, write_subject
+    from bidsapp.derivatives import settings_of, software_versions, split_record, write_subject
     from bidsapp.participant import reconstruct
     from bidsapp.runlog import write_settings
 
     start = time.monotonic()
     label = subject.label
     settings = {"command": config.command, **settings_of(config), "versions": software_versions()}
+    settings["split"] = split_record(planned.splits[label])
     write_settings(tree.path("settings", run_id=run_id), settings)
     LOG.info("sub-%s: %d sessions", label, len(subject.sessions))
     masks = mask_files(planned.dataset, label, config.work_dir / f"sub-{label}")
     found = reconstruct(subject, masks, planned.splits[label], planned.stimuli, models, config)
-    warnings = _warnings(planned, models, config)
+    warnings = (*split_notes(planned.splits[label]), *_warnings(planned, models, config))
     seconds = time.monotonic() - start
     rows = write_subject(found, tree, planned.dataset, planned.stimuli, config, run_id, seconds, warnings)
     LOG.info("sub-%s: done in %.0f s, %s", label, time.monotonic() - start, tree.path("report"))

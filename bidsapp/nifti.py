@@ -18,6 +18,8 @@ from bidsapp.io import atomic_path
 
 #: Data types that betas, masks and maps may have; RGB and complex numbers make no sense here.
 _NUMBERS = "iuf"
+#: Images on one grid may differ in place by this share of a voxel (rounding of stored affines).
+TOLERANCE = 0.1
 #: deflate cannot shrink below about 1/1032, so a header that declares more than that is a lie.
 _MOST_INFLATION = 1100
 _BLOCK = 1 << 20

@@ -36,7 +36,7 @@ class Plan:
             trials = sum(len(s.stimulus_ids) for s in subject.sessions)
             lines.append(
                 f"sub-{subject.label}: {len(subject.sessions)} sessions, {trials} trials, "
-                f"{len(split.train)} training and {len(split.test)} test images, "
+                f"{len(split.train)} training and {len(split.test)} test images of {split.name}, "
                 f"voxels of {', '.join(subject.masks) or 'no mask'}; "
                 f"about {as_text(needed.memory)} of memory, {as_text(needed.disk)} in {config.work_dir}"
             )
@@ -82,6 +82,9 @@ def plan(config: RunConfig) -> Plan:
     found.raise_any()
     assert dataset is not None
     assert stimuli is not None
+    chosen = config.split_variant is not None
+    for note in dict.fromkeys(n for split in splits.values() for n in split_notes(split, chosen)):
+        LOG.warning(note)
     if dataset.generated_by != "bidsapp-recon demo" and config.recipe.models.location == "package":
         LOG.warning(
             "The embedded models know drawn scenes only; on photographs they show that the pipeline runs, "
@@ -119,6 +122,7 @@ def _open_inputs(config: RunConfig, found: Gatherer) -> tuple[Dataset | None, St
             space=config.space,
             roi=config.roi,
             filters=config.filters,
+            derivatives=config.derivatives,
         )
     if not config.skip_bids_validation:
         with found.at(config.bids_dir):
@@ -126,8 +130,9 @@ def _open_inputs(config: RunConfig, found: Gatherer) -> tuple[Dataset | None, St
     root = dataset.root if dataset else config.bids_dir
     if dataset is not None or (root / "stimuli").is_dir():
         with found.at(root / "stimuli"):
-            stimuli = StimulusSet.open(root, found=found)
-    inputs = [config.bids_dir, root] + ([stimuli.folder.parent] if stimuli else [])
+            stimuli = StimulusSet.open(root, config.captions, found=found)
+    inputs = [config.bids_dir, root, *config.derivatives.values()]
+    inputs += [stimuli.folder.parent] if stimuli else []
     found.add(check_folders(inputs, config.output_dir, config.work_dir))
     return dataset, stimuli
 
@@ -135,13 +140,14 @@ def _open_inputs(config: RunConfig, found: Gatherer) -> tuple[Dataset | None, St
 def _make_splits(
     config: RunConfig, dataset: Dataset, stimuli: StimulusSet, found: Gatherer
 ) -> dict[str, Split]:
-    from bidsapp.data.splits import make_split
+    from bidsapp.data.splits import make_split, split_path
 
     splits = {}
     for subject in dataset.subjects:
         seen = {i for session in subject.sessions for i in session.stimulus_ids}
-        with found.at(config.split_file or stimuli.folder / "stimuli.tsv"):
-            splits[subject.label] = make_split(stimuli, seen, config.split_file)
+        path = split_path(config.split_file, subject.label)
+        with found.at(path or stimuli.table):
+            splits[subject.label] = make_split(stimuli, seen, path, variant=config.split_variant)
     return splits
 
 
@@ -171,6 +177,29 @@ def _check_contents(
         shown = {i for u in dataset.subjects for s in u.sessions for i in s.stimulus_ids}
         used = {i for split in splits.values() for i in (*split.train, *split.test)} or shown
         found.add(stimuli.unreadable([i for i in stimuli.ids if i in used]))
+
+
+def split_notes(split: Split, chosen: bool = True) -> list[str]:
+    """Say what of a split file a user should know.
+
+    Parameters
+    ----------
+    split : Split
+    chosen : bool
+        Whether the user chose its variant.
+    """
+    notes = []
+    if split.n_variants > 1 and not chosen:
+        more = f"of {split.n_variants}; --split-variant chooses another."
+        notes.append(f"{split.file}: this is variant {split.variant} {more}")
+    if split.unknown:
+        n = len(split.unknown)
+        some = ", ".join(split.unknown[:5]) + (" ..." if n > 5 else "")
+        left = (
+            f"{n} of its ids {'are' if n > 1 else 'is'} not among the dataset's stimuli and left out: {some}"
+        )
+        notes.append(f"{split.file}: {left}")
+    return notes
 
 
 def _check_models(config: RunConfig, found: Gatherer) -> None:

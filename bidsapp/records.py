@@ -60,8 +60,8 @@ class Split:
         Stimuli that the subject saw.
     file : Path or None
         Where the split was read from, and ``sha256`` of its bytes, hexadecimal.
-    variant : str
-        Which of the file's variants; "" where it has none to choose from.
+    variant, n_variants : str and int
+        Which of the file's ``n_variants``; "" where it has none.
     unknown : tuple of str
         Ids of the file that the dataset's stimuli do not have, sorted.
     unseen : int
@@ -74,5 +74,6 @@ class Split:
     file: Path | None = None
     sha256: str = ""
     variant: str = ""
+    n_variants: int = 0
     unknown: tuple[str, ...] = ()
     unseen: int = 0

@@ -38,10 +38,12 @@ ENTITY_KEYS = {
 }
 
 _IN_NAME = r"(?=[^/\\]*$)"
+#: A label of BIDS holds letters and digits; LAION-fMRI's ROIs have hyphens in theirs (label-FFA-1).
+_VALUES = {"label": "[a-zA-Z0-9+-]+"}
 _ENTITIES = [
     {"name": "subject", "pattern": rf"[/\\]sub-([a-zA-Z0-9+]+)_{_IN_NAME}"},
     *(
-        {"name": name, "pattern": rf"[_/\\]{key}-([a-zA-Z0-9+]+)_{_IN_NAME}"}
+        {"name": name, "pattern": rf"[_/\\]{key}-({_VALUES.get(name, '[a-zA-Z0-9+]+')})_{_IN_NAME}"}
         for name, key in ENTITY_KEYS.items()
     ),
     {"name": "suffix", "pattern": r"[_/\\]([a-zA-Z0-9]+)\.[^/\\]+$"},

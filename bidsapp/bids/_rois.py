@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,13 +36,21 @@ def is_pattern(name: str) -> bool:
     return "/" in name or name.endswith((".nii", ".nii.gz"))
 
 
-def find_roi(name: str, subject: str, files: Iterable[IndexedFile], base: Path) -> Roi:
+def find_roi(
+    name: str,
+    subject: str,
+    files: Iterable[IndexedFile],
+    base: Path,
+    others: Mapping[str, Iterable[IndexedFile]] | None = None,
+    fits: Callable[[Path], bool] | None = None,
+) -> Roi:
     """Find one ROI of one subject.
 
     ``name`` may be the ``label`` (or ``desc``) of a mask, a ``seg`` (all its labels above 0), the
     name of one of a segmentation's labels as its TSV has it, the same without the ``v`` and ``d`` of
     ventral and dorsal parts (``V1`` joins ``V1v`` and ``V1d``), ``seg:name`` where several
-    segmentations have that name, or a path in which ``{subject}`` stands for the label.
+    segmentations have that name, or a path in which ``{subject}`` stands for the label and ``*`` for
+    anything. Where nothing is spelled just so, case and hyphens do not count.
 
     Parameters
     ----------
@@ -51,51 +59,81 @@ def find_roi(name: str, subject: str, files: Iterable[IndexedFile], base: Path) 
         The subject's masks and segmentations that the filters let through.
     base : Path
         Where a relative path starts.
+    others : mapping of str to iterable of IndexedFile, optional
+        Those of further datasets, by the datasets' names: looked at where ``files`` has none, or
+        first where ``name`` is ``dataset:roi``.
+    fits : callable, optional
+        Whether an image is on the betas' grid, which chooses among several.
 
     Raises
     ------
     AppError
         Where there is none, or several; the message lists what there is.
     """
+    own, further = list(files), {k: list(v) for k, v in (others or {}).items()}
+    dataset, _, rest = name.partition(":")
     if is_pattern(name):
-        path = base / name.replace("{subject}", subject)
-        if not path.is_file():
-            raise _error(f"ROI {name!r}: there is no file {path}", ExitCode.NO_INPUT)
-        return Roi(path)
-    files = list(files)
-    masks = [f for f in files if f.get("suffix") == "mask"]
-    segmentations = [f for f in files if f.get("suffix") == "dseg"]
-    for same in (_equal, _equal_but_case):
-        found = [Roi(f.path) for f in masks if same(f.get("label"), name)]
-        found = found or [Roi(f.path) for f in masks if not f.get("label") and same(f.get("desc"), name)]
-        found = found or [Roi(f.path) for f in segmentations if same(f.get("segmentation"), name)]
-        if found:
-            break
-    seg, _, part = name.rpartition(":")
-    if not found:
-        for file in segmentations:
-            if not seg or file.get("segmentation").lower() == seg.lower():
-                indices = matching_indices(read_labels(file.path), part)
-                if indices:
-                    found.append(Roi(file.path, indices))
+        found = [Roi(path) for path in _matching_paths(name.replace("{subject}", subject), base)]
+    elif dataset in further:
+        found = _matching(rest, further[dataset])
+    else:
+        found = _matching(name, own) or [roi for each in further.values() for roi in _matching(name, each)]
+    if len(found) > 1 and fits is not None:
+        found = [roi for roi in found if fits(roi.path)] or found
     if len(found) == 1:
         return found[0]
     if found:
         listed = "\n      ".join(str(r.path) for r in found)
         raise _error(
-            f"ROI {name!r} is in several files:\n      {listed}\n    A filter file's 'mask' entry, or "
-            "seg:name for a segmentation, chooses one",
+            f"ROI {name!r} is in several files:\n      {listed}\n    A filter file's 'mask' entry, "
+            "seg:name for a segmentation, or dataset:name for one of --derivatives chooses one",
             ExitCode.USAGE,
         )
-    raise _error(f"there is no ROI {name!r}. Found: {', '.join(_names(files)) or 'none'}", ExitCode.NO_INPUT)
+    if is_pattern(name):
+        path = base / name.replace("{subject}", subject)
+        raise _error(f"ROI {name!r}: there is no file {path}", ExitCode.NO_INPUT)
+    there = _names(own) + [f"{k}:{n}" for k, each in further.items() for n in _names(each)]
+    listed = ", ".join(there[:_MOST]) + (f" and {len(there) - _MOST} more" if len(there) > _MOST else "")
+    raise _error(f"there is no ROI {name!r}. Found: {listed or 'none'}", ExitCode.NO_INPUT)
 
 
-def _equal(a: str, b: str) -> bool:
-    return a == b
+#: Names of ROIs that a message lists; LAION-fMRI has about 50.
+_MOST = 80
 
 
-def _equal_but_case(a: str, b: str) -> bool:
-    return a.lower() == b.lower()
+def _matching_paths(pattern: str, base: Path) -> list[Path]:
+    if not set("*?") & set(pattern):
+        return [base / pattern] if (base / pattern).is_file() else []
+    anchor = Path(pattern).anchor
+    found = (Path(anchor) if anchor else base).glob(pattern.removeprefix(anchor))
+    return sorted(path for path in found if path.is_file())
+
+
+def _matching(name: str, files: list[IndexedFile]) -> list[Roi]:
+    """ROIs of a name among some files; the strictest spelling under which there is one counts."""
+    masks = [f for f in files if f.get("suffix") == "mask"]
+    segmentations = [f for f in files if f.get("suffix") == "dseg"]
+    for spelled in (str, str.lower, _letters):
+        wanted = spelled(name)
+        found = [Roi(f.path) for f in masks if spelled(f.get("label")) == wanted]
+        unlabelled = (f for f in masks if not f.get("label"))
+        found = found or [Roi(f.path) for f in unlabelled if spelled(f.get("desc")) == wanted]
+        found = found or [Roi(f.path) for f in segmentations if spelled(f.get("segmentation")) == wanted]
+        if found and wanted:
+            return found
+    found = []
+    seg, _, part = name.rpartition(":")
+    for file in segmentations:
+        if not seg or file.get("segmentation").lower() == seg.lower():
+            indices = matching_indices(read_labels(file.path), part)
+            if indices:
+                found.append(Roi(file.path, indices))
+    return found
+
+
+def _letters(text: str) -> str:
+    """Letters and digits in lower case: LAION-fMRI's FFA-1 is FFA1 where its own package fetched it."""
+    return "".join(c for c in text.lower() if c.isalnum())
 
 
 def _names(files: Iterable[IndexedFile]) -> list[str]:

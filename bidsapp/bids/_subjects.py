@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from bidsapp.bids import _rois
 from bidsapp.bids._filters import Filters
 from bidsapp.bids._index import Index, IndexedFile, natural_key
+from bidsapp.bids._sources import Files
 from bidsapp.bids._trials import read_trials
 from bidsapp.errors import AppError, ExitCode, Problem
 from bidsapp.hdf5 import SUFFIXES as HDF5_SUFFIXES
+from bidsapp.hdf5 import open_array
+from bidsapp.nifti import TOLERANCE, displacement, read_header
 from bidsapp.records import Session, SubjectInputs
 
 #: Sidecar key of the betas: stored values divided by it are percent signal change (NSD: 300).
@@ -31,11 +35,12 @@ class Finder:
         task: str,
         space: str,
         roi: tuple[str, ...],
+        others: Files | None = None,
     ) -> None:
         self._index, self._base, self._task, self._space, self._roi = index, base, task, space, roi
         self._betas = _by_subject(betas)
         self._trials = _by_subject(filters.select(index, "trials"))
-        self._masks = _by_subject(filters.select(index, "mask"))
+        self._masks, self._others = _by_subject(filters.select(index, "mask")), others or {}
         self._ceilings = _by_subject(filters.select(index, "noiseceiling"))
         self.problems: list[Problem] = []
         self.rois: dict[str, dict[str, _rois.Roi]] = {}
@@ -133,13 +138,30 @@ class Finder:
     def _find_rois(self, label: str) -> dict[str, _rois.Roi]:
         found = {}
         files = self._fitting(self._masks.get(label, []))
+        others = {name: self._fitting(each.get(label, [])) for name, each in self._others.items()}
+        betas = self._betas.get(label, [])
+        grid = partial(_same_grid, betas[0].path) if betas else None
         for name in dict.fromkeys(self._roi):
             try:
-                found[name] = _rois.find_roi(name, label, files, self._base)
+                found[name] = _rois.find_roi(name, label, files, self._base, others, grid)
             except AppError as error:
                 mend = "Name one that is there with --roi, or add the mask to the dataset."
                 self._error(error, self._index.root / f"sub-{label}", mend)
         return found
+
+
+def _same_grid(betas: Path, image: Path) -> bool:
+    """Whether an image has the betas' voxels, as far as both headers can be read."""
+    try:
+        second = read_header(image)
+        if betas.suffix in HDF5_SUFFIXES:  # no affine there
+            with open_array(betas) as array:
+                return bool(second.shape[:3] == array.shape[:0:-1])
+        first = read_header(betas)
+    except AppError:
+        return False  # said by the checks, where it matters
+    same_shape = first.shape[:3] == second.shape[:3]
+    return same_shape and displacement(first.affine, second.affine, first.shape) <= TOLERANCE
 
 
 def _by_subject(files: Iterable[IndexedFile]) -> dict[str, list[IndexedFile]]:

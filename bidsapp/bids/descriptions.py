@@ -16,6 +16,7 @@ from bidsapp.bids._index import natural_key
 from bidsapp.bids.outputs import DESCRIPTIONS
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.io import locked, read_json, read_text, read_tsv, write_json, write_text, write_tsv
+from bidsapp.places import datasets_around
 
 BIDS_VERSION = "1.11.1"
 APP = "bidsapp-recon"
@@ -47,6 +48,7 @@ def write_dataset_files(
     version: str,
     container: Mapping[str, str] | None = None,
     code_url: str | None = None,
+    links: Mapping[str, Path] | None = None,
 ) -> None:
     """Write the description of the output dataset; files that are up to date stay untouched.
 
@@ -64,6 +66,9 @@ def write_dataset_files(
         ``Type``, ``Tag`` and ``URI`` of the container that the app runs in.
     code_url : str, optional
         Where this version's source is.
+    links : mapping of str to Path, optional
+        Further datasets that URIs refer to, by name. Links that the description has already stay,
+        since another subject's job may have written them.
 
     Raises
     ------
@@ -73,7 +78,10 @@ def write_dataset_files(
     out = Path(out_dir)
     refuse_foreign_dataset(out)
     link = Path(os.path.relpath(source_dir, out)).as_posix()
-    source = _optional_json(Path(source_dir) / "dataset_description.json")
+    before = _optional_json(out / "dataset_description.json").get("DatasetLinks")
+    known = {k: v for k, v in before.items() if isinstance(v, str)} if isinstance(before, dict) else {}
+    known |= {name: Path(os.path.relpath(path, out)).as_posix() for name, path in (links or {}).items()}
+    source = _first_json(source_dir, "dataset_description.json")
     generated: dict[str, Any] = {"Name": APP, "Version": version, "CodeURL": code_url}
     generated["Container"] = dict(container) if container else None
     origin = {"URL": link, "DOI": _text(source, "DatasetDOI"), "Version": _text(source, "DatasetVersion")}
@@ -83,7 +91,7 @@ def write_dataset_files(
         "DatasetType": "derivative",
         "GeneratedBy": [generated],
         "SourceDatasets": [origin],
-        "DatasetLinks": {"source": link},
+        "DatasetLinks": known | {"source": link},
         "ReferencesAndLinks": list(_REFERENCES),
     }
     _update_json(out / "dataset_description.json", description)
@@ -135,7 +143,7 @@ def update_participants(
         The table: ``participant_id`` first, in natural order of labels.
     """
     path = Path(out_dir) / "participants.tsv"
-    names, known = _participants(Path(source_dir)) if source_dir is not None else ([], {})
+    names, known = _participants_around(Path(source_dir)) if source_dir is not None else ([], {})
     with locked(Path(out_dir) / f".{APP}.lock"):
         columns, rows = _participants(Path(out_dir))
         for label in labels:
@@ -147,12 +155,18 @@ def update_participants(
         table |= {c: [rows[s].get(c) for s in subjects] for c in columns}
         if not path.is_file() or read_tsv(path) != _as_read(table):
             write_tsv(path, table)
-        described = _optional_json(Path(source_dir) / "participants.json") if source_dir is not None else {}
+        described = _first_json(source_dir, "participants.json") if source_dir is not None else {}
         described = {k: v for k, v in described.items() if k in columns and isinstance(v, dict)}
         own = {"participant_id": {"Description": "Subject of the input dataset."}}
         sidecar = path.with_suffix(".json")
         _update_json(sidecar, {**own, **described, **_optional_json(sidecar)})
     return path
+
+
+def _participants_around(folder: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Participants of a dataset, else of the one that it is a derivative of."""
+    found = (_participants(place) for place in datasets_around(folder))
+    return next((each for each in found if each[1]), ([], {}))
 
 
 def _participants(folder: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
@@ -178,6 +192,12 @@ def _optional_json(path: Path) -> dict[str, Any]:
         return read_json(path)
     except AppError:
         return {}
+
+
+def _first_json(folder: str | os.PathLike[str], name: str) -> dict[str, Any]:
+    """Read a file of a dataset, else of the one that it is a derivative of; {} where there is none."""
+    found = (_optional_json(place / name) for place in datasets_around(Path(folder)))
+    return next((content for content in found if content), {})
 
 
 def _text(source: Mapping[str, Any], key: str) -> str | None:

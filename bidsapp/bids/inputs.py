@@ -10,9 +10,11 @@ from pathlib import Path
 from bidsapp.bids import _rois
 from bidsapp.bids._filters import Filters, read_filters
 from bidsapp.bids._index import Index, IndexedFile, build_index, natural_key
+from bidsapp.bids._sources import index_sources, masks_of
 from bidsapp.bids._subjects import SCALE_KEY, Finder
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
 from bidsapp.io import read_json
+from bidsapp.places import datasets_around
 from bidsapp.records import SubjectInputs
 
 __all__ = ["SCALE_KEY", "Dataset", "mask_files", "open_dataset"]
@@ -45,6 +47,9 @@ class Dataset:
         ``SubjectInputs.masks`` has the file alone, see :func:`mask_files`).
     units : mapping
         Path of a noise-ceiling map -> ``Units`` of its sidecar, where it has them.
+    links : mapping
+        Names under which outputs refer to the datasets that were read (``DatasetLinks``): ``source``
+        is ``root``, then the further ones, and ``input`` the folder asked for where it is not ``root``.
     """
 
     root: Path
@@ -54,6 +59,7 @@ class Dataset:
     generated_by: str = ""
     rois: Mapping[str, Mapping[str, _rois.Roi]] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
+    links: Mapping[str, Path] = field(default_factory=dict)
 
     def subject(self, label: str) -> SubjectInputs:
         """Give the subject of a label (KeyError where there is none)."""
@@ -73,6 +79,7 @@ def open_dataset(
     space: str | None = None,
     roi: Sequence[str] = ("nsdgeneral",),
     filters: str | os.PathLike[str] | None = None,
+    derivatives: Mapping[str, Path] | None = None,
 ) -> Dataset:
     """Index a dataset and choose the files that the app needs. Reads no betas.
 
@@ -92,6 +99,8 @@ def open_dataset(
         patterns with ``{subject}`` (relative ones start at ``bids_dir``).
     filters : path, optional
         BIDS filter file with the keys ``betas``, ``trials``, ``mask``, ``noiseceiling``.
+    derivatives : mapping of str to Path, optional
+        Further datasets, by a name of the caller's, whose masks and segmentations may be ROIs.
 
     Returns
     -------
@@ -100,8 +109,9 @@ def open_dataset(
     Raises
     ------
     AppError
-        Exit code 66 for a missing or empty folder, 16 without a valid dataset_description.json, 18
-        where nothing matches or a participant is unknown, 64 for a bad filter file.
+        Exit code 66 for a missing or empty folder of any of the datasets, 16 without a valid
+        dataset_description.json, 18 where nothing matches or a participant is unknown, 64 for a bad
+        filter file.
     InputProblems
         Where several tasks or spaces are there and none was chosen.
     """
@@ -121,7 +131,9 @@ def open_dataset(
         # Not every subject need have every task and session; only one that was named must.
         wanted = [label for label in wanted if any(f.get("subject") == label for f in betas)]
 
-    finder = Finder(index, base, chosen, betas, task, space, tuple(roi))
+    others = {name: Path(path) for name, path in (derivatives or {}).items()}
+    masks = masks_of(index_sources(others), chosen)
+    finder = Finder(index, base, chosen, betas, task, space, tuple(roi), masks)
     subjects = tuple(finder.subject(label) for label in wanted)
     return Dataset(
         root=index.root,
@@ -131,6 +143,7 @@ def open_dataset(
         generated_by=_first_generator(description),
         rois=finder.rois,
         units=finder.units,
+        links={"source": index.root, **others, **({"input": base} if base != index.root else {})},
     )
 
 
@@ -182,13 +195,15 @@ def _find_betas(base: Path, filters: Filters) -> tuple[Index, list[IndexedFile]]
             betas = filters.select(index, "betas")
             if betas:
                 found.append((index, betas))
+    # A localizer's maps are called stat-effect as well; single trials come with a table of them.
+    found = [f for f in found if filters.select(f[0], "trials")] or found
     if len(found) > 1:
         listed = ", ".join(str(index.root) for index, _ in found)
         message = f"{base}: several derivatives hold single-trial betas: {listed}. Give one as BIDS_DIR."
         raise AppError(message, exit_code=ExitCode.USAGE)
     if found:
         return found[0]
-    if not (base / "dataset_description.json").is_file():
+    if not any((p / "dataset_description.json").is_file() for p in datasets_around(base)):
         raise _no_description(base)
     by = f" under the filters of {filters.path}" if filters.path else ""
     names = "sub-*_stat-effect*_statmap.nii.gz or .hdf5"
@@ -207,7 +222,8 @@ def _no_description(base: Path) -> AppError:
 
 
 def _read_description(base: Path, root: Path) -> dict[str, object]:
-    path = next((p for p in (root, base) if (p / "dataset_description.json").is_file()), None)
+    places = (root, base, *datasets_around(root))
+    path = next((p for p in places if (p / "dataset_description.json").is_file()), None)
     if path is None:
         raise _no_description(base)
     path = path / "dataset_description.json"

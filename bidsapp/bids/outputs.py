@@ -165,12 +165,23 @@ def roi_label(names: Sequence[str]) -> str:
     return label if 0 < len(label) <= 60 else "union"
 
 
-def source_uri(path: Path, source_dir: Path) -> str:
-    """BIDS URI of a file of the input, ``bids:source:sub-01/...``; ``file://`` where it lies outside."""
-    absolute, root = Path(os.path.abspath(path)), Path(os.path.abspath(source_dir))
-    if absolute.is_relative_to(root):
-        return "bids:source:" + absolute.relative_to(root).as_posix()
-    return absolute.as_uri()
+def source_uri(path: Path, roots: Path | Mapping[str, Path]) -> str:
+    """BIDS URI of a file of the input, ``bids:source:sub-01/...``; ``file://`` where it lies outside.
+
+    Parameters
+    ----------
+    path : Path
+    roots : Path or mapping of str to Path
+        The input dataset, called ``source``, or several by the names that ``DatasetLinks`` has for
+        them; the innermost that holds the file counts.
+    """
+    absolute = Path(os.path.abspath(path))
+    named = roots.items() if isinstance(roots, Mapping) else [("source", roots)]
+    inside = [(name, root) for name, r in named if absolute.is_relative_to(root := Path(os.path.abspath(r)))]
+    if not inside:
+        return absolute.as_uri()
+    name, root = max(inside, key=lambda item: len(item[1].parts))
+    return f"bids:{name}:{absolute.relative_to(root).as_posix()}"
 
 
 def write_mask(

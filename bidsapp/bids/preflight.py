@@ -19,11 +19,8 @@ from bidsapp.bids.voxels import chosen_voxels
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
 from bidsapp.hdf5 import SUFFIXES as HDF5_SUFFIXES
 from bidsapp.hdf5 import open_array
-from bidsapp.nifti import displacement, load_volume, read_header
+from bidsapp.nifti import TOLERANCE, displacement, load_volume, read_header
 from bidsapp.records import Session, Split, SubjectInputs
-
-#: Masks and betas may differ in place by this share of a voxel (rounding of stored affines).
-TOLERANCE = 0.1
 
 
 class Stimuli(Protocol):

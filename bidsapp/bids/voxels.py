@@ -89,5 +89,3 @@ def noise_ceiling(dataset: Dataset, subject: str, inside: NDArray[np.bool_]) -> 
 
 def _bad(path: Path, what: str) -> AppError:
     return AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA, path=path)
-
-

@@ -41,6 +41,7 @@ class _Read:
     name: str
     sets: dict[str, set[str]]
     variant: str = ""
+    n_variants: int = 0
 
 
 def split_path(pattern: str | os.PathLike[str] | None, subject: str) -> Path | None:
@@ -109,6 +110,7 @@ def make_split(
         file=source,
         sha256=sha256_file(source),
         variant=read.variant,
+        n_variants=read.n_variants,
         unknown=unknown,
         unseen=len((sets["train"] | sets["test"]) - seen),
     )
@@ -198,7 +200,7 @@ def _read_json_split(path: Path, variant: str | None) -> _Read:
         listed = ", ".join(numbers[:20]) + (" ..." if len(numbers) > 20 else "")
         raise _bad(path, f"has not exactly one variant {wanted}; its variants are {listed}")
     chosen = _sets_of(path, variants[numbers.index(wanted)])
-    return _Read(name if len(variants) == 1 else f"{name} variant {wanted}", chosen, wanted)
+    return _Read(name if len(numbers) == 1 else f"{name} variant {wanted}", chosen, wanted, len(numbers))
 
 
 def _sets_of(path: Path, entry: Mapping[str, Any]) -> dict[str, set[str]]:

@@ -10,6 +10,7 @@ from bidsapp.bids.inputs import Dataset
 from bidsapp.bids.outputs import source_uri
 from bidsapp.config import RunConfig
 from bidsapp.data.betas import read_map
+from bidsapp.data.responses import count_dropped
 
 if TYPE_CHECKING:
     from bidsapp.participant import Reconstruction
@@ -30,6 +31,11 @@ def counts_of(found: Reconstruction, config: RunConfig) -> dict[str, float]:
     }
     if config.min_noise_ceiling is not None:
         counts[f"voxels with a noise ceiling of {config.min_noise_ceiling:g} % or more"] = found.mask.n_voxels
+    not_finite, constant = count_dropped(found.zscored["kept"], found.zscored["finite"])
+    if not_finite:
+        counts["voxels dropped, not finite in some trial"] = not_finite
+    if constant:
+        counts["voxels dropped, the same in all training images"] = constant
     counts["voxels used"] = int(np.count_nonzero(found.zscored["kept"]))
     if found.subject.noise_ceiling is not None:
         ceiling = read_map(found.subject.noise_ceiling, found.mask)[found.zscored["kept"]]

@@ -120,7 +120,7 @@ def reconstruct(
         latents[ORACLE] = steps.true_latents(stages, test, targets_key, n_control)
 
     # Images: stage 1 decodes the VDVAE's latents, stage 2 refines them under the predicted tokens.
-    shown = stimuli.images(split.test)
+    shown = steps.shown_images(stimuli, split.test)
     pictures = {}
     for condition, predicted in latents.items():
         ids = split.test if condition == BRAIN else split.test[:n_control]

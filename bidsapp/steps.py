@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bidsapp.data.betas import Mask
-from bidsapp.data.responses import average_repeats, zscore
+from bidsapp.data.responses import average_repeats, count_dropped, zscore
 from bidsapp.data.sessions import mask_sessions
 from bidsapp.data.targets import TargetRows, TargetStore
 from bidsapp.progress import track
@@ -68,17 +68,22 @@ def zscore_by_training(stages: Stages, responses: StageResult) -> StageResult:
 
     def compute(folder: Path) -> dict[str, np.ndarray]:
         scored = zscore(responses["train"], responses["test"], folder)
-        if scored.n_dropped:
-            LOG.warning("%d voxels are constant or not finite and were dropped", scored.n_dropped)
         return {
             "train": scored.train,
             "test": scored.test,
             "mean": scored.mean,
             "std": scored.std,
             "kept": scored.kept,
+            "finite": scored.finite,
         }
 
-    return stages.run("zscore", {"after": responses.key}, compute)
+    scored = stages.run("zscore", {"after": responses.key, "says": ["kept", "finite"]}, compute)
+    not_finite, constant = count_dropped(scored["kept"], scored["finite"])
+    if not_finite:
+        LOG.warning("%d voxels were dropped: NaN or infinite in some trial", not_finite)
+    if constant:
+        LOG.warning("%d voxels were dropped: the same in all training images", constant)
+    return scored
 
 
 def targets_of_stimuli(
@@ -101,7 +106,14 @@ def targets_of_stimuli(
 
     def compute(rows: Sequence[int]) -> Mapping[str, np.ndarray]:
         wanted = [ids[r] for r in rows]
-        return models.targets(stimuli.images(wanted), [stimuli.captions(i) for i in wanted])
+        arrays: dict[str, np.ndarray] = {}
+        for alike in stimuli.by_size(wanted):  # one array holds images of one size
+            names = [wanted[place] for place in alike]
+            made = models.targets(stimuli.images(names), [stimuli.captions(i) for i in names])
+            for target, values in made.items():
+                whole = arrays.setdefault(target, np.empty((len(wanted), values.shape[1]), np.float32))
+                whole[alike] = values
+        return arrays
 
     computed = store.ensure(digests, compute)
     LOG.info("targets: %d stimuli, %d of them computed now", len(ids), computed)
@@ -109,6 +121,17 @@ def targets_of_stimuli(
     train = {t: store.rows(t, digests[:n]) for t in models.recipe.target_names}
     test = {t: store.rows(t, digests[n:]) for t in models.recipe.target_names}
     return train, test, _digest_text([model_key, digests])
+
+
+def shown_images(stimuli: StimulusSet, ids: Sequence[str]) -> np.ndarray:
+    """Read the images that reconstructions are compared with, uint8 (n, H, W, 3).
+
+    Where they differ in size, all are brought to a square of the shortest side: scores take one array.
+    """
+    side = stimuli.common_side(ids)
+    if side is not None:
+        LOG.info("test images differ in size: brought to %d x %d pixels to be compared with", side, side)
+    return stimuli.images(ids, side)
 
 
 def true_latents(stages: Stages, targets: Mapping[str, TargetRows], targets_key: str, n: int) -> StageResult:

@@ -238,3 +238,23 @@ def test_participants_from_many_jobs_at_once(tmp_path: Path) -> None:
 def test_source_uris(tmp_path: Path) -> None:
     assert outputs.source_uri(tmp_path / "sub-01" / "a.nii", tmp_path) == "bids:source:sub-01/a.nii"
     assert outputs.source_uri(Path("/else/a b.nii"), tmp_path) == "file:///else/a%20b.nii"
+    links = {
+        "source": tmp_path / "derivatives" / "glm",
+        "input": tmp_path,
+        "rois": tmp_path / "x" / ".." / "rois",
+    }
+    for path, uri in {
+        "derivatives/glm/sub-01/a.nii": "bids:source:sub-01/a.nii",
+        "derivatives/glm/../atlases/b.nii": "bids:input:derivatives/atlases/b.nii",
+        "rois/sub-01/c.nii": "bids:rois:sub-01/c.nii",
+    }.items():
+        assert outputs.source_uri(tmp_path / path, links) == uri
+    assert outputs.source_uri(Path("/else/a.nii"), links) == "file:///else/a.nii"
+
+
+def test_links_of_other_jobs_stay_in_the_description(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for links in ({"rois": tmp_path / "rois"}, {"atlases": tmp_path / "atlases"}, {}):
+        descriptions.write_dataset_files(out, source_dir=source, version="1", links=links)
+    described = json.loads((out / "dataset_description.json").read_text())
+    assert described["DatasetLinks"] == {"rois": "../rois", "atlases": "../atlases", "source": "../in"}

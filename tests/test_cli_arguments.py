@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import click
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bidsapp.arguments import normalise
-from bidsapp.cli import app, default_recipe
+from bidsapp.cli import app, default_recipe, main
 from bidsapp.verbs import demo
 
 
@@ -28,6 +29,33 @@ def test_percent(text, value):
 def test_no_percent(text):
     with pytest.raises(click.UsageError, match="no number from 0 to 100"):
         parse("--min-noise-ceiling", text, *IO)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-d", "rois=a/b", "c/atlases", "--roi", "x"),
+        ("-d", "rois=a/b", "-d", "c/atlases"),
+        ("--derivatives", "rois=a/b", "c/atlases/"),
+        ("--derivatives=rois=a/b", "-dc/atlases"),
+    ],
+)
+def test_further_datasets(words):
+    for line in ((*words, *IO), (*IO, *words)):
+        params = parse(*line)
+        assert positionals(params) == IO
+        assert params["derivatives"] == (("rois", Path("a/b")), ("atlases", Path("c/atlases")))
+
+
+@pytest.mark.parametrize("value", ["=x", "a b=x", "rois=", "source=x", "input=x", "/"])
+def test_names_of_datasets_that_are_refused(value):
+    with pytest.raises(click.UsageError, match=r"NAME=PATH|is taken"):
+        parse("-d", value, *IO)
+
+
+def test_two_datasets_of_one_name(capsys):
+    assert main([*IO, "-d", "x=a", "x=b"]) == 64
+    assert "two datasets are called x" in capsys.readouterr().err
 
 
 def positionals(params: dict) -> tuple[str, str, str]:

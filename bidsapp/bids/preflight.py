@@ -27,8 +27,12 @@ class Stimuli(Protocol):
     """What of a :class:`~bidsapp.data.stimuli.StimulusSet` is checked."""
 
     @property
-    def folder(self) -> Path:
-        """The stimuli folder."""
+    def table(self) -> Path:
+        """The table of stimuli."""
+
+    @property
+    def captions_path(self) -> Path | None:
+        """Where captions come from."""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -79,7 +83,7 @@ def check(
         splits = _splits_of(dataset, split)
         problems += _check_stimuli(dataset.subjects, stimuli, splits, captions)
         for name in dict.fromkeys(splits.values()):
-            problems += _check_split(name, stimuli.folder)
+            problems += _check_split(name)
     return list(dict.fromkeys(problems))
 
 
@@ -211,7 +215,7 @@ def _compare(path: Path, header: _Grid, reference: tuple[Path, _Grid] | None, wh
 def _check_stimuli(
     subjects: Iterable[SubjectInputs], stimuli: Stimuli, splits: Mapping[str, Split], captions: bool
 ) -> list[Problem]:
-    table = str(stimuli.folder / "stimuli.tsv")
+    table = str(stimuli.table)
     known = set(stimuli.ids)
     problems = []
     seen: dict[str, None] = {}
@@ -230,12 +234,18 @@ def _check_stimuli(
     if missing:
         what = f"{_count(missing, 'image file is', 'image files are')} not there: {_some(missing)}"
         mend = "Put the images into the stimuli folder, or correct the column 'file'."
+        if stimuli.table.suffix == ".csv":
+            mend = "Fetch LAION-fMRI's images by its own command: laion-fmri download-stimuli."
         problems.append(Problem(table, what, mend, ExitCode.NO_INPUT))
     silent = [s for s in needed if not stimuli.captions(s)] if captions else []
     if silent:
         what = f"{_count(silent, 'stimulus has', 'stimuli have')} no caption: {_some(silent)}"
         mend = "Give each at least one row (stimulus_id, caption)."
-        problems.append(Problem(str(stimuli.folder / "captions.tsv"), what, mend))
+        path = stimuli.captions_path or stimuli.table.with_name("captions.tsv")
+        if stimuli.captions_path is None:
+            what += " This recipe predicts CLIP's tokens of the captions."
+            mend = "Write that table (stimulus_id, caption), or name one with --captions FILE."
+        problems.append(Problem(str(path), what, mend))
     tested = {s for split in splits.values() for s in split.test} if splits else set(needed)
     try:
         stimulus_labels(sorted(tested))
@@ -252,8 +262,8 @@ def _some(items: Sequence[str], most: int = 5) -> str:
     return ", ".join(items[:most]) + (" ..." if len(items) > most else ".")
 
 
-def _check_split(split: Split, folder: Path) -> list[Problem]:
-    where = str(folder / "stimuli.tsv") if split.name == "stimuli.tsv" else split.name
+def _check_split(split: Split) -> list[Problem]:
+    where = str(split.file or split.name)
     problems = []
     for kind, ids in (("training", split.train), ("test", split.test)):
         if not ids:

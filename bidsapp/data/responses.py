@@ -58,6 +58,8 @@ class ZScored:
         Training statistics (``ddof=1``), in the units of the betas.
     kept : ndarray of bool, (voxels,)
         False for the voxels that were dropped.
+    finite : ndarray of bool, (voxels,)
+        False for those that are NaN or infinite in some row; the others dropped do not vary.
     """
 
     train: Array
@@ -65,11 +67,17 @@ class ZScored:
     mean: npt.NDArray[np.float64]
     std: npt.NDArray[np.float64]
     kept: npt.NDArray[np.bool_]
+    finite: npt.NDArray[np.bool_]
 
     @property
     def n_dropped(self) -> int:
         """Number of voxels dropped, being constant or not finite."""
-        return int(self.kept.size - np.count_nonzero(self.kept))
+        return sum(count_dropped(self.kept, self.finite))
+
+
+def count_dropped(kept: npt.NDArray[np.bool_], finite: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """Count the voxels dropped for not being finite, and for not varying; see :class:`ZScored`."""
+    return int(np.count_nonzero(~finite)), int(np.count_nonzero(finite & ~kept))
 
 
 def average_repeats(
@@ -238,7 +246,7 @@ def zscore(
     mean, std = mean[kept], std[kept]
     outs = [None if folder is None else folder / f"{name}.npy" for name in ("train", "test")]
     done = [_standardise(x, kept, mean, std, out) for x, out in zip((train, test), outs, strict=True)]
-    return ZScored(done[0], done[1], mean, std, kept)
+    return ZScored(done[0], done[1], mean, std, kept, finite)
 
 
 def _standardise(

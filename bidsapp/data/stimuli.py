@@ -160,10 +160,23 @@ class StimulusSet:
             return np.empty((0, size or 0, size or 0, 3), np.uint8)
         return result
 
+    def by_size(self, ids: Sequence[str]) -> list[list[int]]:
+        """Places in ``ids`` of the images of each size, the first image's first; reads headers only.
+
+        Raises
+        ------
+        AppError
+            As :meth:`images`.
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for place, size in enumerate(self._sizes(ids)):
+            groups.setdefault(size, []).append(place)
+        return list(groups.values())
+
     def common_side(self, ids: Sequence[str]) -> int | None:
         """Side in pixels of a square that images of several sizes can be brought to.
 
-        The shortest side of all, so that no image is enlarged. Only headers are read.
+        The shortest side of all, so that no image is enlarged; reads headers only.
 
         Returns
         -------
@@ -175,8 +188,7 @@ class StimulusSet:
         AppError
             As :meth:`images`.
         """
-        with Bricks() as bricks:
-            sizes = {self._size(stimulus, bricks) for stimulus in ids}
+        sizes = set(self._sizes(ids))
         return min(min(size) for size in sizes) if len(sizes) > 1 else None
 
     def digest(self, stimulus: str) -> str:
@@ -213,9 +225,10 @@ class StimulusSet:
             digest.update(b"\0" + caption.encode())
         return digest.hexdigest()
 
-    def _size(self, stimulus: str, bricks: Bricks) -> tuple[int, int]:
-        place = self._place(stimulus)
-        return size_of(place.path) if place.row is None else bricks.size(place.path, place.row)
+    def _sizes(self, ids: Sequence[str]) -> list[tuple[int, int]]:
+        with Bricks() as bricks:
+            places = [self._place(stimulus) for stimulus in ids]
+            return [size_of(p.path) if p.row is None else bricks.size(p.path, p.row) for p in places]
 
     def _place(self, stimulus: str) -> Place:
         try:

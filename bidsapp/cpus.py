@@ -40,24 +40,37 @@ def available_cpus(environ: Mapping[str, str] | None = None, root: Path = Path("
 
 
 def _quotas(root: Path) -> Iterator[tuple[int, int]]:
-    """Microseconds of CPU time, and of the period they are for, of every control group around this process.
+    """Microseconds of CPU time, and of the period they are for, of every control group around us."""
+    for version, group in control_groups(root, "cpu"):
+        if version == 2:
+            yield from _pair(read_small(group / "cpu.max").split())
+        else:
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            yield from _pair([read_small(group / name).strip() for name in names])
 
-    A group is held by the quotas of all groups above it too. In a container the group that
+
+def control_groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
+    """Give the folders of the control groups around this process, each with its version, 1 or 2.
+
+    A group is held by the limits of all groups above it too. In a container the group that
     ``/proc/self/cgroup`` names is often not to be seen, and the mounted top is the container's own.
+
+    Parameters
+    ----------
+    root : Path
+        Where ``proc`` and ``sys`` are.
+    controller : str
+        ``cpu`` or ``memory``; groups of version 2 hold all.
     """
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in read_small(root / "proc/self/cgroup").splitlines():
         # hierarchy:controllers:path; no controllers: version 2.
         controllers, _, path = line.partition(":")[2].partition(":")
         if not controllers:
-            top = root / "sys/fs/cgroup"
-            for group in _upwards(top, path):
-                yield from _pair(_text(group / "cpu.max").split())
-        elif "cpu" in controllers.split(","):
+            yield from ((2, group) for group in _upwards(root / "sys/fs/cgroup", path))
+        elif controller in controllers.split(","):
             top = root / "sys/fs/cgroup" / controllers
-            top = top if top.is_dir() else root / "sys/fs/cgroup/cpu"
-            for group in _upwards(top, path):
-                names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-                yield from _pair([_text(group / name).strip() for name in names])
+            top = top if top.is_dir() else root / "sys/fs/cgroup" / controller
+            yield from ((1, group) for group in _upwards(top, path))
 
 
 def _upwards(top: Path, path: str) -> Iterator[Path]:
@@ -76,7 +89,8 @@ def _pair(words: list[str]) -> Iterator[tuple[int, int]]:
         yield int(words[0]), int(words[1])
 
 
-def _text(path: Path) -> str:
+def read_small(path: Path) -> str:
+    """Read a small file of the kernel's; empty where there is none."""
     try:
         return path.read_text(encoding="ascii")
     except (OSError, ValueError):

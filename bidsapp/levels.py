@@ -96,7 +96,8 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
     set_threads(config.n_cpus)
     dtype = choose_dtype(config.dtype, device)
     config = replace(config, device=device, dtype=dtype)  # what is recorded is what was used
-    models = Models(config.recipe, config.models_dir, device, judging_networks(config.recipe), dtype)
+    uses = judging_networks(config.recipe)
+    models = Models(config.recipe, config.models_dir, device, uses, dtype, config.memory)
     models.verify()
     root = planned.dataset.root
     write_dataset_files(

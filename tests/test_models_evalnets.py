@@ -10,11 +10,18 @@ import torch
 from PIL import Image
 
 from bidsapp.models import evalnets
-from bidsapp.models.evalnets import EfficientNetLite0, available, batched, load_networks
+from bidsapp.models.batching import Batches, in_batches
+from bidsapp.models.evalnets import EfficientNetLite0, available, load_networks
 
 
 class FakeClip:
     """Stands where CLIP's image embedding is asked for."""
+
+    class vision:
+        dtype = torch.float32
+
+        class config:
+            image_size, patch_size, hidden_size, intermediate_size, num_attention_heads = 4, 2, 8, 8, 1
 
     def image_embeddings(self, images: np.ndarray) -> np.ndarray:
         return images.reshape(len(images), -1)[:, :4].astype(np.float32)
@@ -58,7 +65,10 @@ def test_batches_change_nothing(n: int) -> None:
         return images.reshape(len(images), -1)[:, :7].astype(np.float32) * 2
 
     images = random_images(n, seed=n)
-    np.testing.assert_array_equal(batched(network, 4)(images), images.reshape(n, -1)[:, :7] * 2.0)
+    np.testing.assert_array_equal(
+        in_batches(network, Batches("cpu"), "a network", cost=1, most=4)(images),
+        images.reshape(n, -1)[:, :7] * 2.0,
+    )
     assert max(sizes) <= 4
     assert sum(sizes) == n
 

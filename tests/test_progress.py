@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from bidsapp import progress
-from bidsapp.progress import track
+from bidsapp.progress import counter, track
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -27,10 +27,30 @@ def test_long_steps_say_where_they_are(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "bidsapp"):
         assert list(track(range(6), "steps", every_s=30)) == list(range(6))
     assert [m.split(" (")[0] for m in caplog.messages[:-1]] == [
-        "steps: 1 of 6",
-        "steps: 3 of 6",
-        "steps: 5 of 6",
+        "steps: 2 of 6",
+        "steps: 4 of 6",
     ]
+
+
+def test_items_done_several_at_a_time(monkeypatch, caplog):
+    clock = iter(range(0, 1000, 40))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with caplog.at_level(logging.INFO, "bidsapp"), counter(10, "images") as advance:
+        for n in (4, 4, 2):
+            advance(n)
+    said = ["images: 4 of 10 (40 s)", "images: 8 of 10 (80 s)", "images: 10 done in 160.0 s"]
+    assert caplog.messages == said
+
+
+def test_a_step_that_fails_is_not_said_to_be_done(caplog):
+    def fail() -> None:
+        with counter(10, "images") as advance:
+            advance(4)
+            raise ValueError("no")
+
+    with caplog.at_level(logging.INFO, "bidsapp"), pytest.raises(ValueError, match="no"):
+        fail()
+    assert not caplog.messages
 
 
 def test_nothing_to_do(caplog):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.memory import available_memory, resident_memory
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 #: Relative drift of an answer, and by how much each format rounds more than float32 on the CPU.
 _TOLERANCE = {"float32": 1e-2, "float16": 3e-2, "bfloat16": 1e-1}
+
+#: How MPS, cuBLAS, cuDNN and the CPU's allocator say that there is no more memory.
+_NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory", "cannot allocate memory")
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,74 @@ def choose_device(name: str) -> str:
             exit_code=ExitCode.USAGE,
         )
     return name
+
+
+def free_memory(device: str, limit: int | None = None) -> int | None:
+    """Count the bytes that networks may still take on a device.
+
+    Parameters
+    ----------
+    device : str
+    limit : int, optional
+        Bytes that the whole process is to stay under (``--mem``); it does not hold for CUDA, which has
+        memory of its own.
+
+    Returns
+    -------
+    int or None
+        None where nothing is known.
+    """
+    import torch
+
+    if _kind(device) == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # what torch keeps for later is free for it, and used for the driver
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    found = [available_memory()]
+    if _kind(device) == "mps":
+        found.append(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+    held = resident_memory()
+    if limit is not None and held is not None:
+        found.append(limit - held)
+    return min((max(0, n) for n in found if n is not None), default=None)
+
+
+def fuses_attention(device: str) -> bool:
+    """Whether attention is known never to hold a whole matrix of scores: torch has kernels for it."""
+    return _kind(device) in ("cpu", "cuda")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice; not all devices have a type of error for it."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+
+
+def empty_cache(device: str) -> None:
+    """Give back the memory of tensors that are no more."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if _kind(device) == "cuda":
+        torch.cuda.empty_cache()
+    elif _kind(device) == "mps":
+        torch.mps.empty_cache()
+
+
+def synchronise(device: str) -> None:
+    """Wait until a device has done what it was given; the CPU has."""
+    import torch
+
+    if _kind(device) == "cuda":
+        torch.cuda.synchronize(device)
+    elif _kind(device) == "mps":
+        torch.mps.synchronize()
 
 
 def set_threads(n_cpus: int) -> None:

@@ -12,9 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bidsapp.models import costs
+from bidsapp.models.batching import Batches, in_batches
 from bidsapp.models.checkpoints import load_strictly
 from bidsapp.models.clip import ClipTokens
 
+#: Images that go through a network at once where memory is no concern.
+_BATCH = 25
 FeatureNetwork = Callable[[np.ndarray], np.ndarray]
 
 #: Networks that any recipe may name where the protocol is ``native``.
@@ -31,18 +35,36 @@ def available(name: str) -> bool:
     return name == "small_clip"
 
 
-def load_networks(names: tuple[str, ...], clip: ClipTokens, device: str) -> dict[str, FeatureNetwork]:
+def load_networks(
+    names: tuple[str, ...], clip: ClipTokens, device: str, batches: Batches | None = None
+) -> dict[str, FeatureNetwork]:
     """Load the judging networks that are available, in the order asked for.
+
+    Parameters
+    ----------
+    names : tuple of str
+    clip : ClipTokens
+        Whose image embedding ``small_clip`` is.
+    device : str
+    batches : Batches, optional
+        Decides how many images go through a network at once.
 
     Raises
     ------
     ValueError
         For a name that is not known.
     """
-    makers: dict[str, Callable[[], FeatureNetwork]] = {
-        "small_clip": lambda: batched(clip.image_embeddings),
-        "efficientnet_lite0": lambda: batched(EfficientNetLite0(device)),
-    }
+    batches = batches or Batches(device)
+
+    def small_clip() -> FeatureNetwork:
+        cost = costs.clip_vision(clip.vision.config, clip.vision.dtype.itemsize)
+        return in_batches(clip.image_embeddings, batches, "small_clip", cost=cost, most=_BATCH)
+
+    def efficientnet_lite0() -> FeatureNetwork:
+        cost = costs.judging_network(EfficientNetLite0.size)
+        return in_batches(EfficientNetLite0(device), batches, "efficientnet_lite0", cost=cost, most=_BATCH)
+
+    makers = {"small_clip": small_clip, "efficientnet_lite0": efficientnet_lite0}
     unknown = [n for n in names if n not in makers]
     if unknown:
         raise ValueError(f"unknown judging networks {unknown}; known are {sorted(makers)}")
@@ -66,15 +88,6 @@ def remembered(network: FeatureNetwork, most: int = 2) -> FeatureNetwork:
         while len(known) > most:
             known.pop(next(iter(known)))
         return known[key]
-
-    return features
-
-
-def batched(network: FeatureNetwork, size: int = 25) -> FeatureNetwork:
-    """Feed a network a few images at a time, so that memory does not grow with their number."""
-
-    def features(images: np.ndarray) -> np.ndarray:
-        return np.concatenate([network(images[i : i + size]) for i in range(0, len(images), size)])
 
     return features
 

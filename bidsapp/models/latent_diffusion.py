@@ -20,7 +20,8 @@ from torch import Tensor
 from bidsapp.errors import AppError
 from bidsapp.io import read_json
 from bidsapp.models.checkpoints import quiet_libraries, readable
-from bidsapp.models.devices import other_format
+from bidsapp.models.costs import latent_diffusion
+from bidsapp.models.devices import fuses_attention, other_format
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class LatentDiffusion:
         """Side of the images that come out, in pixels."""
         doublings = len(self.vae.config.block_out_channels) - 1
         return int(self.unet.config.sample_size * 2**doublings)
+
+    def cost(self) -> int:
+        """Bytes that one image takes, beside the weights: see :mod:`bidsapp.models.costs`."""
+        fused = fuses_attention(self.unet.device.type)
+        return latent_diffusion(self.unet.config, self.vae.config, self.unet.dtype.itemsize, fused=fused)
 
     @torch.no_grad()
     def encode(self, images: np.ndarray, generators: Sequence[torch.Generator] | None = None) -> Tensor:

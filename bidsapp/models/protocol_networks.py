@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bidsapp.models import alexnet, efficientnet, inception, resnet
+from bidsapp.models import alexnet, costs, efficientnet, inception, resnet
+from bidsapp.models.batching import Batches, in_batches
 from bidsapp.models.checkpoints import load_strictly
-from bidsapp.models.evalnets import FeatureNetwork, batched, remembered
+from bidsapp.models.evalnets import FeatureNetwork, remembered
 from bidsapp.models.preprocessing import Preprocessing
 
 CLIP = "clip_vit_l14"
-#: Images that go through a network at once.
+#: Images that go through a network at once where memory is no concern.
 _BATCH = 16
 #: Counters that batch norms of old checkpoints lack, and that features do not depend on.
 _COUNTERS = ".num_batches_tracked"
@@ -89,6 +90,7 @@ def load_protocol_networks(
     *,
     clip_vision: nn.Module | None = None,
     device: str = "cpu",
+    batches: Batches | None = None,
 ) -> dict[str, FeatureNetwork]:
     """Load the networks of a protocol whose weights are there.
 
@@ -101,6 +103,8 @@ def load_protocol_networks(
     clip_vision : transformers CLIPVisionModelWithProjection, optional
         OpenAI's ViT-L/14; without it the protocol's CLIP is left out.
     device : str
+    batches : Batches, optional
+        Decides how many images go through a network at once.
 
     Returns
     -------
@@ -115,6 +119,7 @@ def load_protocol_networks(
     ValueError
         For an architecture or layer that is not known.
     """
+    batches = batches or Batches(device)
     absent = missing_files(uses, folder)
     loaded: dict[tuple[str, str], nn.Module] = {}
     networks: dict[str, FeatureNetwork] = {}
@@ -124,8 +129,17 @@ def load_protocol_networks(
         key = (use.architecture, use.file)
         if key not in loaded:
             loaded[key] = _load(use, folder, clip_vision, device)
-        networks[name] = remembered(batched(feature_network(loaded[key], use, device), _BATCH))
+        features = feature_network(loaded[key], use, device)
+        cost = _cost(loaded[key], use)
+        networks[name] = remembered(in_batches(features, batches, name, cost=cost, most=_BATCH))
     return networks
+
+
+def _cost(model: Any, use: NetworkUse) -> int:
+    """Bytes of one image's pass."""
+    if use.architecture == CLIP:
+        return costs.clip_vision(model.config, model.dtype.itemsize)
+    return costs.judging_network(use.resizing.sizes[-1])
 
 
 def _load(use: NetworkUse, folder: Path, clip_vision: nn.Module | None, device: str) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -17,7 +17,8 @@ from torch import nn
 
 from bidsapp.config import Recipe
 from bidsapp.errors import AppError, ExitCode, Problem
-from bidsapp.models import canaries, weights
+from bidsapp.models import canaries, costs, weights
+from bidsapp.models.batching import Batches
 from bidsapp.models.clip import ClipTokens
 from bidsapp.models.devices import choose_dtype, numerics
 from bidsapp.models.evalnets import FeatureNetwork, load_networks
@@ -30,7 +31,6 @@ from bidsapp.models.verification import hash_files, unpublished, verify
 from bidsapp.models.versatile_diffusion import VersatileDiffusion
 from bidsapp.models.weights import EMBEDDED, models_root
 from bidsapp.models.weights_lock import Lock
-from bidsapp.progress import track
 from bidsapp.seeds import seed_for
 
 __all__ = ["EMBEDDED", "Models", "missing_models", "models_root", "resize"]
@@ -50,11 +50,13 @@ class Models:
         Where downloaded weights are; not used by recipes whose weights are in the package.
     device : str
         As :func:`bidsapp.models.devices.choose_device` returns it.
-    dtype : str
-        Number format of the networks, as :func:`bidsapp.models.devices.choose_dtype` takes it.
     uses : mapping of str to NetworkUse, optional
         Judging networks of a published protocol, by name; without it those of ``metrics.networks``
         that come with the package.
+    dtype : str
+        Number format of the networks, as :func:`bidsapp.models.devices.choose_dtype` takes it.
+    memory : int, optional
+        Bytes that the run is to stay under (``--mem``); batches are made to fit.
 
     Attributes
     ----------
@@ -69,11 +71,13 @@ class Models:
         device: str,
         uses: Mapping[str, NetworkUse] | None = None,
         dtype: str = "auto",
+        memory: int | None = None,
     ) -> None:
         self.recipe, self.device, self.uses = recipe, device, dict(uses or {})
         self.unpublished: list[str] = []
         self.dtype = choose_dtype(dtype, device)
         self.numerics = numerics(device, self.dtype)
+        self.batches = Batches(device, memory)
         self.root = models_root(recipe, models_dir)
         self.evaluation = (models_dir or weights.default_models_dir()) / weights.EVALUATION
 
@@ -134,9 +138,11 @@ class Models:
     def networks(self) -> dict[str, FeatureNetwork]:
         """The judging networks: the protocol's, or those that are installed."""
         if not self.uses:
-            return load_networks(self.recipe.metrics.networks, self.clip, self.device)
+            return load_networks(self.recipe.metrics.networks, self.clip, self.device, self.batches)
         clip = self._judging_clip() if any(use.architecture == CLIP for use in self.uses.values()) else None
-        networks = load_protocol_networks(self.uses, self.evaluation, clip_vision=clip, device=self.device)
+        networks = load_protocol_networks(
+            self.uses, self.evaluation, clip_vision=clip, device=self.device, batches=self.batches
+        )
         picture = canaries.image(64)
         for name, network in networks.items():
             features = network(picture)
@@ -221,26 +227,35 @@ class Models:
         -------
         dict of ndarray of float32, shapes (n, dims)
         """
-        size = self.recipe.vdvae.batch
-        parts = [
-            self._targets(images[start : start + size], captions[start : start + size])
-            for start in range(0, len(images), size)
-        ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def _targets(self, images: np.ndarray, captions: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
-        section = self.recipe.vdvae
+        section, n = self.recipe.vdvae, len(images)
         small = resize(images, self.vdvae.config.image_size)
-        latents = self.vdvae.encode_latents(
-            small, section.layers, sample=section.sample_latents, generator=_generators_of(small)
-        )
-        if self.recipe.diffusion.kind == "ip-adapter":
-            return {"vdvae": latents, "clip_image": self.adapter.image_embeddings(images)}
-        return {
-            "vdvae": latents,
-            "clip_vision": self.clip.vision_tokens(images).reshape(len(images), -1),
-            "clip_text": self.clip.mean_text_tokens(captions).reshape(len(images), -1),
+        generators = _generators_of(small)
+        encode = partial(self.vdvae.encode_latents, n_layers=section.layers, sample=section.sample_latents)
+
+        def run(what: str, call: Callable[[slice], np.ndarray], cost: int, **options: Any) -> np.ndarray:
+            return self.batches.run(what, n, call, cost=cost, most=section.batch, **options)
+
+        made = {
+            "vdvae": run(
+                "VDVAE encode",
+                lambda rows: encode(small[rows], generator=generators[rows]),
+                costs.vdvae(self.vdvae.config),
+                generators=generators,
+            )
         }
+        if self.recipe.diffusion.kind == "ip-adapter":
+            encoder = self.adapter.pipeline.image_encoder
+            cost = costs.clip_vision(encoder.config, encoder.dtype.itemsize)
+            made["clip_image"] = run(
+                "CLIP-Vision", lambda rows: self.adapter.image_embeddings(images[rows]), cost
+            )
+            return made
+        clip = self.clip
+        cost = costs.clip_vision(clip.vision.config, clip.vision.dtype.itemsize)
+        made["clip_vision"] = run("CLIP-Vision", lambda rows: clip.vision_tokens(images[rows]), cost)
+        cost = costs.clip_text(clip.text.config, clip.text.dtype.itemsize) * max(map(len, captions))
+        made["clip_text"] = run("CLIP-Text", lambda rows: clip.mean_text_tokens(captions[rows]), cost)
+        return {name: rows.reshape(n, -1) for name, rows in made.items()}
 
     def first_stage(self, latents: np.ndarray, generators: Sequence[torch.Generator]) -> np.ndarray:
         """Stage 1: VDVAE images of predicted latents, uint8 (n, S, S, 3)."""
@@ -254,7 +269,15 @@ class Models:
                 temperature=section.temperature,
             )
 
-        return _in_batches(decode, len(latents), section.batch, "stage 1, VDVAE decode (batches)")
+        return self.batches.run(
+            "stage 1, VDVAE decode",
+            len(latents),
+            decode,
+            cost=costs.vdvae(self.vdvae.config),
+            most=section.batch,
+            generators=generators,
+            show=True,
+        )
 
     def second_stage(
         self,
@@ -277,7 +300,16 @@ class Models:
         )
         makers = {"versatile-diffusion": self._by_tokens, "ip-adapter": self._by_embedding}
         run = makers[section.kind](initial, conditions, generators, settings)
-        return _in_batches(run, len(initial), section.batch, "stage 2, diffusion (batches)")
+        model = self.diffusion if section.kind == "versatile-diffusion" else self.adapter
+        return self.batches.run(
+            "stage 2, diffusion",
+            len(initial),
+            run,
+            cost=model.cost(),
+            most=section.batch,
+            generators=generators,
+            show=True,
+        )
 
     def _by_tokens(
         self,
@@ -304,11 +336,6 @@ class Models:
         return lambda rows: self.adapter.image_to_image(
             initial[rows], embeddings[rows], generators[rows], settings
         )
-
-
-def _in_batches(run: Callable[[slice], np.ndarray], n: int, size: int, what: str) -> np.ndarray:
-    starts = track(range(0, n, size), what)
-    return np.concatenate([run(slice(start, start + size)) for start in starts])
 
 
 def _generators_of(images: np.ndarray) -> list[torch.Generator]:

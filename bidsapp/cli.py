@@ -99,6 +99,7 @@ from bidsapp.verbs import VERBS
     type=click.Path(path_type=Path, dir_okay=False),
     help="Captions: TSV or CSV.  [default: those of the stimuli folder]",
 )
+@click.option("--save-weights", is_flag=True, help="Write the ridge's weights into the model file (large).")
 @click.option("--skip-bids-validation", is_flag=True, help="Do not run the BIDS validator on the input.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, compute nothing.")
 @click.option("--stop-on-first-crash", is_flag=True, help="Stop when a subject fails.")
@@ -169,6 +170,7 @@ def make_config(options: dict[str, Any]) -> Any:
         dtype=options["dtype"],
         n_cpus=options["n_cpus"],
         memory=options["mem"],
+        save_weights=options["save_weights"],
         seed=options["seed"],
         skip_bids_validation=options["skip_bids_validation"],
         stop_on_first_crash=options["stop_on_first_crash"],

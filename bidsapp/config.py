@@ -143,6 +143,7 @@ class RunConfig:
     dtype: str = "auto"
     n_cpus: int = 1
     memory: int | None = None
+    save_weights: bool = False
     seed: int = 0
     skip_bids_validation: bool = False
     stop_on_first_crash: bool = False

@@ -86,6 +86,7 @@ def predict_and_calibrate(
                 raw=made[f"{name}_raw"],
                 calibrated=made[name],
                 backend=backends[name],
+                what=f"predicting {name}, {condition} (blocks of dimensions)",
             )
             arrays |= {key: array.read() for key, array in made.items()}
             if constants is not None:

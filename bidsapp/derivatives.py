@@ -35,7 +35,6 @@ from bidsapp.steps import BRAIN
 if TYPE_CHECKING:
     from bidsapp.data.stimuli import StimulusSet
     from bidsapp.data.targets import TargetRows
-    from bidsapp.decoding.decoder import RidgeDecoder
     from bidsapp.participant import Pictures, Reconstruction
 
 LOG = logging.getLogger("bidsapp")
@@ -207,58 +206,41 @@ def summary_columns(rows: list[ScoreRow]) -> dict[str, list[Any]]:
 
 
 def write_model(found: Reconstruction, tree: OutputTree, config: RunConfig, sources: list[str]) -> None:
-    """Write what predicts targets from new responses, without the training betas and without refitting.
-
-    With x the new responses of the voxels ``voxel_index``, z-scored by ``voxel_mean`` and
-    ``voxel_std``, and x_c = x - ``train_mean``: targets are
-    ``mean + (x_c @ (x_train - train_mean).T) @ dual`` (or ``mean + x_c @ weights`` where voxels are
-    fewer than training images), then ``calibration_scale * targets + calibration_shift``.
-    """
-    import h5py
-
+    """Write what predicts targets from new responses, without training data and without refitting."""
     from bidsapp.decoding.decoder import RidgeDecoder
+    from bidsapp.decoding.model_writer import FittedTarget, Voxels
+    from bidsapp.decoding.model_writer import write_model as write
 
-    decoder = RidgeDecoder(found.zscored["train"])
-    with atomic_path(tree.path("model")) as temporary, h5py.File(temporary, "w") as file:
-        file["voxel_index"] = found.mask.flat_index[found.zscored["kept"]]
-        file["voxel_index"].attrs["order"] = "Fortran"
-        file["voxel_index"].attrs["shape"] = found.mask.data.shape
-        file["voxel_mean"], file["voxel_std"] = found.zscored["mean"], found.zscored["std"]
-        file["train_mean"] = decoder.x_mean
-        if decoder.is_dual:
-            file["x_train"] = np.asarray(found.zscored["train"], dtype=np.float32)
-        for name in config.recipe.target_names:
-            alpha = config.recipe.targets[name].alpha
-            group = file.create_group(f"targets/{name}")
-            group.attrs["alpha"] = alpha
-            _write_coefficients(group, decoder, found.train_targets[name], alpha)
-            for part in ("scale", "shift"):
-                if f"{name}_{part}" in found.latents.arrays:
-                    group[f"calibration_{part}"] = found.latents[f"{name}_{part}"]
+    scored, latents = found.zscored, found.latents
+    voxels = Voxels(
+        found.mask.flat_index[scored["kept"]], found.mask.data.shape, scored["mean"], scored["std"]
+    )
+    alphas = {name: config.recipe.targets[name].alpha for name in config.recipe.target_names}
+    targets = {
+        name: FittedTarget(
+            alpha,
+            found.train_targets[name],
+            latents[f"{name}_raw"],
+            latents.arrays.get(f"{name}_scale"),
+            latents.arrays.get(f"{name}_shift"),
+        )
+        for name, alpha in alphas.items()
+    }
+    with atomic_path(tree.path("model")) as temporary:
+        decoder = RidgeDecoder(scored["train"])
+        test = scored["test"]
+        write(temporary, decoder, voxels, targets, test, save_weights=config.save_weights)
     write_model_sidecar(
         tree,
         {
             "Sources": sources,
             "Recipe": config.recipe.name,
-            "Alphas": {name: config.recipe.targets[name].alpha for name in config.recipe.target_names},
+            "Alphas": alphas,
             "Calibration": config.recipe.calibration.method,
             "TrainingImages": len(found.split.train),
-            "Voxels": int(np.count_nonzero(found.zscored["kept"])),
+            "Voxels": int(np.count_nonzero(scored["kept"])),
         },
     )
-
-
-def _write_coefficients(group: Any, decoder: RidgeDecoder, targets: TargetRows, alpha: float) -> None:
-    """Write a target's means and coefficients, a block of its dimensions at a time."""
-    n_rows = decoder.n_samples if decoder.is_dual else decoder.n_features
-    n, d = targets.shape
-    coefficients = group.create_dataset("dual" if decoder.is_dual else "weights", (n_rows, d), "f4")
-    means = group.create_dataset("mean", (d,), "f4")
-    step = max(1, (1 << 24) // n)
-    for start in range(0, d, step):
-        block = targets[:, start : start + step]
-        means[start : start + step] = block.mean(0, dtype=np.float64)
-        coefficients[:, start : start + step] = decoder.coefficients(block, alpha)
 
 
 def target_rows(found: Reconstruction, config: RunConfig) -> tuple[TargetRow, ...]:
@@ -365,6 +347,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
         "sessions": ", ".join(config.sessions) or "all",
         "max_sessions": config.max_sessions,
         "min_noise_ceiling": config.min_noise_ceiling,
+        "save_weights": config.save_weights,
     }
     return {"run": options, "recipe": config.recipe.as_dict()}
 

@@ -64,8 +64,7 @@ def open_array(path: Path, name: str = BETAS, n_axes: int = 4) -> Iterator[Any]:
         raise _bad(path, f"is no readable HDF5 file, or is truncated ({error})") from error
     with file:
         try:
-            array = _find(file, path, name)
-            _check(array, path, name, n_axes)
+            array = find_array(file, path, name, n_axes)
         except DAMAGED as error:
             raise _bad(path, f"is damaged ({error})") from error
         yield array
@@ -79,6 +78,29 @@ def is_complete(array: Any) -> bool:
     expected = math.prod(-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True))
     chunks: int = array.id.get_num_chunks()
     return bool(chunks == expected)
+
+
+def find_array(group: Any, path: Path, name: str, n_axes: int) -> Any:
+    """Find an array in an open file or group of one: a dataset that lies whole in the file itself.
+
+    Parameters
+    ----------
+    group : h5py.File or h5py.Group
+    path : Path
+        The file, for messages.
+    name : str
+        The array's name in the group.
+    n_axes : int
+        Number of axes that it must have.
+
+    Raises
+    ------
+    AppError
+        Exit code 65 where there is no such array, or it can't be trusted.
+    """
+    array = _find(group, path, name)
+    _check(array, path, name, n_axes)
+    return array
 
 
 def _find(file: Any, path: Path, name: str) -> Any:

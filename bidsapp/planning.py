@@ -38,7 +38,8 @@ class Plan:
                 f"sub-{subject.label}: {len(subject.sessions)} sessions, {trials} trials, "
                 f"{len(split.train)} training and {len(split.test)} test images of {split.name}, "
                 f"voxels of {', '.join(subject.masks) or 'no mask'}; "
-                f"about {as_text(needed.memory)} of memory, {as_text(needed.disk)} in {config.work_dir}"
+                f"about {as_text(needed.memory)} of memory, {as_text(needed.disk)} in {config.work_dir}, "
+                f"{as_text(needed.model_file)} for the model file"
             )
         return "\n".join(lines)
 

@@ -8,7 +8,7 @@ import pytest
 from bidsapp.decoding import gram as module
 from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.decoding.ridge import Ridge
-from bidsapp.decoding.streaming import Predictor, predict_blocks, target_blocks
+from bidsapp.decoding.streaming import Predictor, TargetBlocks, predict_blocks
 
 TOLERANCE = 1e-4
 
@@ -118,7 +118,7 @@ def test_a_block_that_float32_fails_is_predicted_in_float64():
     y[25:] = y[:25] + 1e-5 * rng.standard_normal((25, 9)).astype(np.float32)
     half = 1e4 * rng.standard_normal((6, 25))
     operator = np.hstack([half, -half])
-    (block,) = target_blocks(y)
+    (block,) = TargetBlocks(y)
     expected = operator @ (y - block.mean) + block.mean
     scale = expected.std()
     assert np.abs(Predictor(operator).predict(block) - expected).max() < 1e-6 * scale

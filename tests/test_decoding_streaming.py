@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bidsapp.decoding.streaming import ArrayOnDisk, predict_blocks, target_blocks
+from bidsapp.decoding.streaming import ArrayOnDisk, TargetBlocks, predict_blocks
 
 #: What block sizes may change, relative to the predictions' spread: rounding of float32 sums.
 BLOCK_TOLERANCE = 1e-6
@@ -44,7 +44,7 @@ def test_any_block_gives_the_same_predictions(block):
 def test_each_column_is_read_once_in_order_and_ahead_in_a_thread():
     _, y = data()
     watched = Watched(y)
-    for part in target_blocks(watched, 10):
+    for part in TargetBlocks(watched, 10):
         here = part.columns
         np.testing.assert_array_equal(part.values, y[:, here])
         np.testing.assert_allclose(part.mean, y[:, here].mean(0, dtype=np.float64))

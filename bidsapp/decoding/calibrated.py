@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bidsapp.decoding import calibration
 from bidsapp.decoding.backends import NUMPY, Backend
-from bidsapp.decoding.streaming import Predictor, Sliceable, target_blocks
+from bidsapp.decoding.streaming import Predictor, Sliceable, TargetBlocks
 
 Vector = npt.NDArray[np.float64]
 
@@ -31,6 +31,7 @@ def predict_calibrated(
     calibrated: Any,
     block: int | None = None,
     backend: Backend = NUMPY,
+    what: str = "",
 ) -> tuple[Vector, Vector] | None:
     """Predict all targets of the test images and calibrate them.
 
@@ -50,6 +51,8 @@ def predict_calibrated(
         Dimensions at once; by default about 128 MiB of targets. Results differ between block sizes by
         rounding of float32 sums only (less than 1e-5 of the predictions' spread).
     backend : Backend
+    what : str, optional
+        Title of the progress shown.
 
     Returns
     -------
@@ -73,7 +76,7 @@ def predict_calibrated(
     of_test = Predictor(predict, backend)
     of_train = Predictor(held_out, backend) if method == "train-cv" else None
     scale, shift = np.empty(d), np.empty(d)
-    for part in target_blocks(y, block):
+    for part in TargetBlocks(y, block, what):
         predicted = of_test.predict(part)
         raw[:, part.columns] = predicted
         if of_train is not None:

@@ -32,7 +32,7 @@ import numpy.typing as npt
 from bidsapp.decoding._products import mirror
 from bidsapp.decoding.backends import Matrix
 from bidsapp.decoding.decoder import RidgeDecoder
-from bidsapp.decoding.streaming import Sliceable, target_blocks
+from bidsapp.decoding.streaming import Sliceable, TargetBlocks
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class AlphaSearch:
     def _rotate(self, y: Sliceable, block: int | None) -> _Rotated:
         n = y.shape[0]
         gram = self._backend.zeros((n, n), self._dtype)
-        for part in target_blocks(y, block):
+        for part in TargetBlocks(y, block):
             centred = (part.values - part.mean).astype(self._dtype)
             gram = self._backend.add_products(gram, self._backend.put(centred), of_rows=True)
         products = self._backend.take(gram)

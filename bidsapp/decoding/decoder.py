@@ -167,12 +167,6 @@ class RidgeDecoder:
         projected = self._backend.put(self.gram.project(right, dtype))
         return self._backend.take(self.gram.solve(projected, alpha))
 
-    def coefficients(self, y: npt.ArrayLike, alpha: float) -> npt.NDArray[Any]:
-        """Give dual coefficients (n, d), or weights (p, d) where not ``is_dual``."""
-        if not self.is_dual:
-            return self.weights(y, alpha)
-        return self._backend.take(self.gram.solve(self._centred(y, alpha), alpha))
-
     def _centred(self, y: npt.ArrayLike, alpha: float) -> Matrix:
         """Bring targets about their mean to the backend, in the precision that alpha needs."""
         targets = np.asarray(y)

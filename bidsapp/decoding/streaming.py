@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bidsapp.decoding.backends import NUMPY, Backend
+from bidsapp.progress import track
 
 Array = npt.NDArray[np.float32]
 
@@ -94,8 +95,8 @@ class ArrayOnDisk:
         return np.lib.format.open_memmap(self.path, mode="r")  # type: ignore[no-any-return]
 
 
-def target_blocks(y: Sliceable, block: int | None = None) -> Iterator[TargetBlock]:
-    """Go through targets by blocks of dimensions; the next is read and centred in a thread meanwhile.
+class TargetBlocks:
+    """Targets by blocks of dimensions; the next block is read and centred in a thread meanwhile.
 
     Parameters
     ----------
@@ -103,31 +104,35 @@ def target_blocks(y: Sliceable, block: int | None = None) -> Iterator[TargetBloc
         ``y[:, a:b]`` is read in turn.
     block : int, optional
         Dimensions at once; by default about 128 MiB of float32.
-
-    Yields
-    ------
-    TargetBlock
+    what : str, optional
+        Title of the progress that is shown where there are several blocks; none by default.
 
     Raises
     ------
     ValueError
-        For targets that are not finite.
+        For a block of no dimensions; while iterating, for targets that are not finite.
     """
-    n, d = y.shape
-    step = block if block is not None else max(1, BLOCK // n)
-    if step < 1:
-        raise ValueError("block must be at least 1")
-    parts = [slice(start, min(start + step, d)) for start in range(0, d, step)]
-    if len(parts) == 1:
-        yield _read(y, parts[0])
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="targets") as reader:
-        coming = reader.submit(_read, y, parts[0]) if parts else None
-        for after in [*parts[1:], None]:
-            assert coming is not None
-            here = coming.result()
-            coming = reader.submit(_read, y, after) if after is not None else None
-            yield here
+
+    def __init__(self, y: Sliceable, block: int | None = None, what: str = "") -> None:
+        n, d = y.shape
+        step = block if block is not None else max(1, BLOCK // n)
+        if step < 1:
+            raise ValueError("block must be at least 1")
+        self._y, self._what = y, what
+        self._parts = [slice(start, min(start + step, d)) for start in range(0, d, step)]
+
+    def __iter__(self) -> Iterator[TargetBlock]:
+        if len(self._parts) == 1:
+            yield _read(self._y, self._parts[0])
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="targets") as reader:
+            coming = [reader.submit(_read, self._y, part) for part in self._parts[:1]]
+            following = [*self._parts[1:], None]
+            for after in track(following, self._what) if self._what else following:
+                here = coming.pop().result()
+                if after is not None:
+                    coming.append(reader.submit(_read, self._y, after))
+                yield here
 
 
 def _read(y: Sliceable, columns: slice) -> TargetBlock:
@@ -216,6 +221,6 @@ def predict_blocks(
     if tuple(result.shape) != (m, d):
         raise ValueError(f"out has shape {tuple(result.shape)}, {(m, d)} needed")
     predictor = Predictor(operator, backend)
-    for part in target_blocks(y, block):
+    for part in TargetBlocks(y, block):
         result[:, part.columns] = predictor.predict(part)
     return result  # type: ignore[no-any-return]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bidsapp.data import targets as module
 from bidsapp.data.targets import TargetRows, TargetStore
+from bidsapp.errors import AppError
 
 
 def value_of(digest: str) -> np.ndarray:
@@ -141,33 +143,92 @@ def test_unknown_stimuli(tmp_path):
         store.rows("latents", ["never computed"])
 
 
-def _fill(folder: Path, digests: list[str], log: Path, barrier) -> None:
-    def compute(rows: Sequence[int]) -> dict[str, np.ndarray]:
-        with log.open("a") as file:
-            file.write("".join(f"{digests[r]}\n" for r in rows))
-        return Computed(digests)(rows)
+def test_parts_are_opened_again_where_too_many_are_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_OPEN_PARTS", 2)
+    store = TargetStore(tmp_path, "model")
+    store.ensure(IDS, Computed(IDS), block=1)
 
-    barrier.wait()
-    store = TargetStore(folder, "model")
-    store.ensure(digests, compute, block=2)
-    expect(store, digests)
+    def open_files() -> int:
+        descriptors = Path("/proc/self/fd")
+        return len(list(descriptors.iterdir())) if descriptors.exists() else 0
+
+    store.close()
+    before = open_files()
+    for _ in range(2):
+        expect(store, IDS[::-1])
+    assert open_files() - before <= 2
 
 
-def test_two_processes_compute_each_stimulus_once(tmp_path):
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(2)
-    logs = [tmp_path / "one.log", tmp_path / "two.log"]
-    jobs = [
-        context.Process(target=_fill, args=(tmp_path / "work", ids, log, barrier))
-        for ids, log in zip((IDS[:7], IDS[3:]), logs, strict=True)
-    ]
-    for job in jobs:
-        job.start()
-    for job in jobs:
-        job.join(60)
-    assert [job.exitcode for job in jobs] == [0, 0]
-    computed = [line for log in logs if log.exists() for line in log.read_text().split()]
-    assert sorted(computed) == sorted(IDS)
+def test_threads_may_read_the_same_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_OPEN_PARTS", 1)
+    store = TargetStore(tmp_path, "model")
+    store.ensure(IDS, Computed(IDS), block=2)
+    rows = store.rows("latents", IDS)
+    whole = np.stack([value_of(d) for d in IDS])
+    with ThreadPoolExecutor(4) as pool:
+        for block in pool.map(lambda _: rows[:, 1:4], range(50)):
+            np.testing.assert_array_equal(block, whole[:, 1:4])
+
+
+def test_a_part_that_is_damaged_later_is_named(tmp_path):
+    store = TargetStore(tmp_path, "model")
+    store.ensure(IDS, Computed(IDS))
+    rows = store.rows("latents", IDS)
+    store.close()
+    part = next(store.folder.glob("part-*"))
+    truncated(part)
+    with pytest.raises(AppError, match="damaged") as caught:
+        rows[:, :]
+    assert str(part) in str(caught.value)
+    part.unlink()
+    with pytest.raises(AppError, match="is gone"):
+        rows[:, :]
+
+
+def test_half_precision_halves_the_file_and_reads_as_float32(tmp_path):
+    wide = np.random.default_rng(0).normal(size=(40, 5000)).astype(np.float32)
+    sizes = {}
+    for kind in ("float32", "float16"):
+        store = TargetStore(tmp_path, "model", {"latents": kind})
+        store.ensure([str(i) for i in range(40)], lambda rows: {"latents": wide[list(rows)]}, block=20)
+        got = store.rows("latents", [str(i) for i in range(40)])
+        assert (got.dtype, got[:, 10:20].dtype) == (np.float32, np.float32)
+        np.testing.assert_array_equal(got[:, :], wide.astype(kind).astype(np.float32))
+        sizes[kind] = sum(p.stat().st_size for p in store.folder.glob("part-*"))
+    assert sizes["float16"] < 0.55 * sizes["float32"]
+    assert len(list(tmp_path.iterdir())) == 2  # one store each
+
+
+def test_what_half_precision_cannot_hold_is_refused(tmp_path):
+    store = TargetStore(tmp_path, "model", {"latents": "float16"})
+    with pytest.raises(ValueError, match="not finite as float16"):
+        store.ensure(["a"], lambda _: {"latents": np.array([[1.0, 7e4]], np.float32)})
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), (2.0, 0.03), (5.0, 1e-3)])
+def test_half_precision_hardly_moves_predictions(tmp_path, offset, scale):
+    """Ridge predictions from targets stored in half are those from single, to 1e-3 of their scale.
+
+    Targets vary about means up to ``offset`` standard deviations away, as those of CLIP's tokens do.
+    """
+    rng = np.random.default_rng(0)
+    n, d = 300, 400
+    y = (rng.normal(size=(n, d)) + offset * rng.normal(size=d)) * scale
+    y = y.astype(np.float32)
+    store = TargetStore(tmp_path, "model", {"latents": "float16"})
+    names = [str(i) for i in range(n)]
+    store.ensure(names, lambda rows: {"latents": y[list(rows)]})
+    halved = store.rows("latents", names)[:, :]
+    # The rows of a ridge's operator; with targets that x tells nothing of, rounding averages out least.
+    x = rng.normal(size=(n + 50, 100))
+    gram = x[:n] @ x.T
+    operator = np.linalg.solve(gram[:, :n] + 100 * np.eye(n), gram[:, n:]).T
+    exact = y.mean(0) + operator @ (y - y.mean(0, dtype=np.float64))
+    got = halved.mean(0) + operator @ (halved - halved.mean(0, dtype=np.float64))
+    error = np.sqrt(np.mean((got - exact) ** 2))
+    assert 0 < error < 1e-3 * np.sqrt(np.mean(exact**2))
+    if offset == 0:  # then also against what is predicted beyond the mean
+        assert error < 1e-3 * (exact - y.mean(0)).std()
 
 
 @pytest.fixture(scope="module")

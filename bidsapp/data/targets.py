@@ -2,29 +2,39 @@
 
 The store is a folder of parts. A part is an HDF5 file with the targets of some stimuli; it is written
 under a temporary name and renamed when complete, and never changed after. So a killed run leaves whole
-parts, a later run computes what is missing, and several subjects' runs can share one store.
+parts, and a later run computes what is missing. Several subjects' jobs can fill one store at once: each
+claims the stimuli of the part that it is at, and takes what no other has claimed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from bidsapp.data._claims import claim, claimed
+from bidsapp.errors import AppError, ExitCode
 from bidsapp.io import atomic_path, locked
 from bidsapp.progress import track
 
-if TYPE_CHECKING:
-    import h5py
-
 LOG = logging.getLogger("bidsapp")
 
-#: how long to wait for another subject's run that computes targets, in seconds
+#: How long to wait for other jobs while none of them brings anything new, and how often to look, in seconds.
 _PATIENCE_S = 24 * 3600.0
+_LOOK_S = 2.0
+#: Targets in a chunk. Reading some targets of all images is then few long reads, not one an image.
+_CHUNK = 4096
+#: Parts kept open at once; systems allow a process 256 or 1024 open files.
+_OPEN_PARTS = 128
 
 #: positions in the list of stimuli -> targets by name, each (k, dims)
 ComputeTargets = Callable[[Sequence[int]], Mapping[str, np.ndarray]]
@@ -33,23 +43,28 @@ ComputeTargets = Callable[[Sequence[int]], Mapping[str, np.ndarray]]
 class TargetRows:
     """Targets of chosen stimuli, read from the store's parts when sliced.
 
-    Behaves as an array of shape (n, dims) for ``rows[:, a:b]``, which is what the ridge reads.
+    Behaves as an array of shape (n, dims) and type float32 for ``rows[:, a:b]``, which is what the ridge
+    reads. Fastest where a and b are multiples of 4096.
 
     Parameters
     ----------
-    places : sequence of (dataset, int)
-        For every row, the part's dataset and the row in it.
+    parts : Parts
+    target : str
+        Name of the target.
+    places : sequence of (str, int)
+        For every row, the part and the row in it.
     """
 
-    def __init__(self, places: Sequence[tuple[Any, int]]) -> None:
-        by_part: dict[int, tuple[Any, list[int], list[int]]] = {}
-        for row, (dataset, source) in enumerate(places):
-            part = by_part.setdefault(id(dataset), (dataset, [], []))
-            part[1].append(row)
-            part[2].append(source)
-        #: of every part: the dataset, our rows that lie in it, and where in it
-        self._parts = [(d, np.array(own), np.array(sources)) for d, own, sources in by_part.values()]
-        self.shape = (len(places), int(places[0][0].shape[1]))
+    def __init__(self, parts: Parts, target: str, places: Sequence[tuple[str, int]]) -> None:
+        by_part: dict[str, tuple[list[int], list[int]]] = {}
+        for row, (part, source) in enumerate(places):
+            own, sources = by_part.setdefault(part, ([], []))
+            own.append(row)
+            sources.append(source)
+        self._store, self._target = parts, target
+        #: of every part: its name, our rows that lie in it, and where in it
+        self._parts = [(name, np.array(own), np.array(rows)) for name, (own, rows) in by_part.items()]
+        self.shape = (len(places), parts.width(places[0][0], target))
         self.ndim = 2
         self.dtype = np.dtype(np.float32)
 
@@ -61,19 +76,83 @@ class TargetRows:
         place = np.full(self.shape[0], -1)
         place[list(rows)] = np.arange(len(rows))
         first, last = min(columns), max(columns) + 1
-        for dataset, own, sources in self._parts:
+        for name, own, sources in self._parts:
             wanted = place[own] >= 0
             if not wanted.any():
                 continue
             # one contiguous read, then the choice: HDF5 is slow at picking rows itself
             low, high = sources[wanted].min(), sources[wanted].max() + 1
-            block = dataset[low:high, first:last]
+            block = self._store.read(name, self._target, slice(low, high), slice(first, last))
             out[place[own[wanted]]] = block[sources[wanted] - low, :: columns.step]
         return out
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         whole = self[:, :]
         return whole if dtype is None else whole.astype(dtype)
+
+
+class Parts:
+    """The parts of a store, opened when read; those read last stay open.
+
+    Parameters
+    ----------
+    folder : Path
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: OrderedDict[str, Any] = OrderedDict()
+        self._lock = threading.Lock()  # a part must not be closed while another thread reads it
+
+    def read(self, part: str, name: str, rows: slice, columns: slice | None = None) -> np.ndarray:
+        """Read of an array what is asked for, as stored.
+
+        Raises
+        ------
+        AppError
+            Exit code 65 where the part is damaged, 66 where it is gone.
+        """
+        with self._lock:
+            try:
+                array = self._file(part)[name]
+                block: np.ndarray = array[rows] if columns is None else array[rows, columns]
+            except FileNotFoundError as error:
+                raise self._bad(part, "is gone", ExitCode.NO_INPUT) from error
+            except (OSError, KeyError, ValueError, RuntimeError) as error:
+                raise self._bad(part, f"is damaged ({error})", ExitCode.BAD_DATA) from error
+        return block
+
+    def width(self, part: str, name: str) -> int:
+        """Values of a target."""
+        with self._lock:
+            return int(self._file(part)[name].shape[1])
+
+    def digests(self, part: str) -> list[str]:
+        """Stimuli of a part, in row order; any of h5py's errors where it is damaged."""
+        with self._lock:
+            return list(self._file(part)["digest"].asstr()[:])
+
+    def close(self, part: str | None = None) -> None:
+        """Close one part, or all."""
+        with self._lock:
+            for name in list(self._open) if part is None else [part]:
+                if name in self._open:
+                    self._open.pop(name).close()
+
+    def _file(self, part: str) -> Any:
+        import h5py
+
+        if part not in self._open:
+            while len(self._open) >= _OPEN_PARTS:
+                self._open.popitem(last=False)[1].close()
+            # No chunk cache: the system caches files, and a cache for each open array adds up to gigabytes.
+            self._open[part] = h5py.File(self._folder / part, "r", locking=False, rdcc_nbytes=0)
+        self._open.move_to_end(part)
+        return self._open[part]
+
+    def _bad(self, part: str, what: str, code: ExitCode) -> AppError:
+        mend = "Remove it if it is there, and run again: its stimuli are computed anew."
+        return AppError(f"{self._folder / part}: This part of the targets {what}. {mend}", exit_code=code)
 
 
 class TargetStore:
@@ -85,16 +164,28 @@ class TargetStore:
         Work folder that all subjects share.
     model_key : str
         Says which models and settings made the targets; another key is another store.
+    stored : mapping of str to str, optional
+        Number format of targets, "float32" or "float16"; float32 for those not named. It is part of the
+        key. They are read as float32 in any case.
+
+    Attributes
+    ----------
+    key : str
+        Hash of all that the stored values depend on beside the stimuli.
     """
 
-    def __init__(self, folder: Path, model_key: str) -> None:
-        self.folder = folder / f"targets-{hashlib.sha256(model_key.encode()).hexdigest()[:16]}"
+    def __init__(self, folder: Path, model_key: str, stored: Mapping[str, str] | None = None) -> None:
+        self._stored = dict(stored or {})
+        text = json.dumps([model_key, sorted(self._stored.items())])
+        self.key = hashlib.sha256(text.encode()).hexdigest()
+        self.folder = folder / f"targets-{self.key[:16]}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._open: dict[str, h5py.File] = {}
+        self._parts = Parts(self.folder)
+        self._known: dict[str, list[str]] = {}
         self._places: dict[str, tuple[str, int]] = {}
 
     def ensure(self, digests: Sequence[str], compute: ComputeTargets, block: int = 100) -> int:
-        """Compute the targets that are missing.
+        """Compute the targets that are missing, beside other jobs that do the same.
 
         Parameters
         ----------
@@ -103,26 +194,43 @@ class TargetStore:
         compute : callable
             Gets positions in ``digests`` and returns the targets of those stimuli.
         block : int
-            Stimuli in a part.
+            Stimuli in a part; so many are lost at most where a job is killed.
 
         Returns
         -------
         int
-            How many stimuli were computed now.
+            How many stimuli were computed by this call.
+
+        Raises
+        ------
+        AppError
+            Exit code 75 where other jobs claim the stimuli that are left and bring nothing for a day.
         """
-        # Other subjects' runs wait here, and then find what they need.
-        with locked(self.folder / "lock", timeout=_PATIENCE_S):
-            self._index()
-            missing = [i for i, d in enumerate(digests) if d not in self._places]
-            seen: set[str] = set()
-            missing = [i for i in missing if not (digests[i] in seen or seen.add(digests[i]))]  # type: ignore[func-returns-value]
+        self._parts.close()
+        self._known.clear()  # a part may have been damaged since
+        position = {digest: i for i, digest in reversed(list(enumerate(digests)))}
+        computed, bar, last_news = 0, None, (len(position), time.monotonic())
+        while True:
+            with ExitStack() as stack:
+                with locked(self.folder / "lock"):
+                    # Claims first: a job that ends in between has then left its part for the index.
+                    others = claimed(self.folder)
+                    self._index()
+                    missing = [d for d in position if d not in self._places]
+                    mine = sorted((d for d in missing if d not in others), key=position.__getitem__)[:block]
+                    if mine:
+                        stack.enter_context(claim(self.folder, mine))
+                if mine:
+                    bar = bar or iter(track(range(-(-len(missing) // block)), "targets of stimuli (parts)"))
+                    next(bar, None)
+                    self._write_part(mine, compute([position[d] for d in mine]))
+                    computed += len(mine)
+                    continue
             if not missing:
-                return 0
-            for start in track(range(0, len(missing), block), "targets of stimuli (parts)"):
-                rows = missing[start : start + block]
-                self._write_part([digests[i] for i in rows], compute(rows))
-            self._index()
-            return len(missing)
+                for _ in bar or ():
+                    pass  # what other jobs did
+                return computed
+            last_news = self._wait(len(missing), last_news)
 
     def rows(self, target: str, digests: Sequence[str]) -> TargetRows:
         """Targets of stimuli, (n, dims), read when sliced.
@@ -132,51 +240,54 @@ class TargetStore:
         KeyError
             If a stimulus was not computed.
         """
-        datasets: dict[str, Any] = {}
-        places = []
-        for digest in digests:
-            part, row = self._places[digest]
-            if part not in datasets:
-                datasets[part] = self._file(part)[target]
-            places.append((datasets[part], row))
-        return TargetRows(places)
+        return TargetRows(self._parts, target, [self._places[digest] for digest in digests])
 
     def close(self) -> None:
-        """Close the parts that were opened."""
-        for file in self._open.values():
-            file.close()
-        self._open.clear()
+        """Close the parts that were opened; they are opened again when read."""
+        self._parts.close()
 
-    def _file(self, part: str) -> h5py.File:
-        import h5py
-
-        if part not in self._open:
-            self._open[part] = h5py.File(self.folder / part, "r", locking=False)
-        return self._open[part]
+    def _wait(self, missing: int, last_news: tuple[int, float]) -> tuple[int, float]:
+        """Wait a little for other jobs; give what is missing and since when."""
+        now = time.monotonic()
+        if missing < last_news[0]:
+            LOG.info("waiting for other jobs to compute the targets of %d stimuli", missing)
+            last_news = (missing, now)
+        if now - last_news[1] > _PATIENCE_S:
+            raise AppError(
+                f"{self.folder}: Other jobs claim the targets of {missing} stimuli, but none came for "
+                f"{_PATIENCE_S / 3600:.0f} hours. If none runs, delete {self.folder}/claim-* and run again.",
+                exit_code=ExitCode.TRY_AGAIN,
+            )
+        time.sleep(_LOOK_S)
+        return last_news
 
     def _index(self) -> None:
-        self._places = {}
-        for path in sorted(self.folder.glob("part-*.h5")):
+        """Read which stimuli are where; parts never change, so only new ones are looked into."""
+        there = {path.name for path in self.folder.glob("part-*.h5")}
+        for name in sorted(there - set(self._known)):
             try:
-                digests = self._file(path.name)["digest"].asstr()[:]
+                self._known[name] = self._parts.digests(name)
             except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+                path = self.folder / name
                 LOG.warning("%s is damaged (%s); its stimuli are computed again", path, error)
                 # A part of the same name may be written now, so the damaged one must not stay open.
-                if path.name in self._open:
-                    self._open.pop(path.name).close()
+                self._parts.close(name)
                 path.unlink()
-                continue
-            self._places |= {digest: (path.name, row) for row, digest in enumerate(digests)}
+        self._known = {name: self._known[name] for name in sorted(there & set(self._known))}
+        self._places = {d: (name, row) for name, own in self._known.items() for row, d in enumerate(own)}
 
     def _write_part(self, digests: Sequence[str], targets: Mapping[str, np.ndarray]) -> None:
         import h5py
 
-        name = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
-        with atomic_path(self.folder / f"part-{name}.h5") as temporary, h5py.File(temporary, "w") as file:
+        name = f"part-{hashlib.sha256(''.join(digests).encode()).hexdigest()[:16]}.h5"
+        with atomic_path(self.folder / name) as temporary, h5py.File(temporary, "w") as file:
             for target, values in targets.items():
-                if values.shape[0] != len(digests) or not np.isfinite(values).all():
+                kind = np.dtype(self._stored.get(target, "float32"))
+                with np.errstate(over="ignore"):
+                    kept = values.astype(kind)
+                if values.shape[0] != len(digests) or not np.isfinite(kept).all():
                     raise ValueError(
-                        f"{target}: {values.shape} values for {len(digests)} stimuli, or not finite"
+                        f"{target}: {values.shape} values for {len(digests)} stimuli, or not finite as {kind}"
                     )
-                file.create_dataset(target, data=values.astype(np.float32))
+                file.create_dataset(target, data=kept, chunks=(len(kept), min(_CHUNK, kept.shape[1])))
             file.create_dataset("digest", data=list(digests), dtype=h5py.string_dtype())

@@ -50,9 +50,10 @@ class DiffusionSection:
 
 @dataclass(frozen=True)
 class TargetSection:
-    """One regression target: its ridge penalty."""
+    """One regression target: its ridge penalty, and the number format it is kept in on disk."""
 
     alpha: float
+    stored: str
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,11 @@ def _check(recipe: Recipe, path: Path) -> None:
     elif set(recipe.targets) != set(names):
         wrong.append(f"[targets] should be exactly {', '.join(names)}")
     wrong += [f"targets.{k}.alpha should be above 0" for k, t in recipe.targets.items() if t.alpha <= 0]
+    wrong += [
+        f"targets.{k}.stored should be 'float16' or 'float32'"
+        for k, t in recipe.targets.items()
+        if t.stored not in ("float16", "float32")
+    ]
     if not 0 < recipe.diffusion.strength <= 1:
         wrong.append("diffusion.strength should lie in (0, 1]")
     if not 0 <= recipe.diffusion.text_share <= 1:

@@ -12,6 +12,8 @@ BASE_MEMORY = 1_500_000_000
 _INT16, _FLOAT32, _FLOAT64 = 2, 4, 8
 #: From this many training images on, the Gram matrix is float32 (bidsapp.decoding.gram), unless it is badly
 #: conditioned for the penalty.
+#: Bytes of a value of a stored target.
+_STORED = {"float16": _INT16, "float32": _FLOAT32}
 _LARGE = 4096
 #: Values of targets worked on at once (bidsapp.decoding.streaming), and how many arrays of that size there
 #: are when predicting (read, centred, the next of both) and when writing the model file.
@@ -64,7 +66,8 @@ def needs(
     moments = (gram + 3 * operators, predicting, gram + _WRITING * block)
     dims = sum(target_sizes.values())
     on_disk = (2 * (n_train + n_test) + n_trials) * n_voxels * _FLOAT32
-    latents = (n_train + 6 * n_test) * dims * _FLOAT32
+    kept = sum(size * _STORED[config.recipe.targets[name].stored] for name, size in target_sizes.items())
+    latents = (n_train + n_test) * kept + 6 * n_test * dims * _FLOAT32
     return Needs(
         BASE_MEMORY + responses + max(moments),
         on_disk + penalties * operators + latents,

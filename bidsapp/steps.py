@@ -100,7 +100,8 @@ def targets_of_stimuli(
     """
     section = models.recipe.as_dict()["vdvae"]
     model_key = f"{models.digest} {section['layers']} {section['sample_latents']} {models.dtype}"
-    store = TargetStore(folder, model_key)
+    stored = {name: target.stored for name, target in models.recipe.targets.items()}
+    store = TargetStore(folder, model_key, stored)
     ids = [*split.train, *split.test]
     digests = stimuli.digests(ids)
 
@@ -120,7 +121,7 @@ def targets_of_stimuli(
     n = len(split.train)
     train = {t: store.rows(t, digests[:n]) for t in models.recipe.target_names}
     test = {t: store.rows(t, digests[n:]) for t in models.recipe.target_names}
-    return train, test, _digest_text([model_key, digests])
+    return train, test, _digest_text([store.key, digests])
 
 
 def shown_images(stimuli: StimulusSet, ids: Sequence[str]) -> np.ndarray:

@@ -116,6 +116,7 @@ def test_truth_values_are_no_numbers(tmp_path):
         (("targets", "clip_text", "alpha"), -2.0),
         (("targets", "clip_text", "alpha"), float("nan")),
         (("targets", "clip_vision", "alpha"), float("inf")),
+        (("targets", "clip_vision", "stored"), "float8"),
         (("diffusion", "strength"), 0.0),
         (("diffusion", "strength"), 1.2),
         (("diffusion", "strength"), float("nan")),
@@ -133,7 +134,7 @@ def test_truth_values_are_no_numbers(tmp_path):
         (("calibration", "max_rows"), 1),
         (("metrics", "size"), 0),
         (("controls", "max_images"), 1),
-        (("targets", "clip_sound"), {"alpha": 1.0}),
+        (("targets", "clip_sound"), {"alpha": 1.0, "stored": "float32"}),
     ],
     ids=str,
 )

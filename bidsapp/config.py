@@ -50,10 +50,23 @@ class DiffusionSection:
 
 @dataclass(frozen=True)
 class TargetSection:
-    """One regression target: its ridge penalty, and the number format it is kept in on disk."""
+    """One regression target: its ridge penalty, or several to choose from, and its number format on disk."""
 
-    alpha: float
+    alpha: float | tuple[float, ...]
     stored: str
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """The penalties to choose from; a single one leaves no choice."""
+        return self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
+
+
+@dataclass(frozen=True)
+class RidgeSection:
+    """How a target's penalty is chosen where the recipe lists several."""
+
+    selection: str
+    folds: int
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,7 @@ class Recipe:
     vdvae: VdvaeSection
     diffusion: DiffusionSection
     targets: dict[str, TargetSection]
+    ridge: RidgeSection
     calibration: CalibrationSection
     metrics: MetricsSection
     controls: ControlsSection
@@ -216,6 +230,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
             raise _Misfit(f"{where} should be a list of words")
         return tuple(value)
+    if hint == float | tuple[float, ...]:
+        if isinstance(value, list):
+            if not value:
+                raise _Misfit(f"{where} should not be an empty list")
+            return tuple(_value(float, v, where) for v in value)
+        return _value(float, value, where)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
             number = float(value)
@@ -236,12 +256,15 @@ def _check(recipe: Recipe, path: Path) -> None:
         wrong.append(f"diffusion.kind should be one of {', '.join(GENERATORS)}")
     elif set(recipe.targets) != set(names):
         wrong.append(f"[targets] should be exactly {', '.join(names)}")
-    wrong += [f"targets.{k}.alpha should be above 0" for k, t in recipe.targets.items() if t.alpha <= 0]
-    wrong += [
-        f"targets.{k}.stored should be 'float16' or 'float32'"
-        for k, t in recipe.targets.items()
-        if t.stored not in ("float16", "float32")
-    ]
+    for name, target in recipe.targets.items():
+        if min(target.alphas) <= 0:
+            wrong.append(f"targets.{name}.alpha should be above 0")
+        if len(set(target.alphas)) < len(target.alphas):
+            wrong.append(f"targets.{name}.alpha lists a penalty twice")
+        if target.stored not in ("float16", "float32"):
+            wrong.append(f"targets.{name}.stored should be 'float16' or 'float32'")
+    if recipe.ridge.selection not in ("loo", "kfold") or recipe.ridge.folds < 2:
+        wrong.append("ridge.selection should be 'loo' or 'kfold', and ridge.folds at least 2")
     if not 0 < recipe.diffusion.strength <= 1:
         wrong.append("diffusion.strength should lie in (0, 1]")
     if not 0 <= recipe.diffusion.text_share <= 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,20 +12,79 @@ from bidsapp.config import RunConfig
 from bidsapp.data.targets import TargetRows
 from bidsapp.decoding.backends import Backend, choose_backend
 from bidsapp.decoding.calibrated import predict_calibrated
-from bidsapp.decoding.decoder import RidgeDecoder
+from bidsapp.decoding.crossvalidation import AlphaSearch, Selection
+from bidsapp.decoding.decoder import RidgeDecoder, alpha_name
 from bidsapp.decoding.streaming import ArrayOnDisk
+from bidsapp.errors import AppError, ExitCode
 from bidsapp.seeds import seed_for
 from bidsapp.stages import StageResult, Stages
 from bidsapp.steps import NULL
 
+LOG = logging.getLogger("bidsapp")
 
-def fit_ridge(stages: Stages, responses: StageResult, config: RunConfig) -> StageResult:
+
+def choose_alphas(
+    stages: Stages,
+    responses: StageResult,
+    targets: Mapping[str, TargetRows],
+    targets_key: str,
+    config: RunConfig,
+) -> dict[str, Selection]:
+    """Choose each target's penalty, where the recipe lists several, by held-out training images.
+
+    Array ``<target>`` (2, penalties): those tried, and the mean squared error of each. For a
+    target with a single penalty nothing is computed.
+
+    Raises
+    ------
+    AppError
+        Exit code 65 for more folds than training images, or penalties too small for the responses.
+    """
+    recipe = config.recipe
+    lists = {name: t.alphas for name, t in recipe.targets.items() if len(t.alphas) > 1}
+    chosen = {name: Selection(t.alphas) for name, t in recipe.targets.items()}
+    if not lists:
+        return chosen
+    n, p = responses["train"].shape
+    backend = choose_backend(config.device, n * p * min(n, p))
+    folds = recipe.ridge.folds if recipe.ridge.selection == "kfold" else None
+
+    def compute(_: Path) -> dict[str, np.ndarray]:
+        decoder = RidgeDecoder(responses["train"], backend=backend)
+        try:
+            search = AlphaSearch(decoder, sorted({a for alphas in lists.values() for a in alphas}), folds)
+            found = {
+                name: search.search(targets[name], alphas, what=f"penalty of {name} (blocks of dimensions)")
+                for name, alphas in lists.items()
+            }
+        except ValueError as error:
+            raise AppError(
+                f"Recipe {recipe.name}: no penalty can be chosen: {error}. Mend [targets] or [ridge] of it.",
+                exit_code=ExitCode.BAD_DATA,
+            ) from error
+        return {name: np.array([s.alphas, s.errors]) for name, s in found.items()}
+
+    inputs = {"after": [responses.key, targets_key], "alphas": lists, "folds": folds, "backend": backend.name}
+    done = stages.run("alphas", inputs, compute)
+    for name in lists:
+        alphas, errors = done[name].tolist()
+        chosen[name] = found = Selection(tuple(alphas), tuple(errors))
+        LOG.info("%s: penalty %g of %s", name, found.alpha, ", ".join(f"{a:g}" for a in alphas))
+        if found.alpha in (min(alphas), max(alphas)):
+            end = "smallest" if found.alpha == min(alphas) else "largest"
+            LOG.warning("%s: that is the %s of the recipe's list; a wider one may do better", name, end)
+    return chosen
+
+
+def fit_ridge(
+    stages: Stages, responses: StageResult, penalties: Mapping[str, Selection], config: RunConfig
+) -> StageResult:
     """One Gram matrix for all targets; for each penalty the operator that predicts from targets.
 
     Arrays ``predict_<alpha>`` (test, train) and ``loo_<alpha>`` (sampled train rows, train), and which rows
     those are.
     """
-    alphas = sorted({t.alpha for t in config.recipe.targets.values()})
+    alphas = sorted({s.alpha for s in penalties.values()})
     max_rows = config.recipe.calibration.max_rows
     n, p = responses["train"].shape
     backend = choose_backend(config.device, n * p * min(n, p))
@@ -35,7 +95,7 @@ def fit_ridge(stages: Stages, responses: StageResult, config: RunConfig) -> Stag
         rows = np.sort(rng.permutation(n)[: min(n, max_rows)])
         arrays: dict[str, np.ndarray] = {"loo_rows": rows}
         for alpha in alphas:
-            predict, loo = f"predict_{alpha:g}", f"loo_{alpha:g}"
+            predict, loo = _operators(alpha)
             arrays[predict] = _keep(folder, predict, decoder.operator(responses["test"], alpha))
             arrays[loo] = _keep(folder, loo, decoder.loo_operator(alpha, rows))
         return arrays
@@ -49,6 +109,7 @@ def predict_and_calibrate(
     ridge: StageResult,
     targets: Mapping[str, TargetRows],
     targets_key: str,
+    penalties: Mapping[str, Selection],
     config: RunConfig,
     condition: str,
 ) -> StageResult:
@@ -57,19 +118,21 @@ def predict_and_calibrate(
     The null condition shuffles the pairing of responses and images in training, anew for every test
     image: the same operator meets permuted targets, which is the whole pipeline run on wrong pairs.
     One shuffle for all would send similar responses to the same wrong place, and the scores of a
-    null would vary more than those of independent guesses do.
+    null would vary more than those of independent guesses do. Its penalties are those of the brain.
 
     Arrays ``<target>`` and ``<target>_raw`` (test, dims), and ``<target>_scale``, ``<target>_shift`` (dims)
     of the calibration "train-cv", for the model file: calibrated = scale * raw + shift.
     """
     method = config.recipe.calibration.method
-    alphas = {name: config.recipe.targets[name].alpha for name in config.recipe.target_names}
-    backends = {name: _backend(config, ridge[f"predict_{a:g}"], targets[name]) for name, a in alphas.items()}
+    alphas = {name: penalties[name].alpha for name in config.recipe.target_names}
+    backends = {
+        name: _backend(config, ridge[_operators(alpha)[0]], targets[name]) for name, alpha in alphas.items()
+    }
 
     def compute(folder: Path) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
         for name, alpha in alphas.items():
-            predict, loo = ridge[f"predict_{alpha:g}"], ridge[f"loo_{alpha:g}"]
+            predict, loo = (ridge[key] for key in _operators(alpha))
             rows = targets[name]
             if condition == NULL:
                 # Training targets in another order are the operator's columns in another order (the same
@@ -96,6 +159,11 @@ def predict_and_calibrate(
     inputs = {"after": [ridge.key, targets_key], "method": method, "seed": config.seed}
     inputs |= {"alphas": alphas, "backends": {name: b.name for name, b in backends.items()}}
     return stages.run(f"latents_{condition}", inputs, compute)
+
+
+def _operators(alpha: float) -> tuple[str, str]:
+    """Names of a penalty's operators among the arrays of the stage "ridge"."""
+    return f"predict_{alpha_name(alpha)}", f"loo_{alpha_name(alpha)}"
 
 
 def _backend(config: RunConfig, operator: np.ndarray, targets: TargetRows) -> Backend:

@@ -22,19 +22,17 @@ from bidsapp.bids.outputs import (
     write_images,
     write_mask,
     write_metrics,
-    write_model_sidecar,
 )
 from bidsapp.config import RunConfig
 from bidsapp.counts import counts_of, repeats_of, voxel_selection
-from bidsapp.io import atomic_path
+from bidsapp.fitted import target_rows, write_model
 from bidsapp.records import Split
-from bidsapp.report import ScoreRow, SubjectReport, TargetRow, write_subject_report
+from bidsapp.report import ScoreRow, SubjectReport, write_subject_report
 from bidsapp.report.labels import metric_label
 from bidsapp.steps import BRAIN
 
 if TYPE_CHECKING:
     from bidsapp.data.stimuli import StimulusSet
-    from bidsapp.data.targets import TargetRows
     from bidsapp.participant import Pictures, Reconstruction
 
 LOG = logging.getLogger("bidsapp")
@@ -203,88 +201,6 @@ _SUMMARY_COLUMNS = {
 def summary_columns(rows: list[ScoreRow]) -> dict[str, list[Any]]:
     """Make the summary table, a row a metric, stage and condition."""
     return {name: [getattr(row, name) for row in rows] for name in _SUMMARY_COLUMNS}
-
-
-def write_model(found: Reconstruction, tree: OutputTree, config: RunConfig, sources: list[str]) -> None:
-    """Write what predicts targets from new responses, without training data and without refitting."""
-    from bidsapp.decoding.decoder import RidgeDecoder
-    from bidsapp.decoding.model_writer import FittedTarget, Voxels
-    from bidsapp.decoding.model_writer import write_model as write
-
-    scored, latents = found.zscored, found.latents
-    voxels = Voxels(
-        found.mask.flat_index[scored["kept"]], found.mask.data.shape, scored["mean"], scored["std"]
-    )
-    alphas = {name: config.recipe.targets[name].alpha for name in config.recipe.target_names}
-    targets = {
-        name: FittedTarget(
-            alpha,
-            found.train_targets[name],
-            latents[f"{name}_raw"],
-            latents.arrays.get(f"{name}_scale"),
-            latents.arrays.get(f"{name}_shift"),
-        )
-        for name, alpha in alphas.items()
-    }
-    with atomic_path(tree.path("model")) as temporary:
-        decoder = RidgeDecoder(scored["train"])
-        test = scored["test"]
-        write(temporary, decoder, voxels, targets, test, save_weights=config.save_weights)
-    write_model_sidecar(
-        tree,
-        {
-            "Sources": sources,
-            "Recipe": config.recipe.name,
-            "Alphas": alphas,
-            "Calibration": config.recipe.calibration.method,
-            "TrainingImages": len(found.split.train),
-            "Voxels": int(np.count_nonzero(scored["kept"])),
-        },
-    )
-
-
-def target_rows(found: Reconstruction, config: RunConfig) -> tuple[TargetRow, ...]:
-    """How well each target was predicted: correlations over test images, dimension by dimension."""
-    rows = []
-    for name in config.recipe.target_names:
-        r = correlations(found.test_targets[name], found.latents[f"{name}_raw"])
-        n_dims, alpha = r.size, config.recipe.targets[name].alpha
-        # Dimensions that do not vary have no correlation; captions may all read the same to CLIP.
-        r = r[np.isfinite(r)]
-        if not r.size:
-            rows.append(TargetRow(name, np.nan, None, None, n_dims, alpha, "the same for all test images"))
-            continue
-        low, high = np.quantile(r, [0.025, 0.975])
-        rows.append(TargetRow(name, float(r.mean()), float(low), float(high), n_dims, alpha))
-    return tuple(rows)
-
-
-def correlations(true: TargetRows, predicted: np.ndarray, block: int = 1 << 22) -> np.ndarray:
-    """Correlate true and predicted targets over images, about ``block`` values at a time.
-
-    Parameters
-    ----------
-    true, predicted : array-like, (images, dims)
-        Read by blocks of dimensions.
-    block : int
-        Values worked on at once.
-
-    Returns
-    -------
-    ndarray of float64, (dims,)
-        NaN where one of the two does not vary.
-    """
-    n, d = true.shape
-    step = max(1, block // n)
-    found = np.full(d, np.nan)
-    for start in range(0, d, step):
-        columns = slice(start, min(start + step, d))
-        a, b = (np.asarray(values[:, columns], dtype=np.float64) for values in (true, predicted))
-        varies = (np.ptp(a, axis=0) > 0) & (np.ptp(b, axis=0) > 0)
-        a, b = a[:, varies], b[:, varies]
-        a, b = a - a.mean(0), b - b.mean(0)
-        found[columns][varies] = (a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0))
-    return found
 
 
 def software_versions() -> dict[str, str]:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bidsapp import decoding_steps, steps
+from bidsapp import steps
 from bidsapp.config import RunConfig
 from bidsapp.data.betas import Mask, load_mask
 from bidsapp.data.selection import keep_reliable
+from bidsapp.decoding.crossvalidation import Selection
+from bidsapp.decoding_steps import choose_alphas, fit_ridge, predict_and_calibrate
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.metrics.protocol import Scores, score
 from bidsapp.records import Split, SubjectInputs
@@ -60,6 +62,8 @@ class Reconstruction:
     stimuli: np.ndarray
     responses: StageResult
     zscored: StageResult
+    #: of each target: the penalty chosen, among which, and their errors
+    penalties: dict[str, Selection]
     ridge: StageResult
     latents: StageResult
     train_targets: dict[str, TargetRows]
@@ -108,14 +112,15 @@ def reconstruct(
     train, test, targets_key = steps.targets_of_stimuli(config.work_dir, stimuli, models, split)
 
     # Decoding: ridge regression, one factorisation for all targets; predictions calibrated.
-    ridge = decoding_steps.fit_ridge(stages, responses, config)
-    latents = {BRAIN: decoding_steps.predict_and_calibrate(stages, ridge, train, targets_key, config, BRAIN)}
+    penalties = choose_alphas(stages, responses, train, targets_key, config)
+    ridge = fit_ridge(stages, responses, penalties, config)
+    latents = {BRAIN: predict_and_calibrate(stages, ridge, train, targets_key, penalties, config, BRAIN)}
 
     # Controls: the same pipeline on shuffled pairs, and the true latents decoded.
     controls = config.recipe.controls
     n_control = min(controls.max_images, len(split.test))
     if controls.null:
-        latents[NULL] = decoding_steps.predict_and_calibrate(stages, ridge, train, targets_key, config, NULL)
+        latents[NULL] = predict_and_calibrate(stages, ridge, train, targets_key, penalties, config, NULL)
     if controls.oracle:
         latents[ORACLE] = steps.true_latents(stages, test, targets_key, n_control)
 
@@ -138,6 +143,7 @@ def reconstruct(
         stimuli=shown,
         responses=averaged,
         zscored=responses,
+        penalties=penalties,
         ridge=ridge,
         latents=latents[BRAIN],
         train_targets=train,

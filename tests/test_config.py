@@ -101,6 +101,14 @@ def test_a_wrong_type_is_named(place, tmp_path):
     assert "should be" in said
 
 
+def test_a_target_may_list_penalties(tmp_path):
+    path = tmp_path / "mine.toml"
+    write_settings(path, changed(("targets", "vdvae", "alpha"), [10, 2000.5]))
+    targets = load_recipe(str(path)).targets
+    assert targets["vdvae"].alphas == (10.0, 2000.5)
+    assert targets["clip_text"].alphas == (targets["clip_text"].alpha,) == (2000.0,)
+
+
 def test_truth_values_are_no_numbers(tmp_path):
     assert "vdvae.layers" in refused(tmp_path, changed(("vdvae", "layers"), True))
     assert "diffusion.guidance" in refused(tmp_path, changed(("diffusion", "guidance"), True))
@@ -130,6 +138,13 @@ def test_truth_values_are_no_numbers(tmp_path):
         (("vdvae", "temperature"), -0.5),
         (("vdvae", "temperature"), float("nan")),
         (("models", "location"), "moon"),
+        (("targets", "clip_text", "alpha"), [1.0, 0.0]),
+        (("targets", "clip_text", "alpha"), [1.0, float("nan")]),
+        (("targets", "clip_text", "alpha"), [3.0, 1.0, 3]),
+        (("targets", "clip_text", "alpha"), []),
+        (("targets", "clip_text", "alpha"), [1.0, "2"]),
+        (("ridge", "selection"), "guess"),
+        (("ridge", "folds"), 1),
         (("calibration", "method"), "guess"),
         (("calibration", "max_rows"), 1),
         (("metrics", "size"), 0),

@@ -10,6 +10,7 @@ import pytest
 from bidsapp.config import RunConfig, load_recipe
 from bidsapp.decoding import calibration, streaming
 from bidsapp.decoding.calibrated import predict_calibrated
+from bidsapp.decoding.crossvalidation import Selection
 from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.decoding.streaming import predict_blocks
 from bidsapp.decoding_steps import fit_ridge, predict_and_calibrate
@@ -85,8 +86,9 @@ def stage_arrays(folder: Path, condition: str) -> dict[str, np.ndarray]:
     x, x_new, y = data()
     targets = {"vdvae": y, "clip_vision": y[:, :9] * 2, "clip_text": y[:, 5:]}
     stages = Stages(folder)
-    ridge = fit_ridge(stages, StageResult("responses", {"train": x, "test": x_new}), config)
-    return predict_and_calibrate(stages, ridge, targets, "targets", config, condition).arrays
+    penalties = dict.fromkeys(targets, Selection((2000.0,)))
+    ridge = fit_ridge(stages, StageResult("responses", {"train": x, "test": x_new}), penalties, config)
+    return predict_and_calibrate(stages, ridge, targets, "targets", penalties, config, condition).arrays
 
 
 @pytest.mark.parametrize("condition", [BRAIN, NULL])

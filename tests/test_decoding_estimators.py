@@ -109,7 +109,7 @@ def test_float32_and_blocks_of_targets_choose_the_same(shape, n_folds, monkeypat
     search = AlphaSearch(decoder, ALPHAS[2:], n_folds)
     assert decoder.gram.dtype == np.float32
     for block in (None, 1, 4):
-        found = search.search(y, block)
+        found = search.search(y, block=block)
         np.testing.assert_allclose(found.errors, expected.errors, rtol=1e-4)
         assert found.alpha == expected.alpha
 
@@ -120,6 +120,11 @@ def test_one_search_serves_groups_of_targets():
     easy, noise = search.search(y), search.search(np.random.default_rng(1).normal(size=(50, 9)))
     assert easy.alpha < noise.alpha == ALPHAS[-1]
     assert easy.errors == search.search(y).errors
+    some = search.search(y, ALPHAS[3:])
+    assert some.errors == easy.errors[3:]
+    assert some.alphas == ALPHAS[3:]
+    with pytest.raises(ValueError, match="not among"):
+        search.search(y, [7.0])
 
 
 def test_of_equal_errors_the_largest_penalty():

@@ -286,6 +286,28 @@ def test_the_model_file_alone_predicts_the_latents(roi, n_trials, tiny_dataset, 
             assert np.abs(by_weights - raw).max() < 1e-3 * np.abs(raw).max()
 
 
+def test_penalties_chosen_of_a_list_are_recorded(tiny_dataset, tmp_path):
+    bids, out = tiny_dataset(n_subjects=1, n_trials=24), tmp_path / "out"
+    lists = {"vdvae": {"alpha": [1.0, 100.0, 1e6]}, "clip_vision": {"alpha": [50.0, 5e4]}}
+    recipe = recipe_file(tmp_path, targets=lists, diffusion={"steps": 2}, controls={"oracle": False})
+    assert run(bids, out, "participant", "--recipe", recipe, "--skip-bids-validation") == 0
+    sidecar = json.loads(next(out.glob("sub-01/func/*_model.json")).read_text())
+    chosen = sidecar["AlphaSelection"]
+    assert chosen["Method"] == "leave-one-out"
+    assert chosen["Tried"] == {name: section["alpha"] for name, section in lists.items()}
+    for name, errors in chosen["MeanSquaredErrors"].items():
+        assert sidecar["Alphas"][name] == chosen["Tried"][name][int(np.argmin(errors))]
+    assert sidecar["Alphas"]["clip_text"] == 2000.0
+    with load_model(next(out.glob("sub-01/func/*_model.h5"))) as model:
+        assert {name: model.alpha(name) for name in model.targets} == sidecar["Alphas"]
+        kept = model._file["targets/vdvae"].attrs
+        np.testing.assert_allclose(kept["held_out_errors"], chosen["MeanSquaredErrors"]["vdvae"])
+    page = (out / "sub-01.html").read_text()
+    assert "penalty chosen by leave-one-out of 1, 100, 1e+06" in page
+    settings = tomllib.loads(next(out.glob("logs/sub-01/*/run.toml")).read_text())
+    assert settings["recipe"]["targets"]["vdvae"]["alpha"] == [1.0, 100.0, 1e6]
+
+
 def test_without_controls_only_the_brain_is_reported(tiny_dataset, tmp_path):
     bids = tiny_dataset(n_subjects=1, n_trials=6)
     recipe = recipe_file(tmp_path, diffusion={"steps": 2}, controls={"null": False, "oracle": False})

@@ -43,15 +43,18 @@ class Selection:
     ----------
     alphas : tuple of float
     errors : tuple of float
-        Mean squared error of held-out predictions for each, over images and dimensions.
+        Mean squared error of held-out predictions for each, over images and dimensions; empty where a single
+        penalty left no choice.
     """
 
     alphas: tuple[float, ...]
-    errors: tuple[float, ...]
+    errors: tuple[float, ...] = ()
 
     @property
     def alpha(self) -> float:
         """The penalty with the smallest error; of equal ones the largest."""
+        if not self.errors:
+            return self.alphas[0]
         best = min(self.errors)
         return max(a for a, e in zip(self.alphas, self.errors, strict=True) if e == best)
 
@@ -115,15 +118,26 @@ class AlphaSearch:
             vectors = self._backend.put(gram.project_back(scaled, self._dtype))
         self._eigenvalues, self._vectors = eigenvalues, vectors
 
-    def search(self, y: Sliceable, block: int | None = None) -> Selection:
-        """Find the errors of every penalty for a group of targets.
+    def search(
+        self,
+        y: Sliceable,
+        alphas: Sequence[float] | None = None,
+        *,
+        block: int | None = None,
+        what: str = "",
+    ) -> Selection:
+        """Find the errors of penalties for a group of targets.
 
         Parameters
         ----------
         y : array-like or HDF5 dataset of float, (n, d)
             Read in blocks of dimensions.
+        alphas : sequence of float, optional
+            Some of the penalties given before; all by default.
         block : int, optional
             Dimensions at once.
+        what : str, optional
+            Title of the progress shown.
 
         Returns
         -------
@@ -138,13 +152,15 @@ class AlphaSearch:
         n, d = y.shape
         if n != self._vectors.shape[0]:
             raise ValueError(f"targets of shape {(n, d)} given for {self._vectors.shape[0]} training rows")
-        targets = self._rotate(y, block)
-        return Selection(self.alphas, tuple(self._squares(a, targets) / (n * d) for a in self.alphas))
+        chosen = self.alphas if alphas is None else tuple(float(a) for a in alphas)
+        if not set(chosen) <= set(self.alphas):
+            raise ValueError(f"alphas {chosen} are not among {self.alphas}")
+        targets = self._rotate(TargetBlocks(y, block, what), n)
+        return Selection(chosen, tuple(self._squares(a, targets) / (n * d) for a in chosen))
 
-    def _rotate(self, y: Sliceable, block: int | None) -> _Rotated:
-        n = y.shape[0]
+    def _rotate(self, blocks: TargetBlocks, n: int) -> _Rotated:
         gram = self._backend.zeros((n, n), self._dtype)
-        for part in TargetBlocks(y, block):
+        for part in blocks:
             centred = (part.values - part.mean).astype(self._dtype)
             gram = self._backend.add_products(gram, self._backend.put(centred), of_rows=True)
         products = self._backend.take(gram)

@@ -26,6 +26,11 @@ from bidsapp.decoding.gram import MAX_CONDITION, CentredGram, Precision
 from bidsapp.decoding.streaming import predict_blocks
 
 
+def alpha_name(alpha: float) -> str:
+    """Name a penalty in files: all its digits, so that no two share a name."""
+    return repr(float(alpha)).removesuffix(".0")
+
+
 class RidgeDecoder:
     """The part of a ridge regression that all alphas and all targets share.
 

@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bidsapp.decoding.compact import CompactForm, features, parts_of, quantise
-from bidsapp.decoding.decoder import RidgeDecoder
+from bidsapp.decoding.decoder import RidgeDecoder, alpha_name
 from bidsapp.decoding.streaming import Sliceable, TargetBlock, TargetBlocks
 
 LOG = logging.getLogger("bidsapp")
@@ -134,14 +134,15 @@ def write_model(
         # By alpha, so that each factor is made once.
         for alpha in sorted({t.alpha for t in targets.values()}):
             form = CompactForm(decoder, alpha)
-            projection = file.create_dataset(f"projections/{alpha:g}", (form.n_features, form.rank), "f4")
+            key = alpha_name(alpha)
+            projection = file.create_dataset(f"projections/{key}", (form.n_features, form.rank), "f4")
             for rows, values in form.projection():
                 projection[rows] = values
             new = features(checked, decoder.x_mean, projection)
             for name, target in targets.items():
                 if target.alpha == alpha:
                     writer = _TargetWriter(file.create_group(f"targets/{name}"), target, form, new)
-                    writer.group.attrs["projection"] = f"{alpha:g}"
+                    writer.group.attrs["projection"] = key
                     for part in TargetBlocks(target.y, block, f"model file, {name} (blocks of dimensions)"):
                         writer.add(part)
                         if save_weights:

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from bidsapp.config import load_recipe
-from bidsapp.derivatives import correlations, target_rows
+from bidsapp.decoding.crossvalidation import Selection
+from bidsapp.fitted import correlations, target_rows
 
 
 def test_correlations_are_over_images_of_what_varies():
@@ -18,7 +19,8 @@ def test_correlations_are_over_images_of_what_varies():
     predicted = {f"{name}_raw": 3 * t + rng.standard_normal(t.shape) - 1 for name, t in true.items()}
     true["clip_text"][:] = true["clip_text"][:1]  # captions that all read the same
     true["clip_vision"][:, 2:] = 0.1
-    found = SimpleNamespace(test_targets=true, latents=predicted)
+    penalties = dict.fromkeys(names, Selection((2000.0,))) | {"vdvae": Selection((10.0, 2000.0), (2.0, 1.0))}
+    found = SimpleNamespace(test_targets=true, latents=predicted, penalties=penalties)
     vdvae, vision, text = target_rows(found, SimpleNamespace(recipe=load_recipe("embedded")))
     expected = [np.corrcoef(true["vdvae"][:, i], predicted["vdvae_raw"][:, i])[0, 1] for i in range(6)]
     np.testing.assert_allclose(vdvae.correlation, np.mean(expected), rtol=1e-12)
@@ -30,6 +32,9 @@ def test_correlations_are_over_images_of_what_varies():
     assert math.isnan(text.correlation)
     assert text.low is None
     assert text.note
+    assert vdvae.alpha == vision.alpha == 2000.0
+    assert vdvae.note == "penalty chosen by leave-one-out of 10, 2,000"
+    assert vision.note == ""
     assert [r.target for r in (vdvae, vision, text)] == list(names)
     assert {r.n_dims for r in (vdvae, vision, text)} == {6}
 

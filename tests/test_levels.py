@@ -288,13 +288,14 @@ def test_the_model_file_alone_predicts_the_latents(roi, n_trials, tiny_dataset, 
 
 def test_penalties_chosen_of_a_list_are_recorded(tiny_dataset, tmp_path):
     bids, out = tiny_dataset(n_subjects=1, n_trials=24), tmp_path / "out"
-    lists = {"vdvae": {"alpha": [1.0, 100.0, 1e6]}, "clip_vision": {"alpha": [50.0, 5e4]}}
-    recipe = recipe_file(tmp_path, targets=lists, diffusion={"steps": 2}, controls={"oracle": False})
+    lists = {"vdvae": [1.0, 100.0, 1e6], "clip_vision": [50.0, 5e4]}
+    targets = {name: {"alpha": alphas, "stored": "float32"} for name, alphas in lists.items()}
+    recipe = recipe_file(tmp_path, targets=targets, diffusion={"steps": 2}, controls={"oracle": False})
     assert run(bids, out, "participant", "--recipe", recipe, "--skip-bids-validation") == 0
     sidecar = json.loads(next(out.glob("sub-01/func/*_model.json")).read_text())
     chosen = sidecar["AlphaSelection"]
     assert chosen["Method"] == "leave-one-out"
-    assert chosen["Tried"] == {name: section["alpha"] for name, section in lists.items()}
+    assert chosen["Tried"] == lists
     for name, errors in chosen["MeanSquaredErrors"].items():
         assert sidecar["Alphas"][name] == chosen["Tried"][name][int(np.argmin(errors))]
     assert sidecar["Alphas"]["clip_text"] == 2000.0

@@ -141,16 +141,17 @@ def normalise(argv: Sequence[str], command: click.Command) -> list[str]:
         For an option at the end that lacks its value.
     """
     groups = list(_groups(list(argv), command))
+    multiple = _lists(command)
     short = sum(isinstance(p, click.Argument) for p in command.params)
     short -= sum(not is_option for is_option, _ in groups)
-    lists = [g for is_option, g in groups if is_option and g[0] in LISTS and len(g) - 2 >= short > 0]
+    lists = [g for is_option, g in groups if is_option and g[0] in multiple and len(g) - 2 >= short > 0]
     givers = [g for g in lists if g[-1] in LEVELS] or lists
     options: list[str] = []
     positionals: list[str] = []
     for is_option, group in groups:
         if not is_option:
             positionals += group
-        elif group[0] not in LISTS:
+        elif group[0] not in multiple:
             options += group
         else:
             values = group[1:]
@@ -161,10 +162,17 @@ def normalise(argv: Sequence[str], command: click.Command) -> list[str]:
     return [*options, "--", *positionals] if positionals else options
 
 
+def _lists(command: click.Command) -> set[str]:
+    """Options of a command that take several values: of one name, another verb's may take one."""
+    options = [p for p in command.params if isinstance(p, click.Option) and p.multiple]
+    return {name for option in options for name in option.opts}.intersection(LISTS)
+
+
 def _groups(words: list[str], command: click.Command) -> Iterator[tuple[bool, list[str]]]:
     """Split a command line into options with their values (True) and lone positionals (False)."""
     options = [p for p in command.params if isinstance(p, click.Option)]
     takes_value = {name for o in options if not (o.is_flag or o.count) for name in o.opts}
+    multiple = _lists(command)
     flags = {"-h", *(name for o in options if o.is_flag or o.count for name in o.opts)}
     while words:
         word = words.pop(0)
@@ -185,10 +193,10 @@ def _groups(words: list[str], command: click.Command) -> Iterator[tuple[bool, li
             while letters and f"-{letters[0]}" in flags:
                 letters = letters[1:]
             name, group, complete = word, [word], f"-{letters}" not in takes_value
-        if not complete and (not words or (name in LISTS and words[0].startswith("-"))):
+        if not complete and (not words or (name in multiple and words[0].startswith("-"))):
             raise click.UsageError(f"Option {name!r} requires an argument.")
         if not complete:
             group.append(words.pop(0))
-        while not complete and name in LISTS and words and not words[0].startswith("-"):
+        while not complete and name in multiple and words and not words[0].startswith("-"):
             group.append(words.pop(0))
         yield True, group

@@ -330,14 +330,15 @@ def read_tsv(path: str | os.PathLike[str]) -> dict[str, list[str]]:
             raise _bad(path, 1, f"column {index + 1} has no name")
         if name in names[:index]:
             raise _bad(path, 1, f"has two columns named {name!r}")
-    cells = [line.split("\t") for line in lines[1:]]
-    for number, row in enumerate(cells, start=2):
-        if len(row) != len(names):
-            what = f"has {len(row)} cell{'s' if len(row) != 1 else ''} where the header has {len(names)}"
+    rows, n = lines[1:], len(names)
+    for number, row in enumerate(rows, start=2):
+        if row.count("\t") != n - 1:
+            k = row.count("\t") + 1
+            what = f"has {k} cell{'s' if k != 1 else ''} where the header has {n}"
             raise _bad(path, number, what)
-    if not cells:
-        return {name: [] for name in names}
-    return {name: list(column) for name, column in zip(names, zip(*cells, strict=True), strict=True)}
+    # One split of everything: a list for each of several 100,000 rows takes three times as long.
+    cells = "\t".join(rows).split("\t") if rows else []
+    return {name: cells[index::n] for index, name in enumerate(names)}
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

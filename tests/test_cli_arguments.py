@@ -53,6 +53,13 @@ def test_names_of_datasets_that_are_refused(value):
         parse("-d", value, *IO)
 
 
+def test_one_file_of_captions():
+    """``nsd2bids`` takes several after the same option."""
+    with pytest.raises(click.UsageError, match="unexpected extra argument"):
+        parse(*IO, "--captions", "a.tsv", "b.tsv")
+    assert parse("--captions", "a.tsv", *IO)["captions"] == Path("a.tsv")
+
+
 def test_two_datasets_of_one_name(capsys):
     assert main([*IO, "-d", "x=a", "x=b"]) == 64
     assert "two datasets are called x" in capsys.readouterr().err

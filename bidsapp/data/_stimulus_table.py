@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
 
 from bidsapp.data._tables import read_table
 from bidsapp.data.captions import ID_COLUMNS
@@ -28,8 +29,7 @@ _BRICK_SUFFIXES = (".hdf5", ".h5")
 _NONE = ("", "n/a")
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a stimulus' pixels are: a file, or a row of a brick."""
 
     path: Path
@@ -127,41 +127,61 @@ def _read_places(
     if brick is None:
         files = next((table[name] for name in _FILE_COLUMNS if name in table), None)
         rows = next((table[name] for name in _ROW_COLUMNS if name in table), None)
-    dataset = Path(os.path.realpath(path.parent.parent))
-    inside: dict[str, bool] = {}
-    named: dict[str, Path] = {}
+    check = _FolderCheck(Path(os.path.realpath(path.parent.parent)))
+    named: dict[str, tuple[Path, str, bool]] = {}
     places, problems = {}, []
     for stimulus, row in zip(ids, kept, strict=True):
         if brick is not None and not find.has_image(stimulus):
             places[stimulus] = Place(brick, row)
             continue
         name = files[row].strip() if files is not None else ""
-        if name not in _NONE and name not in named:
-            named[name] = find.named(name)
-        file = named[name] if name in named else find(stimulus)
-        if name not in _NONE and not _is_plain(name):
-            what = f"Line {row + 2}: the file {name!r} lies outside of the dataset."
-            problems.append(Problem(str(path), what, "Name files by their path inside the stimuli folder."))
-            continue
-        where = str(file.parent)
-        if where not in inside:
-            inside[where] = _leads_into(file.parent, dataset)
-        if not inside[where]:
-            what = f"Line {row + 2}: the folder of {name!r} is a link that leads out of the dataset."
-            problems.append(Problem(str(path), what, "Put the images themselves into the dataset."))
-            continue
-        number = None
-        if file.suffix.lower() in _BRICK_SUFFIXES:
+        if name in _NONE:
+            file = find(stimulus)
+            wrong, is_brick = check(file), False
+        else:
+            if name not in named:  # a brick's name stands in tens of thousands of rows
+                file = find.named(name)
+                wrong = check(file) if _is_plain(name) else _OUTSIDE
+                named[name] = file, wrong, file.suffix.lower() in _BRICK_SUFFIXES
+            file, wrong, is_brick = named[name]
+        if wrong:
+            what = f"Line {row + 2}: the {wrong.format(name=name)}."
+            mend = "Name files by their path inside the stimuli folder, and put the images themselves there."
+            problems.append(Problem(str(path), what, mend))
+        elif not is_brick:
+            places[stimulus] = Place(file)
+        elif rows is not None and re.fullmatch(r"\d{1,12}", rows[row].strip()):
+            places[stimulus] = Place(file, int(rows[row]))
+        else:
             text = rows[row].strip() if rows is not None else ""
-            if not re.fullmatch(r"\d{1,12}", text):
-                what = f"Line {row + 2}: {name} is a brick of images, but {text!r} is no row of it."
-                problems.append(Problem(str(path), what, "Give the row, from 0, in a column 'row'."))
-                continue
-            number = int(text)
-        places[stimulus] = Place(file, number)
+            what = f"Line {row + 2}: {name} is a brick of images, but {text!r} is no row of it."
+            problems.append(Problem(str(path), what, "Give the row, from 0, in a column 'row'."))
     if problems:
         raise InputProblems(problems)
     return places
+
+
+_OUTSIDE = "file {name!r} lies outside of the dataset"
+_LEADS_OUT = "folder of {name!r} is a link that leads out of the dataset"
+
+
+class _FolderCheck:
+    """Says what is wrong with the folder of an image file, "" where nothing is; each folder once.
+
+    A folder must lie in the dataset with its links followed. Links of single files may lead out
+    (DataLad and a linking converter make such); what they point to is only ever read as an image.
+    """
+
+    def __init__(self, dataset: Path) -> None:
+        self._dataset = dataset
+        self._known: dict[str, str] = {}
+
+    def __call__(self, file: Path) -> str:
+        folder = os.path.dirname(file)  # noqa: PTH120 - pathlib's takes ten times as long
+        if folder not in self._known:
+            inside = Path(os.path.realpath(folder)).is_relative_to(self._dataset)
+            self._known[folder] = "" if inside else _LEADS_OUT
+        return self._known[folder]
 
 
 def _is_plain(name: str) -> bool:
@@ -173,15 +193,6 @@ def _is_plain(name: str) -> bool:
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     absolute = PurePosixPath(name).is_absolute() or bool(PureWindowsPath(name).anchor)
     return not absolute and ".." not in parts
-
-
-def _leads_into(folder: Path, dataset: Path) -> bool:
-    """Whether a folder, with its links followed, is the dataset's.
-
-    Links of single files may lead out (DataLad and a linking converter make such); what they point
-    to is only ever read as an image.
-    """
-    return Path(os.path.realpath(folder)).is_relative_to(dataset)
 
 
 class _Finder:

@@ -49,15 +49,24 @@ def read_captions(path: Path, ids: Iterable[str] = ()) -> dict[str, tuple[str, .
     if column is None or "caption" not in table:
         message = f"{path}: needs the columns stimulus_id and caption; it has {', '.join(table)}."
         raise AppError(message, exit_code=ExitCode.BAD_DATA)
-    sources = table.get("source", [""] * len(table[column]))
-    names = [name.strip().removeprefix("stim-") for name in table[column]]
-    spelled = same_ids(dict.fromkeys(names), ids)
+    texts = table["caption"]
+    if "source" in table:
+        left_out = (source.strip().lower() in _LEFT_OUT for source in table["source"])
+        texts = ["" if out else text for text, out in zip(texts, left_out, strict=True)]
+    spelled: dict[str, str] = {}  # of each id in the table: tables have several rows an id
+    for raw in table[column]:
+        if raw not in spelled:
+            spelled[raw] = raw.strip().removeprefix("stim-")
+    same = same_ids(spelled.values(), ids)
+    spelled = {raw: same.get(name, name) for raw, name in spelled.items()}
     captions: dict[str, list[str]] = {}
-    for name, caption, source in zip(names, table["caption"], sources, strict=True):
-        text = _unquoted(caption.strip())
-        if text and text != "n/a" and source.strip().lower() not in _LEFT_OUT:
-            captions.setdefault(spelled.get(name, name), []).append(text)
-    return {stimulus: tuple(texts) for stimulus, texts in captions.items()}
+    for raw, caption in zip(table[column], texts, strict=True):
+        text = caption.strip()
+        if '"' in text:
+            text = _unquoted(text)
+        if text and text != "n/a":
+            captions.setdefault(spelled[raw], []).append(text)
+    return {stimulus: tuple(each) for stimulus, each in captions.items()}
 
 
 def same_ids(given: Iterable[str], known: Iterable[str]) -> dict[str, str]:

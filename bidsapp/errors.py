@@ -112,7 +112,7 @@ class InputProblems(AppError):
         for problem in self.problems:
             groups.setdefault(problem.subject, {}).setdefault(problem.path, []).append(problem)
         lines = [f"{_plural(len(self.problems), 'problem')} found, nothing was computed:"]
-        for subject, paths in groups.items():
+        for subject, paths in sorted(groups.items(), key=lambda group: (len(group[0]), group[0])):
             if paths and len(groups) > 1:
                 lines += ["", f"sub-{subject}:" if subject else "All subjects:"]
             for path, problems in paths.items():

@@ -1,19 +1,25 @@
-"""What a subject will need, from sizes alone: for ``--dry-run`` and ``--mem``."""
+"""What a subject will need, from sizes alone: for ``--dry-run``, ``--mem`` and the check of free space."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from bidsapp.config import RunConfig
 
 #: Interpreter, libraries and small models, in bytes: measured on the demo, rounded up.
 BASE_MEMORY = 1_500_000_000
+#: A report with its pictures and tables, in bytes: measured on the demo, rounded up.
+_REPORT = 4_000_000
+RATES = Path(__file__).with_name("rates.toml")
 _INT16, _FLOAT32, _FLOAT64 = 2, 4, 8
-#: From this many training images on, the Gram matrix is float32 (bidsapp.decoding.gram), unless it is badly
-#: conditioned for the penalty.
 #: Bytes of a value of a stored target.
 _STORED = {"float16": _INT16, "float32": _FLOAT32}
+#: From this many training images on, the Gram matrix is float32 (bidsapp.decoding.gram), unless it is badly
+#: conditioned for the penalty.
 _LARGE = 4096
 #: Values of targets worked on at once (bidsapp.decoding.streaming), and how many arrays of that size there
 #: are when predicting (read, centred, the next of both) and when writing the model file.
@@ -21,57 +27,121 @@ _BLOCK, _PREDICTING, _WRITING = 1 << 25, 4, 8
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What a subject's needs follow from.
+
+    Attributes
+    ----------
+    n_sessions, n_trials, n_train, n_test, n_voxels : int
+    betas_bytes : int
+        Betas of all sessions, inflated.
+    targets : mapping of str to int
+        Values of each target.
+    sides : tuple of int
+        Pixels of a side of stage 1's and stage 2's square images; 0 where not known.
+    image_cost : int
+        Bytes of memory that one image of stage 2 takes while it is made.
+    """
+
+    n_sessions: int
+    n_trials: int
+    n_train: int
+    n_test: int
+    n_voxels: int
+    betas_bytes: int = 0
+    targets: Mapping[str, int] = field(default_factory=dict)
+    sides: tuple[int, int] = (0, 0)
+    image_cost: int = 0
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one test image's pixels, both stages."""
+        return sum(3 * side**2 for side in self.sides)
+
+
+@dataclass(frozen=True)
 class Needs:
-    """Bytes for one subject: memory at the peak, disk in the work folder, disk for the model file."""
+    """What one subject needs.
+
+    Attributes
+    ----------
+    memory : int
+        Bytes at the peak.
+    disk : int
+        Bytes in the work folder.
+    output : int
+        Bytes in the output folder, ``model_file`` among them.
+    model_file : int
+    vram : int
+        Bytes of the models' parameters on an accelerator; 0 on the CPU.
+    image_cost : int
+        Bytes of memory (of the accelerator, if there is one) that each image of a batch takes.
+    seconds : dict of str to float or None
+        Rough time of each part of the run; None where it was not measured on such a device.
+    """
 
     memory: int
     disk: int
+    output: int = 0
     model_file: int = 0
+    vram: int = 0
+    image_cost: int = 0
+    seconds: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def total_seconds(self) -> float | None:
+        """Rough time of the whole, None where a part is not known."""
+        known = [s for s in self.seconds.values() if s is not None]
+        return sum(known) if len(known) == len(self.seconds) else None
 
 
-def needs(
-    config: RunConfig,
-    n_trials: int,
-    n_train: int,
-    n_test: int,
-    n_voxels: int,
-    target_sizes: Mapping[str, int],
-) -> Needs:
+def needs(config: RunConfig, sizes: Sizes) -> Needs:
     """Estimate what one subject needs.
 
     Parameters
     ----------
     config : RunConfig
-    n_trials, n_train, n_test, n_voxels : int
-    target_sizes : mapping of str to int
-        Values of each target.
+        Its device is one that exists, not "auto".
+    sizes : Sizes
 
     Returns
     -------
     Needs
-        Memory is the base plus the largest of three moments, each with the training responses: the ridge
-        (the Gram matrix and its factor, the operators of a penalty), the predictions (the same operators
-        and blocks of targets), and the model file (Gram matrix, factor and blocks). It does not grow with the
-        number of targets beyond a block. Models that do not come with the package add their own size to it.
+        Memory is the base, the models' parameters where they do not come with the package, and the largest of
+        four moments: three with the training responses, the ridge (the Gram matrix and its factor, the
+        operators of a penalty), the predictions (the same operators and blocks of targets) and the model file
+        (Gram matrix, factor and blocks); and a batch of images on the CPU. It does not grow with the number of
+        targets beyond a block.
     """
-    penalties = len({t.alpha for t in config.recipe.targets.values()})
+    penalties = len({alpha for t in config.recipe.targets.values() for alpha in t.alphas})
+    n_train, n_test, n_voxels = sizes.n_train, sizes.n_test, sizes.n_voxels
     rows = min(n_train, config.recipe.calibration.max_rows)
     side = min(n_train, n_voxels)
     gram = 2 * side**2 * (_FLOAT32 if side > _LARGE else _FLOAT64)
     operators = (n_test + rows) * n_train * _FLOAT32
     responses = n_train * n_voxels * _FLOAT32
-    largest = max(target_sizes.values(), default=0)
+    largest = max(sizes.targets.values(), default=0)
     block = min(_BLOCK, n_train * largest) * _FLOAT32
     predicting = 2 * operators + _PREDICTING * block
-    moments = (gram + 3 * operators, predicting, gram + _WRITING * block)
-    dims = sum(target_sizes.values())
-    on_disk = (2 * (n_train + n_test) + n_trials) * n_voxels * _FLOAT32
-    kept = sum(size * _STORED[config.recipe.targets[name].stored] for name, size in target_sizes.items())
-    latents = (n_train + n_test) * kept + 6 * n_test * dims * _FLOAT32
+    moments = [responses + m for m in (gram + 3 * operators, predicting, gram + _WRITING * block)]
+    if config.device == "cpu":
+        moments.append(sizes.image_cost * min(config.recipe.diffusion.batch, n_test))
+    dims = sum(sizes.targets.values())
+    on_disk = (2 * (n_train + n_test) + sizes.n_trials) * n_voxels * _FLOAT32
+    kept = sum(n * _STORED[config.recipe.targets[name].stored] for name, n in sizes.targets.items())
+    latents = (n_train + n_test) * kept + 6 * n_test * dims * _FLOAT32 + 4 * dims * _FLOAT64
+    pictures = images_made(config, n_test) * sizes.image_bytes
+    model = model_file_bytes(n_train, n_voxels, dims, penalties, save_weights=config.save_weights)
+    parameters = _parameter_bytes(config)
     return Needs(
-        BASE_MEMORY + responses + max(moments),
-        on_disk + penalties * operators + latents,
-        model_file_bytes(n_train, n_voxels, dims, penalties, save_weights=config.save_weights),
+        memory=BASE_MEMORY + parameters + max(moments),
+        disk=on_disk + penalties * operators + latents + pictures,
+        # Pixels as they are: PNG makes less of them, by how much the images themselves decide.
+        output=n_test * sizes.image_bytes + model + _REPORT,
+        model_file=model,
+        vram=0 if config.device == "cpu" else parameters,
+        image_cost=sizes.image_cost,
+        seconds=_seconds(config, sizes, rows, penalties),
     )
 
 
@@ -95,9 +165,81 @@ def model_file_bytes(
     return size + 4 * n_voxels * _FLOAT64 + (n_dims * n_voxels * _FLOAT32 if save_weights else 0)
 
 
+def images_made(config: RunConfig, n_test: int) -> int:
+    """Count the images of one stage: the test images, and those of the controls."""
+    controls = config.recipe.controls
+    return n_test + (controls.null + controls.oracle) * min(controls.max_images, n_test)
+
+
+def value_bytes(config: RunConfig) -> int:
+    """Bytes of a value in the models: 2 in half precision, which ``--dtype auto`` takes on CUDA."""
+    half = config.dtype in ("float16", "bfloat16") or (config.dtype == "auto" and config.device == "cuda")
+    return _INT16 if half else _FLOAT32
+
+
+def _parameter_bytes(config: RunConfig) -> int:
+    """Bytes of the models' parameters; those of the package are in the base."""
+    if config.recipe.models.location == "package":
+        return 0
+    millions = _rates()["models"].get(config.recipe.diffusion.kind, {}).get("millions", 0)
+    return int(millions * 1e6 * value_bytes(config))
+
+
+def _seconds(config: RunConfig, sizes: Sizes, rows: int, penalties: int) -> dict[str, float | None]:
+    """Time of each part, from counts of operations and bytes, and of images, at the rates of the table."""
+    rates, models = _rates()["cpu"], _model_rates(config)
+    faster = config.n_cpus / float(rates["cores"])
+    n, p, n_test = sizes.n_train, sizes.n_voxels, sizes.n_test
+    side, dims = min(n, p), sum(sizes.targets.values())
+    conditions = 1 + config.recipe.controls.null
+
+    def products(operations: float) -> float:
+        return operations / (float(rates["product"]) * faster)
+
+    gram = products(2 * side**2 * max(n, p) + penalties * (side**3 / 3 + 2 * side**2 * (n_test + rows)))
+    predictions = products(conditions * 2.0 * (n_test + rows) * n * dims)
+    coefficients = products(2.0 * side**2 * dims) + side * dims * _FLOAT32 / rates["write"]
+    at_once = max(1, min(config.n_cpus, sizes.n_sessions))
+    made, steps = images_made(config, n_test), config.recipe.diffusion
+    parts: dict[str, float | None] = {
+        "betas": sizes.betas_bytes / (rates["inflate"] * at_once),
+        "targets": models and (n + n_test) * models["target"] / faster,
+        "ridge": gram,
+        "latents": predictions,
+        "stage 1": models and made * models["stage1"] / faster,
+        "stage 2": models
+        and made * (models["fixed"] + int(steps.steps * steps.strength) * models["step"]) / faster,
+        "scores": models and 2 * made * models["score"] / faster,
+        "outputs": coefficients,
+    }
+    return {name: None if seconds is None else float(seconds) for name, seconds in parts.items()}
+
+
+def _model_rates(config: RunConfig) -> Any:
+    """Give the rates of the recipe's models on the device, None where they were not measured."""
+    packaged = config.recipe.models.location == "package"
+    kind = "embedded" if packaged else config.recipe.diffusion.kind
+    return _rates()["models"].get(kind, {}).get(config.device)
+
+
+def _rates() -> dict[str, Any]:
+    return tomllib.loads(RATES.read_text(encoding="utf-8"))
+
+
 def as_text(n_bytes: float) -> str:
     """Bytes for people: ``1.5 GB``."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if n_bytes >= size:
             return f"{n_bytes / size:.1f} {unit}"
     return f"{n_bytes / 1e3:.0f} kB"
+
+
+def as_duration(seconds: float | None) -> str:
+    """Say a rough time for people: ``20 s``, ``3 min``, ``1.5 h``, ``12 days``."""
+    if seconds is None:
+        return "not known"
+    for unit, size in (("days", 172_800), ("h", 5_400), ("min", 90)):
+        if seconds >= size:
+            value = seconds / {"days": 86_400, "h": 3_600, "min": 60}[unit]
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "min" else f"{value:.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"

@@ -341,6 +341,11 @@ def read_tsv(path: str | os.PathLike[str]) -> dict[str, list[str]]:
     return {name: cells[index::n] for index, name in enumerate(names)}
 
 
+def bytes_there(folder: Path) -> int:
+    """Count the bytes of the files in a folder and below; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with open(path, "rb") as stream:

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 
 from bidsapp.config import Recipe, RunConfig
 from bidsapp.errors import ExitCode, Gatherer, Problem
-from bidsapp.estimate import Needs, as_text, needs
+from bidsapp.estimate import Needs, Sizes, as_text, needs, value_bytes
+from bidsapp.io import bytes_there
 from bidsapp.records import Split, SubjectInputs
 
 if TYPE_CHECKING:
     from bidsapp.bids.inputs import Dataset
+    from bidsapp.bids.voxels import Voxels
     from bidsapp.data.stimuli import StimulusSet
     from bidsapp.metrics.protocols import NetworkUse
 
 LOG = logging.getLogger("bidsapp")
+#: Bytes of a stored value, for times alone: NSD's betas are int16.
+_STORED = 2
 
 
 @dataclass(frozen=True)
@@ -26,22 +30,16 @@ class Plan:
     dataset: Dataset
     stimuli: StimulusSet
     splits: dict[str, Split]
+    voxels: dict[str, Voxels]
+    sizes: dict[str, Sizes]
     needs: dict[str, Needs]
+    device: str
 
     def describe(self, config: RunConfig) -> str:
-        """Say the plan in words, for ``--dry-run``."""
-        lines = [f"Recipe {config.recipe.name}: {config.recipe.title}", f"Output: {config.output_dir}"]
-        for subject in self.dataset.subjects:
-            split, needed = self.splits[subject.label], self.needs[subject.label]
-            trials = sum(len(s.stimulus_ids) for s in subject.sessions)
-            lines.append(
-                f"sub-{subject.label}: {len(subject.sessions)} sessions, {trials} trials, "
-                f"{len(split.train)} training and {len(split.test)} test images of {split.name}, "
-                f"voxels of {', '.join(subject.masks) or 'no mask'}; "
-                f"about {as_text(needed.memory)} of memory, {as_text(needed.disk)} in {config.work_dir}, "
-                f"{as_text(needed.model_file)} for the model file"
-            )
-        return "\n".join(lines)
+        """Say the plan in words; see :func:`bidsapp.outlook.describe`."""
+        from bidsapp.outlook import describe
+
+        return describe(self, replace(config, device=self.device))
 
 
 def plan(config: RunConfig) -> Plan:
@@ -55,9 +53,10 @@ def plan(config: RunConfig) -> Plan:
         With every problem that was found.
     """
     found = Gatherer()
-    _check_machine(config, found)
+    device = _check_machine(config, found)
     dataset, stimuli = _open_inputs(config, found)
     splits = _make_splits(config, dataset, stimuli, found) if dataset and stimuli else {}
+    voxels: dict[str, Voxels] = {}
     if dataset is not None:
         from bidsapp.bids.preflight import check
 
@@ -74,12 +73,16 @@ def plan(config: RunConfig) -> Plan:
                 min_noise_ceiling=config.min_noise_ceiling,
             )
         )
-        _check_contents(config, dataset, stimuli, splits, found)
+        voxels = _check_contents(config, dataset, stimuli, splits, found)
     _check_models(config, found)
-    needed = {}
-    if dataset is not None and not found.problems:
-        needed = {s.label: _needs(dataset, s, splits[s.label], config) for s in dataset.subjects}
+    sizes, needed = {}, {}
+    if dataset is not None:
+        ready = [s for s in dataset.subjects if s.label in splits and s.label in voxels]
+        here = replace(config, device=device)
+        sizes = {s.label: _sizes(s, splits[s.label], voxels[s.label], here) for s in ready}
+        needed = {label: needs(here, size) for label, size in sizes.items()}
         found.add(_memory_problems(needed, config))
+        found.add(_space_problems(needed, config, found.problems))
     found.raise_any()
     assert dataset is not None
     assert stimuli is not None
@@ -91,18 +94,19 @@ def plan(config: RunConfig) -> Plan:
             "The embedded models know drawn scenes only; on photographs they show that the pipeline runs, "
             "not what the brain data hold."
         )
-    return Plan(dataset, stimuli, splits, needed)
+    return Plan(dataset, stimuli, splits, voxels, sizes, needed, device)
 
 
-def _check_machine(config: RunConfig, found: Gatherer) -> None:
+def _check_machine(config: RunConfig, found: Gatherer) -> str:
+    """Give the device that will be used; the CPU where the one asked for is not there."""
     from bidsapp.models.devices import choose_device, choose_dtype
 
-    device = None
     with found.at("--device"):
         device = choose_device(config.device)
-    if device is not None:
         with found.at("--dtype"):
             choose_dtype(config.dtype, device)
+        return device
+    return "cpu"
 
 
 def _open_inputs(config: RunConfig, found: Gatherer) -> tuple[Dataset | None, StimulusSet | None]:
@@ -158,26 +162,34 @@ def _check_contents(
     stimuli: StimulusSet | None,
     splits: dict[str, Split],
     found: Gatherer,
-) -> None:
-    """Look into betas and images as far as is quick, where nothing is known to be wrong with them."""
+) -> dict[str, Voxels]:
+    """Look into betas and images as far as is quick, where nothing is known to be wrong with them.
+
+    Gives the voxels of each subject whose images are right.
+    """
     from bidsapp.bids.voxels import chosen_voxels
     from bidsapp.data.sampling import check_sample
 
     wrong = {problem.path for problem in found.problems}
+    voxels = {}
     for subject in dataset.subjects:
-        images = {str(path) for path in subject.masks.values()}
-        if not images or images & wrong or not subject.sessions:
+        label, images = (
+            subject.label,
+            {str(path) for path in (*subject.masks.values(), subject.noise_ceiling)},
+        )
+        if not subject.masks or images & wrong or not subject.sessions:
             continue
-        with found.at(config.bids_dir, subject=subject.label):
-            voxels = chosen_voxels(dataset, subject.label)
+        with found.at(config.bids_dir, subject=label):
+            voxels[label] = chosen_voxels(dataset, label, config.min_noise_ceiling)
             for session in subject.sessions:
                 if str(session.betas) not in wrong:
-                    problems = check_sample(session, voxels.inside)
-                    found.add(replace(p, subject=subject.label) for p in problems)
+                    problems = check_sample(session, voxels[label].inside)
+                    found.add(replace(p, subject=label) for p in problems)
     if stimuli is not None:
         shown = {i for u in dataset.subjects for s in u.sessions for i in s.stimulus_ids}
         used = {i for split in splits.values() for i in (*split.train, *split.test)} or shown
         found.add(stimuli.unreadable([i for i in stimuli.ids if i in used]))
+    return voxels
 
 
 def split_notes(split: Split, chosen: bool = True) -> list[str]:
@@ -237,15 +249,23 @@ def unknown_names(recipe: Recipe) -> list[Problem]:
     return [Problem(where, f"the protocol {name!r} has no network {n!r}", mend) for n in unknown]
 
 
-def _needs(dataset: Dataset, subject: SubjectInputs, split: Split, config: RunConfig) -> Needs:
-    from bidsapp.bids.voxels import chosen_voxels
-    from bidsapp.models.sizes import target_sizes
+def _sizes(subject: SubjectInputs, split: Split, voxels: Voxels, config: RunConfig) -> Sizes:
+    from bidsapp.models.sizes import image_cost, image_sides, target_sizes
     from bidsapp.models.suite import models_root
 
-    sizes = target_sizes(config.recipe, models_root(config.recipe, config.models_dir))
-    trials = sum(len(s.stimulus_ids) for s in subject.sessions)
-    voxels = chosen_voxels(dataset, subject.label, config.min_noise_ceiling).n
-    return needs(config, trials, len(split.train), len(split.test), voxels, sizes)
+    root = models_root(config.recipe, config.models_dir)
+    n_trials = sum(len(s.stimulus_ids) for s in subject.sessions)
+    return Sizes(
+        n_sessions=len(subject.sessions),
+        n_trials=n_trials,
+        n_train=len(split.train),
+        n_test=len(split.test),
+        n_voxels=voxels.n,
+        betas_bytes=n_trials * voxels.inside.size * _STORED,
+        targets=target_sizes(config.recipe, root),
+        sides=image_sides(config.recipe, root),
+        image_cost=image_cost(config.recipe, root, value_bytes(config)),
+    )
 
 
 def _memory_problems(needed: dict[str, Needs], config: RunConfig) -> list[Problem]:
@@ -255,3 +275,16 @@ def _memory_problems(needed: dict[str, Needs], config: RunConfig) -> list[Proble
         return []
     what = f"--mem {as_text(config.memory)} is too little: a subject needs about {as_text(most)}."
     return [Problem("--mem", what, "Give more, or a smaller region of interest (--roi).", ExitCode.TRY_AGAIN)]
+
+
+def _space_problems(needed: dict[str, Needs], config: RunConfig, known: list[Problem]) -> list[Problem]:
+    """Refuse a run that the disk has no room for; what earlier runs left in the work folder is counted in."""
+    from bidsapp.bids.folders import Wanted, check_space
+
+    folders = {str(config.output_dir), str(config.work_dir)}
+    if not needed or folders & {problem.path for problem in known}:
+        return []
+    work = sum(n.disk for n in needed.values()) - bytes_there(config.work_dir)
+    output = sum(n.output for n in needed.values())
+    wanted = [Wanted(config.work_dir, "work", max(0, work)), Wanted(config.output_dir, "output", output)]
+    return check_space(wanted)

@@ -121,6 +121,40 @@ class Stages:
         return StageResult(key, arrays)
 
 
+class NotThere(Exception):
+    """What a :class:`Survey` raises at the first stage that an earlier run did not leave."""
+
+
+class Survey(Stages):
+    """Looks for what an earlier run left of a subject; computes nothing and writes nothing.
+
+    Attributes
+    ----------
+    found : set of str
+        Stages that are there under the key that a run would have now.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seconds = {}
+        self.found: set[str] = set()
+
+    def run(
+        self, name: str, inputs: Mapping[str, Any], compute: Callable[[Path], Mapping[str, np.ndarray]]
+    ) -> StageResult:
+        """Give a stage that is there.
+
+        Raises
+        ------
+        NotThere
+        """
+        done = self._load(name, stage_key(name, inputs))
+        if done is None:
+            raise NotThere(name)
+        self.found.add(name)
+        return done
+
+
 def stage_key(name: str, inputs: Mapping[str, Any]) -> str:
     """Hash of a stage's name, its inputs and this package's version."""
     text = json.dumps([name, __version__, inputs], sort_keys=True, default=str)

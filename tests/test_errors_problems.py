@@ -38,17 +38,17 @@ def test_the_list() -> None:
         "  stimuli.tsv",
         "      Has no rows.",
         "",
+        "sub-01:",
+        "  b.nii",
+        "      Is no image.",
+        "      To mend: Mend it.",
+        "",
         "sub-02:",
         "  a.nii",
         "      Is cut.",
         "      To mend: Copy it.",
         "      Is moved.",
         "      To mend: Move it.",
-        "",
-        "sub-01:",
-        "  b.nii",
-        "      Is no image.",
-        "      To mend: Mend it.",
     ]
     assert str(InputProblems(problems[1:2])).split("\n")[1:] == ["  stimuli.tsv", "      Has no rows."]
 

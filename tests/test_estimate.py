@@ -1,15 +1,19 @@
 """What a run needs, foreseen from sizes."""
 
+import tomllib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from bidsapp.cli import main
-from bidsapp.config import load_recipe
+from bidsapp.config import RunConfig, load_recipe
 from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.decoding.model_writer import FittedTarget, Voxels, write_model
 from bidsapp.decoding.streaming import predict_blocks
-from bidsapp.estimate import BASE_MEMORY, as_text, model_file_bytes
-from bidsapp.models.sizes import target_sizes
+from bidsapp.estimate import BASE_MEMORY, RATES, Sizes, as_duration, as_text, model_file_bytes, needs
+from bidsapp.models import costs
+from bidsapp.models.sizes import image_cost, image_sides, target_sizes
 from bidsapp.models.suite import EMBEDDED, Models
 
 
@@ -37,6 +41,95 @@ def test_the_plan_names_memory_and_disk(tiny_dataset, tmp_path, capsys):
     args = [str(bids), str(out), "participant", "--recipe", "embedded", "--skip-bids-validation"]
     assert main([*args, "--dry-run", "--mem", "8GB"]) == 0
     assert f"about {as_text(BASE_MEMORY)} of memory" in capsys.readouterr().out
+
+
+def _config(tmp_path, recipe="embedded", **options):
+    return RunConfig(tmp_path, tmp_path, tmp_path, load_recipe(recipe), device="cpu", **options)
+
+
+def _nsd():
+    """Subject 1 of NSD in the paper's recipe: 37 sessions of 750 trials, volumes of 83 x 104 x 81."""
+    targets = {"vdvae": 91168, "clip_vision": 257 * 768, "clip_text": 77 * 768}
+    return Sizes(37, 27750, 8859, 982, 15724, 27750 * 83 * 104 * 81 * 2, targets, (64, 512))
+
+
+def test_a_subject_of_the_published_size(tmp_path):
+    found = needs(_config(tmp_path, "brain-diffuser", n_cpus=2), _nsd())
+    weights = 4 * 1763e6
+    gram = 2 * 8859**2 * 4
+    assert found.memory > weights + gram + 8859 * 15724 * 4
+    assert found.memory < 20e9
+    assert found.output == pytest.approx(found.model_file + 982 * 3 * (64**2 + 512**2), rel=0.01)
+    assert found.disk > 27750 * 15724 * 4 + 8859 * 347680 * 2
+    images = 982 + 2 * 50
+    assert found.seconds["stage 2"] == pytest.approx(images * (31 + 37 * 27))
+    assert found.total_seconds == pytest.approx(sum(found.seconds.values()))
+    assert as_duration(found.total_seconds).endswith("days")
+    assert found.vram == 0
+
+
+def test_more_cpus_take_less_time_and_not_less_memory(tmp_path):
+    two, eight = (needs(_config(tmp_path, "brain-diffuser", n_cpus=n), _nsd()) for n in (2, 8))
+    assert eight.total_seconds == pytest.approx(two.total_seconds / 4, rel=0.2)
+    assert eight.memory == two.memory
+
+
+def test_times_that_were_not_measured_are_not_told(tmp_path):
+    config = replace(_config(tmp_path, "brain-diffuser"), device="cuda")
+    found = needs(config, _nsd())
+    assert found.seconds["stage 2"] is None
+    assert found.total_seconds is None
+    assert as_duration(found.total_seconds) == "not known"
+    assert found.vram == 2 * 1763e6
+    assert needs(replace(config, dtype="float32"), _nsd()).vram == 4 * 1763e6
+
+
+def test_every_rate_says_where_it_is_from():
+    rates = tomllib.loads(RATES.read_text())
+    assert rates["cpu"]["machine"]
+    for models in rates["models"].values():
+        for of_device in (v for v in models.values() if isinstance(v, dict)):
+            assert of_device["source"]
+            assert {"target", "stage1", "fixed", "step", "score"} <= set(of_device)
+
+
+def test_a_batch_of_images_is_counted_where_it_lies(tmp_path):
+    sizes = replace(_nsd(), image_cost=10**10)
+    cpu = _config(tmp_path, "brain-diffuser")
+    batch = cpu.recipe.diffusion.batch * 10**10
+    assert needs(cpu, sizes).memory == pytest.approx(batch, rel=0.5)
+    assert needs(replace(cpu, device="cuda"), sizes).memory < needs(cpu, _nsd()).memory
+
+
+def test_what_an_image_costs_is_what_batches_are_planned_with():
+    recipe = load_recipe("embedded")
+    model = Models(recipe, None, "cpu").diffusion
+    assert (
+        image_cost(recipe, EMBEDDED, 4) == costs.latent_diffusion(model.unet.config, model.vae.config, 4) > 0
+    )
+    assert image_cost(recipe, EMBEDDED / "nowhere", 4) == 0
+
+
+def test_image_sides_are_those_of_the_models():
+    recipe = load_recipe("embedded")
+    models = Models(recipe, None, "cpu")
+    assert image_sides(recipe, EMBEDDED) == (models.vdvae.config.image_size, models.diffusion.image_size)
+    assert image_sides(recipe, EMBEDDED / "nowhere") == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "under 1 s"),
+        (20, "20 s"),
+        (100, "2 min"),
+        (7200, "2.0 h"),
+        (90_000, "25 h"),
+        (864_000, "10 days"),
+    ],
+)
+def test_durations_for_people(seconds, text):
+    assert as_duration(seconds) == text
 
 
 @pytest.mark.parametrize(("n", "text"), [(1.5e9, "1.5 GB"), (2e6, "2.0 MB"), (7000, "7 kB")])

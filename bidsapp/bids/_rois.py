@@ -161,13 +161,14 @@ def read_labels(segmentation: Path) -> dict[str, tuple[int, ...]]:
         return {}
     table = read_tsv(path)
     if "index" not in table or "name" not in table:
-        raise _error(f"{path}: needs the columns index and name", ExitCode.BAD_DATA)
+        raise _error(f"{path}: needs the columns index and name", ExitCode.BAD_DATA, path)
     labels: dict[str, list[int]] = {}
     for line, (index, name) in enumerate(zip(table["index"], table["name"], strict=True), start=2):
         try:
             value = int(index)
         except ValueError as error:
-            raise _error(f"{path}, line {line}: index {index!r} is no number", ExitCode.BAD_DATA) from error
+            what = f"{path}, line {line}: index {index!r} is no number"
+            raise _error(what, ExitCode.BAD_DATA, path) from error
         if value > 0:  # NSD marks voxels outside by -1 and 0
             labels.setdefault(name.strip(), []).append(value)
     return {name: tuple(sorted(set(values))) for name, values in labels.items()}
@@ -195,5 +196,5 @@ def inside_roi(roi: Roi) -> NDArray[np.bool_]:
     return inside
 
 
-def _error(message: str, code: ExitCode) -> AppError:
-    return AppError(message + ".", exit_code=code)
+def _error(message: str, code: ExitCode, path: Path | None = None) -> AppError:
+    return AppError(message + ".", exit_code=code, path=path)

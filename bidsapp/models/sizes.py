@@ -1,12 +1,14 @@
-"""Sizes of a recipe's targets, read from the models' configuration files alone."""
+"""Sizes of a recipe's targets and images, read from the models' configuration files alone."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from bidsapp.config import Recipe
+from bidsapp.models import costs
 
 
 def target_sizes(recipe: Recipe, root: Path) -> dict[str, int]:
@@ -33,6 +35,47 @@ def target_sizes(recipe: Recipe, root: Path) -> dict[str, int]:
     return sizes
 
 
+def image_sides(recipe: Recipe, root: Path) -> tuple[int, int]:
+    """Find the sides in pixels of the images that stage 1 and stage 2 make, 0 where not known.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    root : Path
+        As for :func:`target_sizes`.
+    """
+    sides = []
+    for reader in (_vdvae_side, _diffusion_side):
+        try:
+            sides.append(reader(recipe, root))
+        except (OSError, ValueError, KeyError, TypeError):
+            sides.append(0)
+    return sides[0], sides[1]
+
+
+def image_cost(recipe: Recipe, root: Path, itemsize: int) -> int:
+    """Bytes that one image of stage 2 takes while it is made; 0 where not known.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    root : Path
+        As for :func:`target_sizes`.
+    itemsize : int
+        Bytes of a value: 4, or 2 in half precision.
+    """
+    folder = root / recipe.models.diffusion
+    try:
+        unet, vae = _read(_unet(folder) / "config.json"), _read(folder / "vae" / "config.json")
+        return costs.latent_diffusion(SimpleNamespace(**unet), SimpleNamespace(**vae), itemsize)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return 0
+
+
+def _unet(folder: Path) -> Path:
+    return folder / ("image_unet" if (folder / "image_unet").is_dir() else "unet")
+
+
 def _read(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
@@ -45,6 +88,16 @@ def _vdvae(recipe: Recipe, root: Path) -> int:
         side, _, repeats = item.strip().partition("x")
         sides += [int(side.partition("m")[0])] * (int(repeats) if repeats else 1)
     return int(sum(config["zdim"] * side**2 for side in sides[: recipe.vdvae.layers]))
+
+
+def _vdvae_side(recipe: Recipe, root: Path) -> int:
+    return int(_read(root / recipe.models.vdvae / "config.json")["image_size"])
+
+
+def _diffusion_side(recipe: Recipe, root: Path) -> int:
+    folder = root / recipe.models.diffusion
+    doublings = len(_read(folder / "vae" / "config.json")["block_out_channels"]) - 1
+    return int(_read(_unet(folder) / "config.json")["sample_size"] * 2**doublings)
 
 
 def _vision(recipe: Recipe, root: Path) -> int:

@@ -108,10 +108,10 @@ def needs(config: RunConfig, sizes: Sizes) -> Needs:
     -------
     Needs
         Memory is the base, the models' parameters where they do not come with the package, and the largest of
-        four moments: three with the training responses, the ridge (the Gram matrix and its factor, the
-        operators of a penalty), the predictions (the same operators and blocks of targets) and the model file
-        (Gram matrix, factor and blocks); and a batch of images on the CPU. It does not grow with the number of
-        targets beyond a block.
+        four moments. Three are with the training responses: the ridge (the Gram matrix and its factor, the
+        operators of a penalty), the predictions (the same operators and blocks of targets), and the model
+        file (Gram matrix, factor and blocks); they do not grow with the number of targets beyond a block. The
+        fourth is a batch of images, on the CPU.
     """
     penalties = len({alpha for t in config.recipe.targets.values() for alpha in t.alphas})
     n_train, n_test, n_voxels = sizes.n_train, sizes.n_test, sizes.n_voxels

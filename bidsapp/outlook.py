@@ -124,7 +124,7 @@ def _rows(
         "stage 1": first,
         "stage 2": f"{second}, {steps} steps",
         "scores": f"{2 * made} images, {', '.join(recipe.metrics.networks)}",
-        "outputs": f"{as_text(needed.output)}: images, tables, report, a model file of {as_text(needed.model_file)}",
+        "outputs": f"{as_text(needed.output)}, of which the model file has {as_text(needed.model_file)}",
     }
     folder = config.work_dir / f"sub-{label}"
     patterns = {"latents": "latents_brain", "stage 1": "stage1_brain", "stage 2": "stage2_brain"}

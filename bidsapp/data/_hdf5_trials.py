@@ -125,11 +125,18 @@ def _cells(
     keys = np.ravel_multi_index(tuple(places // size), grid)
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
+    low = np.minimum.reduceat(places[:, order], starts, axis=1)
+    width = np.maximum.reduceat(places[:, order], starts, axis=1) + 1 - low
+    cell_of = np.repeat(np.arange(starts.size), np.diff(starts, append=order.size))
+    z, y, x = places[:, order] - low[:, cell_of]
+    inside = (z * width[1, cell_of] + y) * width[2, cell_of] + x
     cells = []
-    for columns in np.split(order, starts[1:]):
-        own = places[:, columns]
-        low, high = own.min(axis=1), own.max(axis=1) + 1
-        box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        inside = np.ravel_multi_index(tuple(own - low[:, None]), tuple(int(n) for n in high - low))
-        cells.append(_Cell((box[0], box[1], box[2]), inside, columns))
+    for (a, b, c), (i, j, k), own, columns in zip(
+        low.T.tolist(),
+        (low + width).T.tolist(),
+        np.split(inside, starts[1:]),
+        np.split(order, starts[1:]),
+        strict=True,
+    ):
+        cells.append(_Cell((slice(a, i), slice(b, j), slice(c, k)), own, columns))
     return cells

@@ -56,17 +56,22 @@ def write_models(root: Path) -> Path:
     return root
 
 
-def write_vdvae(folder: Path, prefix: str = "module.") -> None:
+def write_vdvae(folder: Path, prefix: str = "module.", config: dict[str, Any] = VDVAE_CONFIG) -> None:
     """Write a VDVAE as openai/vdvae publishes it: a state dict under the published name."""
     folder.mkdir()
     torch.manual_seed(4)
-    model = VDVAE(VDVAEConfig(**VDVAE_CONFIG))  # type: ignore[arg-type]
+    model = VDVAE(VDVAEConfig(**config))
     state = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
     torch.save(state, folder / "imagenet64-iter-1600000-model-ema.th")
-    (folder / "config.json").write_text(json.dumps(VDVAE_CONFIG))
+    (folder / "config.json").write_text(json.dumps(config))
 
 
-def write_clip(folder: Path) -> None:
+def write_clip(
+    folder: Path,
+    length: int = LENGTH,
+    dims: int = tiny_diffusion.DIMS,
+    vision_shape: dict[str, int] | None = None,
+) -> None:
     """Write encoders as ``pytorch_model.bin``, and a tokenizer of vocabulary and merges."""
     from transformers import (
         CLIPTextConfig,
@@ -77,14 +82,15 @@ def write_clip(folder: Path) -> None:
 
     torch.manual_seed(5)
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
-    shape |= {"projection_dim": tiny_diffusion.DIMS}
+    shape |= {"projection_dim": dims}
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     words = ["!", *letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
     side = int((tiny_diffusion.N_VISION - 1) ** 0.5)
-    vision = CLIPVisionModelWithProjection(CLIPVisionConfig(image_size=8 * side, patch_size=8, **shape))
+    seen = shape | (vision_shape or {"image_size": 8 * side, "patch_size": 8})
+    vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**seen))
     ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1, "pad_token_id": len(words) - 1}
     text = CLIPTextModelWithProjection(
-        CLIPTextConfig(vocab_size=len(words), max_position_embeddings=LENGTH, **ends, **shape)
+        CLIPTextConfig(vocab_size=len(words), max_position_embeddings=length, **ends, **shape)
     )
     for name, tower, model in (("image_encoder", "vision", vision), ("text_encoder", "text", text)):
         (folder / name).mkdir()
@@ -98,14 +104,21 @@ def write_clip(folder: Path) -> None:
     (tokenizer / "merges.txt").write_text("#version: 0.2\n")
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     special |= {"pad_token": "<|endoftext|>"}
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "do_lower_case": True}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "do_lower_case": True}
     (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings | special))
 
 
 def write_alexnet(folder: Path) -> None:
     """Write AlexNet under torchvision's name, with a classifier that is not read."""
     folder.mkdir()
+    write_network(folder / "alexnet-owt-7be5be79.pth", AlexNet, "classifier.6.bias")
+
+
+def write_network(path: Path, kind: type[torch.nn.Module], unused: str, prefix: str = "") -> None:
+    """Write a judging network with formula weights (in half precision, which loads as well), and one
+    tensor that is not read."""
     with torch.device("meta"):
-        model = AlexNet()
-    state = formula_state(model.state_dict())
-    torch.save({**state, "classifier.6.bias": torch.zeros(1000)}, folder / "alexnet-owt-7be5be79.pth")
+        model = kind()
+    state = formula_state(model.state_dict()) | {unused: torch.zeros(1000)}
+    halves = {f"{prefix}{k}": v.half() if v.is_floating_point() else v for k, v in state.items()}
+    torch.save(halves, path)

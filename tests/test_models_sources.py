@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from bidsapp.config import load_recipe
 from bidsapp.errors import ExitCode
 from bidsapp.metrics.protocols import published_protocols
 from bidsapp.models import fetching, weights, weights_lock
+from bidsapp.models.protocol_networks import find_checkpoint
 from bidsapp.models.suite import missing_models, needed_weights
 from bidsapp.models.weights import load_registry, models_root
 from bidsapp.planning import judging_networks
@@ -44,12 +46,24 @@ def test_every_source_is_complete():
         assert part.title
         assert part.licence
         assert part.homepage.startswith("https://")
+        assert bool(part.repository) == bool(re.fullmatch("[0-9a-f]{40}", part.revision))  # never a branch
         for file in part.files:
             assert sum(map(bool, (file.url, file.packaged, part.repository))) == 1
             assert not file.url or (
                 file.url.startswith("https://") and file.url.endswith(f"/{file.names[-1]}")
             )
             assert not file.sha256 or len(file.sha256) == 64
+
+
+def test_converted_checkpoints_are_found_where_they_are_looked_for(tmp_path):
+    """Readers and registry agree on the name of a judging network that was converted."""
+    for part in load_registry():
+        for file in part.files if part.name == "evaluation" else ():
+            converted = tmp_path / file.names[0]
+            converted.touch()
+            assert find_checkpoint(tmp_path, file.names[-1]) == converted
+            converted.unlink()
+            assert find_checkpoint(tmp_path, file.names[-1]) == tmp_path / file.names[-1]
 
 
 def names_of(recipe: str) -> set[str]:

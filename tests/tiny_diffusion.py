@@ -15,7 +15,7 @@ N_VISION, N_TEXT, DIMS, HEADS = 5, 3, 12, 2
 SETTINGS = DiffusionSettings()
 
 
-def make_unet(seed: int) -> Any:
+def make_unet(seed: int, dims: int = DIMS) -> Any:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     torch.manual_seed(seed)
@@ -26,13 +26,13 @@ def make_unet(seed: int) -> Any:
         block_out_channels=(8, 16),
         layers_per_block=1,
         norm_num_groups=4,
-        cross_attention_dim=DIMS,
+        cross_attention_dim=dims,
         attention_head_dim=HEADS,  # diffusers' name for the number of heads
     )
     return unet.eval()
 
 
-def write_models(folder: Path, *, safe: bool = True, extra_keys: bool = False) -> Path:
+def write_models(folder: Path, *, safe: bool = True, extra_keys: bool = False, dims: int = DIMS) -> Path:
     """Random weights; ``text_unet`` holds attentions only, or other layers too, as the hub's does."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -48,8 +48,9 @@ def write_models(folder: Path, *, safe: bool = True, extra_keys: bool = False) -
         mid_block_add_attention=False,
     )
     vae.save_pretrained(folder / "vae", safe_serialization=safe)
-    make_unet(2).save_pretrained(folder / "image_unet", safe_serialization=safe)
-    text = {k: v.clone() for k, v in make_unet(3).state_dict().items() if extra_keys or ".attentions." in k}
+    make_unet(2, dims).save_pretrained(folder / "image_unet", safe_serialization=safe)
+    other = make_unet(3, dims).state_dict()
+    text = {k: v.clone() for k, v in other.items() if extra_keys or ".attentions." in k}
     (folder / "text_unet").mkdir()
     if safe:
         save_file(text, folder / "text_unet" / "diffusion_pytorch_model.safetensors")

@@ -3,58 +3,68 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bidsapp.decoding.backends import NUMPY, Backend
+from bidsapp.decoding.streaming import Predictor, Sliceable, target_blocks
+
 Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
 
-#: Elements of a target worked on at once, in float64.
-_BLOCK = 1 << 23
 #: A dimension whose spread is below this share of its size varies by rounding only.
 _CONSTANT = 1e-6
 
 
-class Rows(Protocol):
-    """A two-dimensional array that is read when sliced: an ndarray, a memory map, or a store's rows."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Images, dimensions."""
-
-    def __getitem__(self, key: Any) -> npt.NDArray[Any]:
-        """Read a block."""
-
-
 @dataclass(frozen=True)
-class DimensionScores:
-    """Scores of every dimension of a target over test images.
+class LatentScores:
+    """How well a target is predicted, dimension by dimension and image by image.
 
     Attributes
     ----------
     r : ndarray of float64, (dims,)
-        Pearson correlation of prediction and truth; NaN where either does not vary.
+        Pearson correlation of prediction and truth over test images; NaN where either does not vary.
     r2 : ndarray of float64, (dims,)
         ``1 - sum((y - p)**2) / sum((y - mean(y))**2)``, the mean being that of the test images; NaN
-        likewise.
+        where the truth does not vary.
     ceiling : ndarray of float64, (dims,), or None
-        See :func:`prediction_ceiling`.
+        See :func:`ceiling_of`.
+    to_test, to_training : ndarray of float64, (n, n) and (n, m)
+        Similarity of each prediction to the targets of test and training images: Pearson correlation
+        over dimensions, each taken about its mean over the training images.
     """
 
     r: Vector
     r2: Vector
-    ceiling: Vector | None = None
+    ceiling: Vector | None
+    to_test: Matrix
+    to_training: Matrix
 
 
-def dimension_scores(predicted: Rows, true: Rows) -> DimensionScores:
-    """Score a target's predictions dimension by dimension.
+def score_latents(
+    predicted: Sliceable,
+    true: Sliceable,
+    training: Sliceable,
+    halves: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None,
+    *,
+    block: int | None = None,
+    backend: Backend = NUMPY,
+) -> LatentScores:
+    """Score a target's predictions in one pass over the training targets.
 
     Parameters
     ----------
-    predicted, true : array-like of float, (images, dims)
-        The ridge's predictions, not calibrated, and the test images' targets. Read in blocks of columns.
+    predicted, true : array-like of float, (n, dims)
+        The ridge's predictions, not calibrated, and the test images' targets; read by columns.
+    training : array-like or HDF5 dataset of float, (m, dims)
+        Training targets, read by columns; nothing of their size is held.
+    halves : pair of ndarray of float, (k, m), optional
+        Operators of the halves of test images' repeats (``RidgeDecoder.operator``).
+    block : int, optional
+        Dimensions at once.
+    backend : Backend
 
     Raises
     ------
@@ -62,20 +72,33 @@ def dimension_scores(predicted: Rows, true: Rows) -> DimensionScores:
         Where shapes differ.
     """
     n, d = predicted.shape
-    if tuple(true.shape) != (n, d):
-        raise ValueError(f"predictions of shape {predicted.shape} for targets of shape {true.shape}")
+    if tuple(true.shape) != (n, d) or training.shape[1] != d:
+        raise ValueError(f"predictions {(n, d)}, targets {true.shape}, training targets {training.shape}")
     r, r2 = np.full(d, np.nan), np.full(d, np.nan)
-    step = max(1, _BLOCK // max(1, n))
-    for start in range(0, d, step):
-        part = slice(start, min(start + step, d))
-        p = np.asarray(predicted[:, part], dtype=np.float64)
-        y = np.asarray(true[:, part], dtype=np.float64)
-        r[part] = column_correlation(p, y)
-        centred = y - y.mean(0)
-        total = (centred**2).sum(0)
-        varies = _varies(y, centred)
-        r2[part][varies] = 1 - ((y - p) ** 2).sum(0)[varies] / total[varies]
-    return DimensionScores(r, r2)
+    ceiling = None if halves is None else np.full(d, np.nan)
+    predictors = [] if halves is None else [Predictor(half, backend) for half in halves]
+    to_test, to_training = Similarity(n, n), Similarity(n, training.shape[0])
+    for part in target_blocks(training, block):
+        columns = part.columns
+        p = np.asarray(predicted[:, columns], dtype=np.float64)
+        y = np.asarray(true[:, columns], dtype=np.float64)
+        r[columns] = column_correlation(p, y)
+        r2[columns] = _explained(p, y)
+        if ceiling is not None:
+            first, second = (predictor.predict(part) for predictor in predictors)
+            ceiling[columns] = ceiling_of(first, second)
+        about = (p - part.mean).astype(np.float32)
+        to_test.add(about, (y - part.mean).astype(np.float32))
+        to_training.add(about, part.centred)
+    return LatentScores(r, r2, ceiling, to_test.result(), to_training.result())
+
+
+def _explained(p: Matrix, y: Matrix) -> Vector:
+    centred = y - y.mean(0)
+    r2 = np.full(y.shape[1], np.nan)
+    varies = _varies(y, centred)
+    r2[varies] = 1 - ((y - p) ** 2).sum(0)[varies] / (centred**2).sum(0)[varies]
+    return r2
 
 
 def column_correlation(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Vector:
@@ -89,7 +112,7 @@ def column_correlation(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Vector:
     return np.asarray(np.clip(r, -1.0, 1.0))
 
 
-def prediction_ceiling(first: Rows, second: Rows) -> Vector:
+def ceiling_of(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Vector:
     """Give the correlation with the truth that the reliability of predictions allows.
 
     From predictions of the two halves of each test image's repeats: their correlation over images, r,
@@ -99,60 +122,51 @@ def prediction_ceiling(first: Rows, second: Rows) -> Vector:
 
     Parameters
     ----------
-    first, second : array-like of float, (images, dims)
+    first, second : ndarray of float, (images, dims)
 
     Returns
     -------
     ndarray of float64, (dims,)
         Between 0 and 1; 0 where halves do not agree, NaN where a prediction does not vary.
     """
-    n, d = first.shape
-    ceiling = np.full(d, np.nan)
-    step = max(1, _BLOCK // max(1, n))
-    for start in range(0, d, step):
-        part = slice(start, min(start + step, d))
-        r = column_correlation(first[:, part], second[:, part])
-        r = np.where(np.isnan(r), np.nan, np.clip(r, 0.0, 1.0))
-        ceiling[part] = np.sqrt(2 * r / (1 + r))
-    return ceiling
+    r = column_correlation(first, second)
+    r = np.where(np.isnan(r), np.nan, np.clip(r, 0.0, 1.0))
+    return np.asarray(np.sqrt(2 * r / (1 + r)))
 
 
-def similarity_to_all(predicted: Rows, candidates: Rows) -> Matrix:
-    """Pearson correlation, over dimensions, of each prediction with each candidate's target.
+class Similarity:
+    """Pearson correlation over columns of each row of one array with each of another, block by block.
+
+    Products are float32, their sums over blocks float64.
 
     Parameters
     ----------
-    predicted : array-like of float, (n, dims)
-    candidates : array-like of float, (m, dims)
-        Test images' targets, or those of the training images. Both are read in blocks of columns, in
-        which sums are made, so nothing of the size (m, dims) is held.
-
-    Returns
-    -------
-    ndarray of float64, (n, m)
-        0 where a vector is constant.
+    n, m : int
+        Rows of the two.
     """
-    (n, d), m = predicted.shape, candidates.shape[0]
-    if candidates.shape[1] != d:
-        raise ValueError(f"targets of {candidates.shape[1]} dimensions for predictions of {d}")
-    dot = np.zeros((n, m))
-    sums_p, sums_c, squares_p, squares_c = np.zeros(n), np.zeros(m), np.zeros(n), np.zeros(m)
-    origin: Vector | None = None
-    step = max(1, _BLOCK // (n + m))
-    for start in range(0, d, step):
-        part = slice(start, min(start + step, d))
-        p = np.asarray(predicted[:, part], dtype=np.float64)
-        c = np.asarray(candidates[:, part], dtype=np.float64)
-        if origin is None:
-            origin = np.array([c.mean()])
-        p, c = p - origin, c - origin  # about a common origin: sums of squares keep their digits
-        dot += p @ c.T
-        for sums, squares, x in ((sums_p, squares_p, p), (sums_c, squares_c, c)):
-            sums += x.sum(1)
-            squares += np.einsum("ij,ij->i", x, x)
-    covariance = dot - sums_p[:, None] * sums_c / d
-    scale = np.sqrt(np.outer(_spread(squares_p, sums_p, d), _spread(squares_c, sums_c, d)))
-    return np.divide(covariance, scale, out=np.zeros((n, m)), where=scale > 0)
+
+    def __init__(self, n: int, m: int) -> None:
+        self._dot = np.zeros((n, m))
+        self._sums, self._squares = (np.zeros(n), np.zeros(m)), (np.zeros(n), np.zeros(m))
+        self._d = 0
+
+    def add(self, a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> None:
+        """Take in further columns, (n, k) and (m, k)."""
+        self._dot += a @ b.T
+        for sums, squares, x in zip(self._sums, self._squares, (a, b), strict=True):
+            sums += x.sum(1, dtype=np.float64)
+            squares += np.einsum("ij,ij->i", x, x, dtype=np.float64)
+        self._d += a.shape[1]
+
+    def result(self) -> Matrix:
+        """Correlations, (n, m); 0 where a row is constant."""
+        (sums_a, sums_b), d = self._sums, self._d
+        covariance = self._dot - np.outer(sums_a, sums_b) / d
+        spread = [_spread(q, s, d) for q, s in zip(self._squares, self._sums, strict=True)]
+        scale = np.sqrt(np.outer(*spread))
+        found = np.zeros_like(covariance)
+        np.divide(covariance, scale, out=found, where=scale > 0)
+        return np.asarray(np.clip(found, -1.0, 1.0))
 
 
 def rank_among(own: Vector, others: Matrix) -> npt.NDArray[np.int64]:

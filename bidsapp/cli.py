@@ -100,6 +100,13 @@ from bidsapp.verbs import VERBS
     help="Captions: TSV or CSV.  [default: those of the stimuli folder]",
 )
 @click.option("--save-weights", is_flag=True, help="Write the ridge's weights into the model file (large).")
+@click.option(
+    "--ladder-images",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Test images of the ladder, which tells a broken stage from noisy data; 0 for none.  "
+    "[default: the recipe's]",
+)
 @click.option("--skip-bids-validation", is_flag=True, help="Do not run the BIDS validator on the input.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, compute nothing.")
 @click.option("--stop-on-first-crash", is_flag=True, help="Stop when a subject fails.")
@@ -172,6 +179,7 @@ def make_config(options: dict[str, Any]) -> Any:
         memory=options["mem"],
         save_weights=options["save_weights"],
         seed=options["seed"],
+        ladder_images=options["ladder_images"],
         skip_bids_validation=options["skip_bids_validation"],
         stop_on_first_crash=options["stop_on_first_crash"],
         verbose=options["verbose"],

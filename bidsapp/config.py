@@ -88,10 +88,11 @@ class MetricsSection:
 
 @dataclass(frozen=True)
 class ControlsSection:
-    """Null and oracle runs, and on how many test images."""
+    """Null and oracle runs, the ladder's other rungs, and on how many test images."""
 
     null: bool
     oracle: bool
+    ladder: bool
     max_images: int
 
 
@@ -160,6 +161,7 @@ class RunConfig:
     memory: int | None = None
     save_weights: bool = False
     seed: int = 0
+    ladder_images: int | None = None
     skip_bids_validation: bool = False
     stop_on_first_crash: bool = False
     verbose: int = 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,12 +78,18 @@ def choose_alphas(
 
 
 def fit_ridge(
-    stages: Stages, responses: StageResult, penalties: Mapping[str, Selection], config: RunConfig
+    stages: Stages,
+    responses: StageResult,
+    penalties: Mapping[str, Selection],
+    probes: Mapping[str, np.ndarray],
+    probes_key: Any,
+    config: RunConfig,
 ) -> StageResult:
-    """One Gram matrix for all targets; for each penalty the operator that predicts from targets.
+    """One Gram matrix for all targets; for each penalty the operators that predict from targets.
 
     Arrays ``predict_<alpha>`` (test, train) and ``loo_<alpha>`` (sampled train rows, train), and which rows
-    those are.
+    those are; for the run's checks of itself ``<probe>_<alpha>`` (its responses, train) for each further
+    set of responses, see :func:`bidsapp.control_steps.probes`.
     """
     alphas = sorted({s.alpha for s in penalties.values()})
     max_rows = config.recipe.calibration.max_rows
@@ -98,10 +105,13 @@ def fit_ridge(
             predict, loo = _operators(alpha)
             arrays[predict] = _keep(folder, predict, decoder.operator(responses["test"], alpha))
             arrays[loo] = _keep(folder, loo, decoder.loo_operator(alpha, rows))
+            for probe, x in probes.items():
+                name = f"{probe}_{alpha_name(alpha)}"
+                arrays[name] = _keep(folder, name, decoder.operator(x, alpha))
         return arrays
 
     inputs = {"after": responses.key, "alphas": alphas, "max_rows": max_rows, "seed": config.seed}
-    return stages.run("ridge", inputs | {"backend": backend.name}, compute)
+    return stages.run("ridge", inputs | {"backend": backend.name, "probes": probes_key}, compute)
 
 
 def predict_and_calibrate(
@@ -112,8 +122,10 @@ def predict_and_calibrate(
     penalties: Mapping[str, Selection],
     config: RunConfig,
     condition: str,
+    rows: Sequence[int] | None = None,
+    method: str | None = None,
 ) -> StageResult:
-    """Predicted targets of the test images, with the spread of the training targets.
+    """Predicted targets of the test images (or some ``rows`` of them), with the training targets' spread.
 
     The null condition shuffles the pairing of responses and images in training, anew for every test
     image: the same operator meets permuted targets, which is the whole pipeline run on wrong pairs.
@@ -123,28 +135,31 @@ def predict_and_calibrate(
     Arrays ``<target>`` and ``<target>_raw`` (test, dims), and ``<target>_scale``, ``<target>_shift`` (dims)
     of the calibration "train-cv", for the model file: calibrated = scale * raw + shift.
     """
-    method = config.recipe.calibration.method
+    method = method or config.recipe.calibration.method
     alphas = {name: penalties[name].alpha for name in config.recipe.target_names}
     backends = {
-        name: _backend(config, ridge[_operators(alpha)[0]], targets[name]) for name, alpha in alphas.items()
+        name: backend_for(config, ridge[_operators(alpha)[0]], targets[name])
+        for name, alpha in alphas.items()
     }
 
     def compute(folder: Path) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
         for name, alpha in alphas.items():
             predict, loo = (ridge[key] for key in _operators(alpha))
-            rows = targets[name]
+            y = targets[name]
+            if rows is not None:
+                predict = predict[list(rows)]
             if condition == NULL:
                 # Training targets in another order are the operator's columns in another order (the same
                 # for every target, since each starts from the same seed).
                 rng = np.random.default_rng(seed_for(config.seed, "null pairing"))
                 predict, loo = rng.permuted(predict, axis=1), rng.permuted(loo, axis=1)
-            shape = (predict.shape[0], rows.shape[1])
+            shape = (predict.shape[0], y.shape[1])
             made = {key: ArrayOnDisk(folder / f"{key}.npy", shape) for key in (name, f"{name}_raw")}
             constants = predict_calibrated(
                 predict,
                 loo,
-                rows,
+                y,
                 method,
                 raw=made[f"{name}_raw"],
                 calibrated=made[name],
@@ -157,6 +172,7 @@ def predict_and_calibrate(
         return arrays
 
     inputs = {"after": [ridge.key, targets_key], "method": method, "seed": config.seed}
+    inputs |= {"rows": None if rows is None else list(rows)}
     inputs |= {"alphas": alphas, "backends": {name: b.name for name, b in backends.items()}}
     return stages.run(f"latents_{condition}", inputs, compute)
 
@@ -166,7 +182,7 @@ def _operators(alpha: float) -> tuple[str, str]:
     return f"predict_{alpha_name(alpha)}", f"loo_{alpha_name(alpha)}"
 
 
-def _backend(config: RunConfig, operator: np.ndarray, targets: TargetRows) -> Backend:
+def backend_for(config: RunConfig, operator: np.ndarray, targets: TargetRows) -> Backend:
     """Choose where the products of an operator and targets are made."""
     return choose_backend(config.device, float(operator.size) * targets.shape[1])
 

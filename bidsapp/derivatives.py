@@ -25,6 +25,15 @@ from bidsapp.bids.outputs import (
 )
 from bidsapp.config import RunConfig
 from bidsapp.counts import counts_of, repeats_of, voxel_selection
+from bidsapp.evidence_tables import (
+    FINDING_COLUMNS,
+    LADDER_COLUMNS,
+    QUALITY_COLUMNS,
+    checks,
+    findings_table,
+    ladder_table,
+    quality_table,
+)
 from bidsapp.fitted import target_rows, write_model
 from bidsapp.records import Split
 from bidsapp.report import ScoreRow, SubjectReport, write_subject_report
@@ -37,6 +46,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("bidsapp")
 _DESC = {"brain": "recon", "null": "null", "oracle": "oracle"}
+_TABLES = ("summary", "ladder", "targets", "findings")
 _KINDS = ("image", "metrics", "model", "mask")
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scipy", "nibabel", "pybids", "pillow")
 
@@ -88,10 +98,14 @@ def write_subject(
         "TestImages": len(found.split.test),
     }
     write_metrics(tree, summary_columns(rows), _SUMMARY_COLUMNS | {"RunSettings": settings}, desc="summary")
+    evidence = found.evidence
+    write_metrics(tree, ladder_table(evidence), LADDER_COLUMNS, desc="ladder")
+    write_metrics(tree, quality_table(evidence), QUALITY_COLUMNS, desc="targets")
+    write_metrics(tree, findings_table(evidence), FINDING_COLUMNS | checks(evidence), desc="findings")
     stems = [tree.path("mask", roi=roi_label(config.roi)).name, tree.path("model").name]
     stems += [tree.path("image", stim=i, desc=d).name for i in brain.ids for d in ("recon", "vdvae")]
     stems += [tree.path("image_sidecar", desc=d).name for d in ("recon", "vdvae")]
-    stems += [tree.path("metrics", desc=d).name for d in ("summary", *(_DESC[c] for c in found.pictures))]
+    stems += [tree.path("metrics", desc=d).name for d in (*_TABLES, *(_DESC[c] for c in found.pictures))]
     remove_outputs(tree, keep={name.partition(".")[0] for name in stems})
     write_subject_report(
         tree.path("report"), make_report(found, rows, stimuli, config, run_id, seconds, warnings)

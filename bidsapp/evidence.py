@@ -21,6 +21,7 @@ RUNGS = (
     "true_tokens",
     "true_stage1",
     "brain",
+    "recalibrated",
     "mean",
     "null",
     "random",

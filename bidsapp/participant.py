@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bidsapp import steps
+from bidsapp import control_steps, ladder, selfcheck, steps
 from bidsapp.config import RunConfig
 from bidsapp.data.betas import Mask, load_mask
 from bidsapp.data.selection import keep_reliable
 from bidsapp.decoding.crossvalidation import Selection
 from bidsapp.decoding_steps import choose_alphas, fit_ridge, predict_and_calibrate
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.metrics.protocol import Scores, score
+from bidsapp.evidence import Evidence
+from bidsapp.metrics.protocol import Scores
 from bidsapp.records import Split, SubjectInputs
 from bidsapp.stages import StageResult, Stages
 from bidsapp.steps import BRAIN, NULL, ORACLE
@@ -49,6 +50,13 @@ class Pictures:
     scores1: Scores
     scores2: Scores
 
+    @classmethod
+    def of_rung(cls, ids: tuple[str, ...], rung: ladder.Rung) -> Pictures:
+        """Take the images of a rung that has both stages."""
+        if rung.stage1 is None or rung.scores1 is None:
+            raise ValueError("a rung without a first stage")
+        return cls(ids, rung.stage1, rung.stage2, rung.scores1, rung.scores2)
+
 
 @dataclass(frozen=True)
 class Reconstruction:
@@ -69,6 +77,9 @@ class Reconstruction:
     train_targets: dict[str, TargetRows]
     test_targets: dict[str, TargetRows]
     pictures: dict[str, Pictures]
+    rungs: dict[str, ladder.Rung]
+    ladder_ids: tuple[str, ...]
+    evidence: Evidence
     seconds: dict[str, float]
 
 
@@ -113,27 +124,34 @@ def reconstruct(
 
     # Decoding: ridge regression, one factorisation for all targets; predictions calibrated.
     penalties = choose_alphas(stages, responses, train, targets_key, config)
-    ridge = fit_ridge(stages, responses, penalties, config)
-    latents = {BRAIN: predict_and_calibrate(stages, ridge, train, targets_key, penalties, config, BRAIN)}
-
-    # Controls: the same pipeline on shuffled pairs, and the true latents decoded.
-    controls = config.recipe.controls
-    n_control = min(controls.max_images, len(split.test))
-    if controls.null:
-        latents[NULL] = predict_and_calibrate(stages, ridge, train, targets_key, penalties, config, NULL)
-    if controls.oracle:
-        latents[ORACLE] = steps.true_latents(stages, test, targets_key, n_control)
+    halves = steps.split_test_halves(stages, betas, responses, subject, split)
+    rows = ladder.choose_rows(len(split.test), config)
+    probes = control_steps.probes(halves, len(rows), config.seed)
+    ridge = fit_ridge(stages, responses, penalties, probes, [halves.key, len(rows)], config)
+    latents = predict_and_calibrate(stages, ridge, train, targets_key, penalties, config, BRAIN)
 
     # Images: stage 1 decodes the VDVAE's latents, stage 2 refines them under the predicted tokens.
+    label, seed = subject.label, config.seed
+    first = steps.first_stage(stages, latents, split.test, label, models, seed, BRAIN)
+    second = steps.second_stage(stages, first, latents, split.test, label, models, seed, BRAIN)
     shown = steps.shown_images(stimuli, split.test)
-    pictures = {}
-    for condition, predicted in latents.items():
-        ids = split.test if condition == BRAIN else split.test[:n_control]
-        first = steps.first_stage(stages, predicted, ids, subject.label, models, config.seed, condition)
-        second = steps.second_stage(
-            stages, first, predicted, ids, subject.label, models, config.seed, condition
-        )
-        pictures[condition] = judge(ids, first["images"], second["images"], shown[: len(ids)], models, config)
+    judged = [ladder.judge(stage["images"], shown, models, config) for stage in (first, second)]
+    pictures = {BRAIN: Pictures(split.test, first["images"], second["images"], *judged)}
+
+    # Checks: latents before any picture, the ladder from luck to the true latents, and what may flatter.
+    quality = control_steps.score_predictions(
+        stages, ridge, latents, train, test, targets_key, penalties, config
+    )
+    done = ladder.Decoded(
+        stages, label, split, penalties, ridge, latents, quality, first, second, train, test, targets_key
+    )
+    rungs = ladder.climb(done, rows, shown, stimuli, models, config)
+    ids = tuple(split.test[row] for row in rows)
+    for condition in (NULL, ORACLE):
+        if condition in rungs:
+            pictures[condition] = Pictures.of_rung(ids, rungs[condition])
+    table = ladder.tabulate(rungs, config.seed)
+    evidence = selfcheck.gather(done, betas, halves, subject, stimuli, models, table, config)
 
     return Reconstruction(
         subject=subject,
@@ -145,10 +163,13 @@ def reconstruct(
         zscored=responses,
         penalties=penalties,
         ridge=ridge,
-        latents=latents[BRAIN],
+        latents=latents,
         train_targets=train,
         test_targets=test,
         pictures=pictures,
+        rungs=rungs,
+        ladder_ids=ids,
+        evidence=evidence,
         seconds=dict(stages.seconds),
     )
 
@@ -159,22 +180,3 @@ def noise_ceiling_of(subject: SubjectInputs) -> Path:
         what = f"sub-{subject.label} has no noise-ceiling map. Leave out --min-noise-ceiling, or add the map."
         raise AppError(what, exit_code=ExitCode.NO_INPUT)
     return subject.noise_ceiling
-
-
-def judge(
-    ids: tuple[str, ...],
-    stage1: np.ndarray,
-    stage2: np.ndarray,
-    shown: np.ndarray,
-    models: Models,
-    config: RunConfig,
-) -> Pictures:
-    """Score both stages' images against the stimuli that were shown."""
-    section = config.recipe.metrics
-
-    def scores(images: np.ndarray) -> Scores:
-        return score(
-            np.asarray(images), shown, models.networks, section.size, config.seed, protocol=section.protocol
-        )
-
-    return Pictures(ids, np.asarray(stage1), np.asarray(stage2), scores(stage1), scores(stage2))

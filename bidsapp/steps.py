@@ -7,7 +7,7 @@ that decode are in :mod:`bidsapp.decoding_steps`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bidsapp.data.betas import Mask
+from bidsapp.data.halves import split_halves
 from bidsapp.data.responses import average_repeats, count_dropped, zscore
 from bidsapp.data.sessions import mask_sessions
 from bidsapp.data.targets import TargetRows, TargetStore
 from bidsapp.progress import track
 from bidsapp.records import Split, SubjectInputs
 from bidsapp.seeds import image_generators
-from bidsapp.stages import StageResult, Stages
+from bidsapp.stages import StageResult, Stages, stage_key
 
 if TYPE_CHECKING:
     from bidsapp.data.stimuli import StimulusSet
@@ -135,13 +136,45 @@ def shown_images(stimuli: StimulusSet, ids: Sequence[str]) -> np.ndarray:
     return stimuli.images(ids, side)
 
 
-def true_latents(stages: Stages, targets: Mapping[str, TargetRows], targets_key: str, n: int) -> StageResult:
-    """Take the oracle's latents: the true targets of the first ``n`` test images."""
+def split_test_halves(
+    stages: Stages,
+    betas: StageResult,
+    responses: StageResult,
+    subject: SubjectInputs,
+    split: Split,
+) -> StageResult:
+    """Two halves of each repeated test image's trials: ``first``, ``second`` (k, voxels), ``rows`` (k,)."""
 
     def compute(_: Path) -> dict[str, np.ndarray]:
-        return {name: rows[:n, :] for name, rows in targets.items()}
+        repeated, first, second = split_halves(
+            [betas[name] for name in sorted(betas.arrays)],
+            [s.stimulus_ids for s in subject.sessions],
+            split.test,
+            responses["mean"],
+            responses["std"],
+            responses["kept"],
+        )
+        place = {stimulus: row for row, stimulus in enumerate(split.test)}
+        return {"first": first, "second": second, "rows": np.array([place[i] for i in repeated], np.int64)}
 
-    return stages.run(f"latents_{ORACLE}", {"after": targets_key, "n": n}, compute)
+    return stages.run("halves", {"after": [betas.key, responses.key]}, compute)
+
+
+def true_latents(
+    stages: Stages, targets: Mapping[str, TargetRows], targets_key: str, rows: Sequence[int]
+) -> StageResult:
+    """Take the oracle's latents: the true targets of some test images."""
+
+    def compute(_: Path) -> dict[str, np.ndarray]:
+        return {name: target[:, :][list(rows)] for name, target in targets.items()}
+
+    return stages.run(f"latents_{ORACLE}", {"after": targets_key, "rows": list(rows)}, compute)
+
+
+def take(result: StageResult, rows: Sequence[int], names: Iterable[str]) -> StageResult:
+    """Take some rows of a stage's arrays, under a key of their own."""
+    chosen = {name: np.asarray(result[name][list(rows)]) for name in names}
+    return StageResult(stage_key("rows", {"of": result.key, "rows": list(rows)}), chosen)
 
 
 def first_stage(

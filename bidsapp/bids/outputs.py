@@ -46,6 +46,9 @@ DESCRIPTIONS = {
     "oracle": "The stimulus' own latents and tokens, decoded: the best that the models can do.",
     "oraclevdvae": "First stage of desc-oracle.",
     "summary": "Means over the test images, with intervals and chance levels, of every condition.",
+    "ladder": "The pipeline with parts replaced by the truth or by luck, on the same test images.",
+    "targets": "How well each target was predicted, before any picture.",
+    "findings": "What limits the pictures, a sentence for each stage.",
     "ridge": "Ridge regressions from responses to latents and tokens.",
 }
 

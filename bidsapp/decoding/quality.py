@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bidsapp.decoding.backends import NUMPY, Backend
-from bidsapp.decoding.streaming import Predictor, Sliceable, target_blocks
+from bidsapp.decoding.streaming import Predictor, Sliceable, TargetBlocks
 
 Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
@@ -78,7 +78,7 @@ def score_latents(
     ceiling = None if halves is None else np.full(d, np.nan)
     predictors = [] if halves is None else [Predictor(half, backend) for half in halves]
     to_test, to_training = Similarity(n, n), Similarity(n, training.shape[0])
-    for part in target_blocks(training, block):
+    for part in TargetBlocks(training, block):
         columns = part.columns
         p = np.asarray(predicted[:, columns], dtype=np.float64)
         y = np.asarray(true[:, columns], dtype=np.float64)

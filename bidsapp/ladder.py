@@ -1,0 +1,211 @@
+"""The ladder: the pipeline with one part after the other replaced by the truth, or by luck.
+
+Every rung is scored on the same test images, so that rungs can be compared image by image:
+
+- ``truth``: the stimuli themselves; ``retrieval``: the training image whose latents are most like the
+  predicted ones;
+- ``oracle``: true latents and tokens; ``true_tokens``: true tokens from the predicted stage 1;
+  ``true_stage1``: predicted tokens from the true stage 1;
+- ``brain``: everything predicted; ``recalibrated``: the same under the other calibration;
+- ``mean``: the training images' mean latents; ``null``: the pipeline on shuffled pairs; ``random``: responses
+  of independent normal numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bidsapp import control_steps, steps
+from bidsapp.config import RunConfig
+from bidsapp.decoding.crossvalidation import Selection
+from bidsapp.decoding_steps import predict_and_calibrate
+from bidsapp.diagnosis.rules import IDENTIFICATION
+from bidsapp.evidence import RUNGS, LadderRow
+from bidsapp.metrics.protocol import Scores, score
+from bidsapp.metrics.shares import mean_with_interval, share_of_way
+from bidsapp.records import Split
+from bidsapp.seeds import seed_for
+from bidsapp.stages import StageResult, Stages
+from bidsapp.steps import BRAIN, NULL, ORACLE
+
+if TYPE_CHECKING:
+    from bidsapp.data.stimuli import StimulusSet
+    from bidsapp.data.targets import TargetRows
+    from bidsapp.models.suite import Models
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Images of one rung and their scores; stage 1 is None where a rung makes no first stage.
+
+    Attributes
+    ----------
+    stage1, stage2 : ndarray of uint8, shape (n, H, W, 3)
+    scores1, scores2 : Scores
+    """
+
+    stage1: np.ndarray | None
+    stage2: np.ndarray
+    scores1: Scores | None
+    scores2: Scores
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the ladder starts from: the stages of one subject up to the brain's images."""
+
+    stages: Stages
+    subject: str
+    split: Split
+    penalties: Mapping[str, Selection]
+    ridge: StageResult
+    latents: StageResult
+    quality: StageResult
+    first: StageResult
+    second: StageResult
+    train: Mapping[str, TargetRows]
+    test: Mapping[str, TargetRows]
+    targets_key: str
+
+
+def choose_rows(n_test: int, config: RunConfig) -> tuple[int, ...]:
+    """Draw the ladder's images from the test images, by the run's seed; rising places."""
+    wanted = config.recipe.controls.max_images if config.ladder_images is None else config.ladder_images
+    rng = np.random.default_rng(seed_for(config.seed, "ladder images"))
+    return tuple(sorted(int(i) for i in rng.permutation(n_test)[:wanted]))
+
+
+def climb(
+    done: Decoded,
+    rows: Sequence[int],
+    shown: np.ndarray,
+    stimuli: StimulusSet,
+    models: Models,
+    config: RunConfig,
+) -> dict[str, Rung]:
+    """Make and score the rungs.
+
+    Parameters
+    ----------
+    done : Decoded
+    rows : sequence of int
+        Test images of the ladder; with fewer than two there is none.
+    shown : ndarray of uint8, shape (test images, H, W, 3)
+    stimuli : StimulusSet
+    models : Models
+    config : RunConfig
+
+    Returns
+    -------
+    dict of str to Rung
+        In the order of :data:`~bidsapp.evidence.RUNGS`.
+    """
+    if len(rows) < 2:
+        return {}
+    controls = config.recipe.controls
+    ids = tuple(done.split.test[row] for row in rows)
+    shown = shown[list(rows)]
+    made = _generated(done, rows, ids, models, config)
+    made[BRAIN] = (done.first["images"][list(rows)], done.second["images"][list(rows)])
+    if controls.ladder:
+        made["truth"] = (None, shown)
+        made["retrieval"] = (None, steps.shown_images(stimuli, _retrieved(done, rows)))
+    return {
+        name: Rung(
+            stage1, stage2, None if stage1 is None else judge(stage1, shown, models, config),
+            judge(stage2, shown, models, config),
+        )
+        for name in RUNGS
+        if name in made
+        for stage1, stage2 in [made[name]]
+    }  # fmt: skip
+
+
+def _generated(
+    done: Decoded, rows: Sequence[int], ids: tuple[str, ...], models: Models, config: RunConfig
+) -> dict[str, tuple[np.ndarray | None, np.ndarray]]:
+    """Images of the rungs that the generative models make."""
+    controls = config.recipe.controls
+    names = config.recipe.target_names
+    made: dict[str, tuple[np.ndarray | None, np.ndarray]] = {}
+    stages, ridge, brain, train, key = done.stages, done.ridge, done.latents, done.train, done.targets_key
+    penalties, probe_latents = done.penalties, control_steps.probe_latents
+
+    def first(name: str, latents: StageResult, of: tuple[str, ...] = ids) -> StageResult:
+        return steps.first_stage(done.stages, latents, of, done.subject, models, config.seed, name)
+
+    def second(
+        name: str, initial: StageResult, latents: StageResult, of: tuple[str, ...] = ids
+    ) -> StageResult:
+        return steps.second_stage(done.stages, initial, latents, of, done.subject, models, config.seed, name)
+
+    def both(name: str, latents: StageResult) -> None:
+        initial = first(name, latents)
+        made[name] = (initial["images"], second(name, initial, latents)["images"])
+
+    if controls.oracle:
+        true = steps.true_latents(done.stages, done.test, done.targets_key, rows)
+        both(ORACLE, true)
+    if controls.null:
+        both(NULL, predict_and_calibrate(stages, ridge, train, key, penalties, config, NULL, rows))
+    if not controls.ladder:
+        return made
+    if controls.oracle:
+        predicted = steps.take(done.latents, rows, names)
+        initial = steps.take(done.first, rows, ["images"])
+        made["true_tokens"] = (initial["images"], second("true_tokens", initial, true)["images"])
+        start = first(ORACLE, true)
+        made["true_stage1"] = (start["images"], second("true_stage1", start, predicted)["images"])
+    both(
+        "recalibrated",
+        control_steps.recalibrated_latents(stages, ridge, brain, train, key, penalties, config, rows),
+    )
+    both("random", probe_latents(stages, ridge, brain, train, key, penalties, config, "random"))
+    # The mean's picture is one and the same, whatever image it stands for.
+    mean = probe_latents(stages, ridge, brain, train, key, penalties, config, "mean")
+    initial = first("mean", mean, ids[:1])
+    final = second("mean", initial, mean, ids[:1])
+    made["mean"] = tuple(np.repeat(stage["images"], len(ids), axis=0) for stage in (initial, final))  # type: ignore[assignment]
+    return made
+
+
+def _retrieved(done: Decoded, rows: Sequence[int]) -> list[str]:
+    """Training images whose true latents are most like the predicted ones, on average over targets."""
+    tables = [a for name, a in done.quality.arrays.items() if name.endswith("_to_training")]
+    similarity = np.mean([np.asarray(table[list(rows)], dtype=np.float64) for table in tables], axis=0)
+    return [done.split.train[i] for i in similarity.argmax(axis=1)]
+
+
+def judge(images: np.ndarray, shown: np.ndarray, models: Models, config: RunConfig) -> Scores:
+    """Score images against the stimuli that were shown, by the recipe's protocol."""
+    section = config.recipe.metrics
+    return score(
+        np.asarray(images), shown, models.networks, section.size, config.seed, protocol=section.protocol
+    )
+
+
+def tabulate(rungs: Mapping[str, Rung], seed: int) -> tuple[LadderRow, ...]:
+    """Every metric of every rung and stage, with its share of the way from ``null`` to ``oracle``."""
+    rows = []
+    for stage in ("stage1", "stage2"):
+        values = {name: _values(rung, stage) for name, rung in rungs.items()}
+        for name, metrics in values.items():
+            for metric, v in metrics.items():
+                luck, best = (values.get(k, {}).get(metric) for k in (NULL, ORACLE))
+                share = None if luck is None or best is None else share_of_way(v, luck, best, seed)
+                rows.append(LadderRow(name, stage, metric, mean_with_interval(v, seed), share, len(v)))
+    return tuple(rows)
+
+
+def _values(rung: Rung, stage: str) -> dict[str, np.ndarray]:
+    """Per-image metrics, and identification: the mean over judging networks of two-way identification."""
+    scores = rung.scores1 if stage == "stage1" else rung.scores2
+    if scores is None:
+        return {}
+    found = dict(scores.per_image)
+    networks = [v for k, v in found.items() if k.startswith("two_way_")]
+    return {IDENTIFICATION: np.mean(networks, axis=0), **found} if networks else found

@@ -132,7 +132,15 @@ def checks(evidence: Evidence) -> dict[str, Any]:
             t.session: {"BestLag": t.lags[int(np.argmax(t.correlation))], "Trials": t.n_trials}
             for t in orders
         }
-    return found
+    return {key: _finite(value) for key, value in found.items()}
+
+
+def _finite(value: Any) -> Any:
+    """Leave out what is not defined: JSON has no NaN."""
+    if isinstance(value, dict):
+        kept = {k: _finite(v) for k, v in value.items()}
+        return {k: v for k, v in kept.items() if v is not None}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _columns(names: Mapping[str, Any], rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:

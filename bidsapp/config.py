@@ -168,6 +168,12 @@ class RunConfig:
     command: str = ""
 
 
+def ladder_size(config: RunConfig, n_test: int) -> int:
+    """Count the ladder's images: the option's or the recipe's number, and no more than there are."""
+    wanted = config.recipe.controls.max_images if config.ladder_images is None else config.ladder_images
+    return min(wanted, n_test)
+
+
 def load_recipe(name_or_path: str) -> Recipe:
     """Read a recipe by its name or from a TOML file.
 

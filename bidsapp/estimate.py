@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bidsapp.config import RunConfig
+from bidsapp.config import RunConfig, ladder_size
 
 #: Interpreter, libraries and small models, in bytes: measured on the demo, rounded up.
 BASE_MEMORY = 1_500_000_000
@@ -166,9 +166,13 @@ def model_file_bytes(
 
 
 def images_made(config: RunConfig, n_test: int) -> int:
-    """Count the images of one stage: the test images, and those of the controls."""
+    """Count the images of stage 2: the test images, and those of the ladder's rungs (bidsapp.ladder)."""
     controls = config.recipe.controls
-    return n_test + (controls.null + controls.oracle) * min(controls.max_images, n_test)
+    rungs = controls.null + controls.oracle
+    if controls.ladder:
+        rungs += 2 + 2 * controls.oracle  # recalibrated and random; true tokens and true stage 1
+    n = ladder_size(config, n_test)
+    return n_test + (rungs * n + controls.ladder if n > 1 else 0)
 
 
 def value_bytes(config: RunConfig) -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bidsapp import control_steps, steps
-from bidsapp.config import RunConfig
+from bidsapp.config import RunConfig, ladder_size
 from bidsapp.decoding.crossvalidation import Selection
 from bidsapp.decoding_steps import predict_and_calibrate
 from bidsapp.diagnosis.rules import IDENTIFICATION
@@ -74,9 +74,8 @@ class Decoded:
 
 def choose_rows(n_test: int, config: RunConfig) -> tuple[int, ...]:
     """Draw the ladder's images from the test images, by the run's seed; rising places."""
-    wanted = config.recipe.controls.max_images if config.ladder_images is None else config.ladder_images
     rng = np.random.default_rng(seed_for(config.seed, "ladder images"))
-    return tuple(sorted(int(i) for i in rng.permutation(n_test)[:wanted]))
+    return tuple(sorted(int(i) for i in rng.permutation(n_test)[: ladder_size(config, n_test)]))
 
 
 def climb(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bidsapp.config import RunConfig
+from bidsapp.config import RunConfig, ladder_size
 from bidsapp.estimate import Needs, Sizes, as_duration, as_text, images_made
 from bidsapp.records import Split, SubjectInputs
 from bidsapp.stages import NotThere, Survey
@@ -78,7 +78,9 @@ def stages_there(config: RunConfig, subject: SubjectInputs, split: Split, voxels
         if all(len(target.alphas) == 1 for target in config.recipe.targets.values()):
             # Where penalties are chosen, which ones is not known without the targets.
             penalties = decoding_steps.choose_alphas(survey, responses, {}, "", config)
-            decoding_steps.fit_ridge(survey, responses, penalties, config)
+            halves = steps.split_test_halves(survey, betas, responses, subject, split)
+            n = ladder_size(config, len(split.test))
+            decoding_steps.fit_ridge(survey, responses, penalties, {}, [halves.key, n], config)
     except NotThere:
         pass  # what comes after depends on it, so it is not there either
     return survey.found

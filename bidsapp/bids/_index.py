@@ -57,6 +57,7 @@ _IGNORE = (
     re.compile(r"^/(?!sub-)[^/.]+(/|$)"),
     re.compile(r"^/(?!sub-)[^/]+/"),
     re.compile(r"/figures(/|$)"),
+    re.compile("[\udc80-\udcff]"),  # bytes of a name that are no UTF-8: pybids' database can't hold them
 )
 
 
@@ -125,7 +126,7 @@ def build_index(root: Path) -> Index:
     Raises
     ------
     AppError
-        Where the folder can't be read.
+        Exit code 74 where a folder can't be read, 16 where pybids refuses the dataset.
     """
     # Here, not at the top: it takes most of a second, and --help must not wait for it.
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
@@ -140,8 +141,12 @@ def build_index(root: Path) -> Index:
     )
     try:
         layout = BIDSLayout(root, validate=False, config=[_CONFIG], indexer=indexer)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"{root}: cannot be indexed ({error}). Check dataset_description.json and the permissions."
+    except OSError as error:
+        where = error.filename or root
+        message = f"{root}: {where} cannot be read ({error.strerror}). Check the permissions."
+        raise AppError(message, exit_code=ExitCode.IO_ERROR) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"{root}: cannot be indexed ({error}). Check dataset_description.json."
         raise AppError(message, exit_code=ExitCode.INVALID_BIDS) from error
     try:
         found = [
@@ -156,7 +161,7 @@ def build_index(root: Path) -> Index:
 def _looping_links(root: Path) -> Iterator[str]:
     """Links to folders that lead back into the dataset: indexed, they would never end."""
     top = os.path.realpath(root)
-    pending = [e.path for e in os.scandir(root) if e.name.startswith("sub-") and e.is_dir()]
+    pending = [path for path in _folders(root) if os.path.basename(path).startswith("sub-")]  # noqa: PTH119
     seen = {top}
     while pending:
         folder = pending.pop()
@@ -165,7 +170,20 @@ def _looping_links(root: Path) -> Iterator[str]:
             yield os.path.relpath(folder, root)
             continue
         seen.add(real)
+        pending += _folders(folder)
+
+
+def _folders(folder: str | Path) -> list[str]:
+    """Folders in a folder, and links to folders; none that are hidden, or can't be asked."""
+    found = []
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return []  # pybids will say what is wrong with it
+    for entry in entries:
         try:
-            pending += [e.path for e in os.scandir(folder) if not e.name.startswith(".") and e.is_dir()]
+            if not entry.name.startswith(".") and entry.is_dir():
+                found.append(entry.path)
         except OSError:
-            continue  # pybids will say what is wrong with it
+            continue  # a link to itself, or a chain of them: no folder, whatever else is in here
+    return found

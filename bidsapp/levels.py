@@ -53,7 +53,7 @@ def fetch_weights(
     """
     from bidsapp.config import load_recipe
     from bidsapp.models.fetching import fetch
-    from bidsapp.models.suite import missing_models, needed_weights
+    from bidsapp.models.requirements import missing_models, needed_weights
     from bidsapp.models.verification import verify
     from bidsapp.models.weights import default_models_dir
 
@@ -88,6 +88,7 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
     from bidsapp.bids.outputs import OutputTree
     from bidsapp.io import write_text
     from bidsapp.models.devices import choose_device, choose_dtype, set_threads
+    from bidsapp.models.startup import check_models
     from bidsapp.models.suite import Models
     from bidsapp.report.methods import describe
     from bidsapp.runlog import log_to_file, new_run_id
@@ -99,6 +100,7 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
     uses = judging_networks(config.recipe)
     models = Models(config.recipe, config.models_dir, device, uses, dtype, config.memory)
     models.verify()
+    checked = check_models(models, config.work_dir)
     root = planned.dataset.root
     write_dataset_files(
         config.output_dir,
@@ -117,6 +119,7 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
         tree = OutputTree(config.output_dir, label, subject.task, subject.space)
         run_id = new_run_id()
         with log_to_file(tree.path("log", run_id=run_id)):
+            LOG.info(checked)
             try:
                 done[label] = _run_subject(subject, tree, run_id, planned, models, config)
                 update_participants(config.output_dir, [label], source_dir=root)

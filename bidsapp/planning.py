@@ -216,7 +216,7 @@ def split_notes(split: Split, chosen: bool = True) -> list[str]:
 
 
 def _check_models(config: RunConfig, found: Gatherer) -> None:
-    from bidsapp.models.suite import missing_models
+    from bidsapp.models.requirements import missing_models
 
     unknown = unknown_names(config.recipe)
     uses = {} if unknown else judging_networks(config.recipe)

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bidsapp.config import load_recipe
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models import canaries
-from bidsapp.models.suite import EMBEDDED, Models
 from bidsapp.models.weights_lock import LOCK, Lock
 
 ANSWER = np.random.default_rng(0).normal(size=(1, 5, 7))
@@ -77,11 +76,80 @@ def test_other_shapes(tmp_path):
         check(ANSWER.reshape(1, 35), Lock.read(tmp_path), shape=(1, 35))
 
 
-def test_a_constant_answer_is_compared_too(tmp_path):
-    check(np.zeros((1, 5, 7)), Lock.read(tmp_path))
-    check(np.zeros((1, 5, 7)), Lock.read(tmp_path))
-    with pytest.raises(AppError, match="otherwise"):
-        check(ANSWER, Lock.read(tmp_path))
+def test_an_answer_of_one_value_is_refused(tmp_path):
+    """A dead network, a black picture: finite, of the right shape, the same in every run."""
+    for value in (0.0, -3.5):
+        with pytest.raises(AppError, match="network answers with the same value all over on cpu"):
+            check(np.full((1, 5, 7), value), Lock.read(tmp_path))
+    for picture in (np.zeros((1, 5, 7), np.uint8), np.full((1, 5, 7), 128, np.uint8)):
+        with pytest.raises(AppError, match="network answers with a picture of one colour on cpu"):
+            check(picture, None)
+    picture[0, 0, 0] += 3  # of 35 grey levels one differs, by rounding or little more
+    with pytest.raises(AppError, match="one colour"):
+        check(picture, None)
+    assert Lock.read(tmp_path).canaries == {}
+
+
+def test_what_the_model_says_itself_names_the_weights(tmp_path):
+    def answer() -> np.ndarray:
+        raise AppError("latents that are not finite in float16", exit_code=ExitCode.TRY_AGAIN)
+
+    with pytest.raises(AppError, match=r"models/some\.pth: network: latents that are not finite") as caught:
+        canaries.check("folder#network", WHERE, answer, (1, 5, 7), "cpu", None)
+    assert caught.value.exit_code == ExitCode.TRY_AGAIN
+
+
+def test_advice_names_the_format_to_try():
+    for dtype, other in (("float16", "--dtype bfloat16"), ("bfloat16", "--dtype float32")):
+        with pytest.raises(AppError, match=f"not finite on cpu.*{other}"):
+            canaries.check("a#b", WHERE, lambda: ANSWER * np.nan, (1, 5, 7), "cpu", None, dtype)
+
+
+def test_any_length_will_do_where_it_is_not_known():
+    assert canaries.check("a#b", WHERE, lambda: ANSWER, (1, -1, 7), "cpu", None).shape == (1, 5, 7)
+    with pytest.raises(AppError, match=r"shape \(1, 5, 7\), not \(1, -1\)"):
+        canaries.check("a#b", WHERE, lambda: ANSWER, (1, -1), "cpu", None)
+
+
+# ------------------------------------------------- what a model is given
+
+MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+
+
+def normalised(scale: float = 1.0, side: int = 224) -> torch.Tensor:
+    x = torch.from_numpy(canaries.image(side)).permute(0, 3, 1, 2) / 255 * scale
+    return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+@pytest.mark.parametrize("side", [16, 64, 224])
+def test_a_picture_as_it_should_be(side):
+    canaries.check_input("a network", WHERE, [normalised(side=side)], STD)
+
+
+@pytest.mark.parametrize("scale", [1 / 255, 255.0, 0.5])
+def test_a_picture_rescaled_on_the_way(scale):
+    with pytest.raises(AppError, match=r"the picture given to a network spans .* of the way") as caught:
+        canaries.check_input("a network", WHERE, [normalised(scale)], STD)
+    assert caught.value.exit_code == ExitCode.INTERNAL
+    assert str(WHERE) in str(caught.value)
+
+
+def test_one_channel_is_enough_and_so_is_nothing():
+    x = normalised()
+    x[:, 1] = 0
+    for tensors in ([x], []):
+        with pytest.raises(AppError, match=r"spans (0|nothing) .*from black to white"):
+            canaries.check_input("a network", WHERE, tensors, STD)
+
+
+def test_what_a_module_is_given_is_kept():
+    layer = torch.nn.Linear(3, 3)
+    x = torch.ones(2, 3)
+    with canaries.given_to(layer) as seen:
+        layer(x)
+    layer(x * 2)
+    assert len(seen) == 1
+    assert torch.equal(seen[0], x)
 
 
 def test_fetching_a_models_file_again_forgets_its_answers(tmp_path):
@@ -110,28 +178,6 @@ def test_the_fixed_inputs_are_fixed():
     assert tokens.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(tokens, axis=-1), 1, rtol=1e-6)
     assert canaries.generators()[0].initial_seed() == canaries.generators()[0].initial_seed()
-
-
-@pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded weights are not there")
-def test_the_embedded_models_answer_and_nothing_is_written(monkeypatch):
-    asked: list[str] = []
-    check_one = canaries.check
-
-    def noting(name, where, answer, shape, device, lock, dtype):
-        asked.append(name)
-        assert lock is None
-        check_one(name, where, answer, shape, device, lock, dtype)
-
-    monkeypatch.setattr(canaries, "check", noting)
-    before = sorted(EMBEDDED.rglob("*"))
-    models = Models(load_recipe("embedded"), None, "cpu")
-    _ = models.vdvae, models.diffusion
-    folder = "versatile_diffusion"
-    assert asked == [
-        "vdvae#VDVAE",
-        *(f"{folder}#{w}" for w in ("image encoder", "text encoder", "diffusion")),
-    ]
-    assert sorted(EMBEDDED.rglob("*")) == before
 
 
 def test_rounding_of_pixels_is_no_drift_and_another_picture_is(tmp_path):

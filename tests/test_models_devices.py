@@ -118,7 +118,7 @@ def test_the_judging_clip_of_the_other_generator_is_in_the_chosen_format(models,
     recipe = load_recipe(str(write_recipe(tmp_path, "sd15-ip-adapter", metrics={"networks": ["clip"]})))
     for dtype, chosen in (("auto", torch.float32), ("float16", torch.float16)):
         suite = Models(recipe, tmp_path / "models", "cpu", judging_networks(recipe), dtype)
-        assert formats_of(suite._judging_clip()) == {chosen}
+        assert formats_of(suite.judging_clip()) == {chosen}
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -16,7 +16,7 @@ from bidsapp.errors import ExitCode
 from bidsapp.metrics.protocols import published_protocols
 from bidsapp.models import fetching, weights, weights_lock
 from bidsapp.models.protocol_networks import find_checkpoint
-from bidsapp.models.suite import missing_models, needed_weights
+from bidsapp.models.requirements import missing_models, needed_weights
 from bidsapp.models.weights import load_registry, models_root
 from bidsapp.planning import judging_networks
 

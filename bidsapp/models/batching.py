@@ -9,8 +9,8 @@ numbers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -141,6 +141,32 @@ class Batches:
         )
         self._fitting[what] = half
         return half
+
+
+@contextmanager
+def fitting(what: str, device: str) -> Iterator[None]:
+    """Word the error where weights do not fit into a device's memory.
+
+    Raises
+    ------
+    AppError
+        Exit code 75.
+    """
+    failed = False
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        failed = True
+    if failed:  # the error is gone, and what it held with it
+        empty_cache(device)
+        room = free_memory(device)
+        there = f" ({as_text(room)} are free)" if room is not None else ""
+        raise AppError(
+            f"The weights of {what} do not fit into the memory of {device}{there}. {_advice(device)}",
+            exit_code=ExitCode.TRY_AGAIN,
+        )
 
 
 def _or_none(

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bidsapp.io import read_json
 from bidsapp.models.checkpoints import load_component, quiet_libraries, readable
 from bidsapp.models.preprocessing import MEAN_STD
 
@@ -194,6 +195,27 @@ class ClipTokens:
     def unconditional_text(self) -> np.ndarray:
         """Text tokens of the empty caption, shape (1, tokens, dims)."""
         return self.text_tokens([""])
+
+
+def token_shapes(folder: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Give the shapes of an image's and a caption's tokens, from the encoders' configurations alone.
+
+    Raises
+    ------
+    AppError
+        Exit code 65 if a configuration is damaged, 66 if it is not there.
+    """
+    from transformers import CLIPTextConfig, CLIPVisionConfig
+
+    configs: list[Any] = []
+    for kind, part in ((CLIPVisionConfig, "image_encoder"), (CLIPTextConfig, "text_encoder")):
+        file = folder / part / "config.json"
+        read_json(file)
+        with readable(file, "this configuration"), quiet_libraries():
+            configs.append(kind.from_pretrained(folder / part, local_files_only=True))
+    vision, text = configs
+    n_patches = (vision.image_size // vision.patch_size) ** 2
+    return (n_patches + 1, vision.projection_dim), (text.max_position_embeddings, text.projection_dim)
 
 
 def _resize_and_crop(image: Image.Image, side: int) -> Image.Image:

@@ -146,6 +146,17 @@ def choose_device(name: str) -> str:
     return name
 
 
+def describe(device: str) -> str:
+    """Name a device so that another GPU or processor has another name."""
+    import platform
+
+    import torch
+
+    if _kind(device) == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"{_kind(device)} ({platform.machine()})"
+
+
 def free_memory(device: str, limit: int | None = None) -> int | None:
     """Count the bytes that networks may still take on a device.
 

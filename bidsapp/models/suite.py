@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -16,24 +15,24 @@ from PIL import Image
 from torch import nn
 
 from bidsapp.config import Recipe
-from bidsapp.errors import AppError, ExitCode, Problem
-from bidsapp.models import canaries, costs, weights
-from bidsapp.models.batching import Batches
-from bidsapp.models.clip import ClipTokens
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.models import costs, weights
+from bidsapp.models.batching import Batches, fitting
+from bidsapp.models.clip import ClipTokens, token_shapes
 from bidsapp.models.devices import choose_dtype, numerics
 from bidsapp.models.evalnets import FeatureNetwork, load_networks
 from bidsapp.models.ip_adapter import IPAdapterDiffusion
 from bidsapp.models.latent_diffusion import DiffusionSettings
 from bidsapp.models.protocol_networks import CLIP, NetworkUse, load_protocol_networks
+from bidsapp.models.requirements import judging_files
 from bidsapp.models.vdvae import VDVAE
 from bidsapp.models.vdvae_files import load_vdvae
 from bidsapp.models.verification import hash_files, unpublished, verify
 from bidsapp.models.versatile_diffusion import VersatileDiffusion
 from bidsapp.models.weights import EMBEDDED, models_root
-from bidsapp.models.weights_lock import Lock
 from bidsapp.seeds import seed_for
 
-__all__ = ["EMBEDDED", "Models", "missing_models", "models_root", "resize"]
+__all__ = ["EMBEDDED", "Models", "models_root", "resize"]
 
 LOG = logging.getLogger("bidsapp")
 #: What tells CLIP ViT-L/14 in a configuration, which the published protocols judge with.
@@ -84,76 +83,94 @@ class Models:
     @cached_property
     def vdvae(self) -> VDVAE:
         """The VDVAE of stage 1."""
-        folder = self.root / self.recipe.models.vdvae
-        model = load_vdvae(folder, self.device, self.dtype)
-        n_layers = min(4, model.n_blocks)
-        picture = canaries.image(model.config.image_size)
-        shape = (1, sum(model.layer_sizes(n_layers)))
-        self._try("VDVAE", folder, lambda: model.encode_latents(picture, n_layers), shape)
-        return model
+        return self.load_vdvae()
 
     @cached_property
     def clip(self) -> ClipTokens:
         """The CLIP whose tokens guide Versatile Diffusion."""
-        folder = self.root / self.recipe.models.diffusion
-        clip = ClipTokens.load(folder, self.device, self.numerics.transformers)
-        picture = canaries.image(clip.image_size)
-        self._try("image encoder", folder, lambda: clip.vision_tokens(picture), (1, *clip.vision_shape))
-        self._try("text encoder", folder, lambda: clip.text_tokens([canaries.CAPTION]), (1, *clip.text_shape))
-        return clip
+        return self.load_clip()
 
     @cached_property
     def diffusion(self) -> VersatileDiffusion:
         """The dual-guided latent diffusion of stage 2."""
-        folder = self.root / self.recipe.models.diffusion
-        model = VersatileDiffusion.load(
-            folder, self.clip.vision_shape[0], self.device, self.numerics.transformers
-        )
-        seen, read = (canaries.tokens((1, *s)) for s in (self.clip.vision_shape, self.clip.text_shape))
-        side = model.image_size
-
-        def answer() -> np.ndarray:
-            start, nothing = canaries.image(side), (np.zeros_like(seen), np.zeros_like(read))
-            return model.image_to_image(start, seen, read, nothing, canaries.generators(), canaries.SETTINGS)
-
-        self._try("diffusion", folder, answer, (1, side, side, 3))
-        return model
+        return self.load_diffusion()
 
     @cached_property
     def adapter(self) -> IPAdapterDiffusion:
         """Stable Diffusion with IP-Adapter, the other generator of stage 2."""
-        folder = self.root / self.recipe.models.diffusion
-        model = IPAdapterDiffusion.load(folder, self.device, self.numerics.transformers)
-        side, embedding = model.image_size, canaries.tokens((1, model.embedding_size))
-
-        def answer() -> np.ndarray:
-            return model.image_to_image(
-                canaries.image(side), embedding, canaries.generators(), canaries.SETTINGS
-            )
-
-        self._try("diffusion", folder, answer, (1, side, side, 3))
-        return model
+        return self.load_adapter()
 
     @cached_property
     def networks(self) -> dict[str, FeatureNetwork]:
         """The judging networks: the protocol's, or those that are installed."""
         if not self.uses:
-            return load_networks(self.recipe.metrics.networks, self.clip, self.device, self.batches)
-        clip = self._judging_clip() if any(use.architecture == CLIP for use in self.uses.values()) else None
-        networks = load_protocol_networks(
-            self.uses, self.evaluation, clip_vision=clip, device=self.device, batches=self.batches
-        )
-        picture = canaries.image(64)
-        for name, network in networks.items():
-            features = network(picture)
-            where = self.evaluation / self.uses[name].file
-            self._try(name, where, lambda f=features: f, (1, features.shape[1]))  # type: ignore[misc]
-        return networks
+            names = self.recipe.metrics.networks
+            clip_here = self.clip if "small_clip" in names else None
+            return load_networks(names, clip_here, self.device, self.batches)
+        clip = None
+        if any(use.architecture == CLIP for use in self.uses.values()):
+            clip = self.judging_clip(self.clip.vision if weights.brings_clip(self.recipe) else None)
+        with fitting("the judging networks", self.device):
+            return load_protocol_networks(
+                self.uses, self.evaluation, clip_vision=clip, device=self.device, batches=self.batches
+            )
 
-    def _judging_clip(self) -> nn.Module:
-        """CLIP ViT-L/14's image encoder: the generator's own, or one beside the other networks."""
-        if weights.brings_clip(self.recipe):
-            model, where = self.clip.vision, self.root / self.recipe.models.diffusion / "image_encoder"
+    def load_vdvae(self) -> VDVAE:
+        """Load the VDVAE; :attr:`vdvae` keeps it.
+
+        Raises
+        ------
+        AppError
+            Exit code 65 if it has fewer blocks than the recipe has layers.
+        """
+        folder, layers = self.root / self.recipe.models.vdvae, self.recipe.vdvae.layers
+        with fitting("the VDVAE", self.device):
+            model = load_vdvae(folder, self.device, self.dtype)
+        if layers > model.n_blocks:
+            raise AppError(
+                f"{folder}: this VDVAE has {model.n_blocks} blocks, and the recipe predicts the latents of "
+                f"{layers}. Give the weights that the recipe is for, or lower vdvae.layers in it.",
+                exit_code=ExitCode.BAD_DATA,
+            )
+        return model
+
+    def load_clip(self) -> ClipTokens:
+        """Load the CLIP that guides; :attr:`clip` keeps it."""
+        with fitting("CLIP", self.device):
+            return ClipTokens.load(
+                self.root / self.recipe.models.diffusion, self.device, self.numerics.transformers
+            )
+
+    def load_diffusion(self) -> VersatileDiffusion:
+        """Load Versatile Diffusion; :attr:`diffusion` keeps it."""
+        folder = self.root / self.recipe.models.diffusion
+        (n_vision, _), _ = token_shapes(folder)
+        with fitting("Versatile Diffusion", self.device):
+            return VersatileDiffusion.load(folder, n_vision, self.device, self.numerics.transformers)
+
+    def load_adapter(self) -> IPAdapterDiffusion:
+        """Load Stable Diffusion with IP-Adapter; :attr:`adapter` keeps it."""
+        with fitting("Stable Diffusion", self.device):
+            return IPAdapterDiffusion.load(
+                self.root / self.recipe.models.diffusion, self.device, self.numerics.transformers
+            )
+
+    def judging_clip(self, own: nn.Module | None = None) -> nn.Module:
+        """Give CLIP ViT-L/14's image encoder: the generator's own, or one beside the other networks.
+
+        Parameters
+        ----------
+        own : transformers CLIPVisionModelWithProjection, optional
+            The generator's, where that is the one that judges.
+
+        Raises
+        ------
+        AppError
+            Exit code 65 if it is another CLIP.
+        """
+        if own is not None:
+            model: Any = own
+            where = self.root / self.recipe.models.diffusion / "image_encoder"
         else:
             from transformers import CLIPVisionModelWithProjection
 
@@ -169,17 +186,8 @@ class Models:
                 "metrics.networks, or fetch the published weights.",
                 exit_code=ExitCode.BAD_DATA,
             )
-        return model  # type: ignore[no-any-return]
-
-    def _try(self, what: str, where: Path, answer: Callable[[], np.ndarray], shape: tuple[int, ...]) -> None:
-        """Run a model's canary; weights of the package have no lock to compare with."""
-        owned = where.is_relative_to(EMBEDDED)
-        lock = None if owned else self._lock(where)
-        folder = where.name if owned or lock is None else where.relative_to(lock.root).parts[0]
-        canaries.check(f"{folder}#{what}", where, answer, shape, self.device, lock, self.dtype)
-
-    def _lock(self, where: Path) -> Lock:
-        return Lock.read(self.evaluation.parent if where.is_relative_to(self.evaluation) else self.root)
+        vision: nn.Module = model
+        return vision
 
     @cached_property
     def digest(self) -> str:
@@ -196,6 +204,29 @@ class Models:
             total.update(bytes.fromhex(self._hashes[name]))
         return total.hexdigest()
 
+    def digest_of(self, place: str) -> str:
+        """Hash of the weights and configurations in a folder of the models, or of one file.
+
+        Parameters
+        ----------
+        place : str
+            Path in the models folder.
+
+        Raises
+        ------
+        ValueError
+            If there is nothing.
+        """
+        hashes = self._hashes | self._judges
+        there = sorted(name for name in hashes if name == place or name.startswith(f"{place}/"))
+        if not there:
+            raise ValueError(f"no weights of {place} were hashed")
+        return hashlib.sha256("".join(n + hashes[n] for n in there).encode()).hexdigest()
+
+    @cached_property
+    def _judges(self) -> dict[str, str]:
+        return verify(judging_files(self.recipe, self.uses), self.evaluation.parent)
+
     @cached_property
     def _hashes(self) -> dict[str, str]:
         needed = weights.generative_files(self.recipe)
@@ -209,9 +240,8 @@ class Models:
         AppError
             Exit code 65, naming the files that differ.
         """
-        judges = judging_files(self.recipe, self.uses)
-        hashes = self._hashes | verify(judges, self.evaluation.parent)
-        self.unpublished = unpublished(weights.generative_files(self.recipe) + judges, hashes)
+        files = weights.generative_files(self.recipe) + judging_files(self.recipe, self.uses)
+        self.unpublished = unpublished(files, self._hashes | self._judges)
         for name in self.unpublished:
             LOG.warning("%s is not the published file", self.evaluation.parent / name)
 
@@ -348,44 +378,3 @@ def resize(images: np.ndarray, side: int) -> np.ndarray:
     """PIL bilinear to a square, as the paper's code does for the VDVAE; uint8 (n, side, side, 3)."""
     rows = [np.asarray(Image.fromarray(im).resize((side, side), Image.Resampling.BILINEAR)) for im in images]
     return np.stack(rows)
-
-
-def judging_files(recipe: Recipe, uses: Mapping[str, NetworkUse]) -> list[weights.Needed]:
-    """Weights of the networks of a published protocol."""
-    files = sorted({use.file for use in uses.values() if use.file})
-    clip = any(use.architecture == CLIP for use in uses.values())
-    return weights.evaluation_files(recipe, files, clip)
-
-
-def needed_weights(recipe: Recipe, uses: Mapping[str, NetworkUse] | None = None) -> list[weights.Needed]:
-    """Weights to be fetched for a recipe: those of its models, unless in the package, and its judges'."""
-    judges = judging_files(recipe, uses or {})
-    return judges if recipe.models.location == "package" else weights.generative_files(recipe) + judges
-
-
-def missing_models(
-    recipe: Recipe,
-    models_dir: Path | None,
-    uses: Mapping[str, NetworkUse] | None = None,
-    asked: str | None = None,
-) -> list[Problem]:
-    """Weights that are not there; looked for before any computing.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    models_dir : Path or None
-    uses : mapping of str to NetworkUse, optional
-        Judging networks of a published protocol.
-    asked : str, optional
-        How the user named the recipe, if not by its name.
-    """
-    folder = models_dir or weights.default_models_dir()
-    words = ("--recipe", quote(asked or recipe.name), "--models-dir", quote(str(folder)))
-    command = " ".join(("bidsapp-recon", "fetch-models", *words))
-    mend = f"run: {command} (or give the folder that holds them with --models-dir)"
-    problems = weights.missing(needed_weights(recipe, uses), folder, mend)
-    if recipe.models.location == "package":
-        again = "install the package again: its embedded models are incomplete"
-        problems += weights.missing(weights.generative_files(recipe), EMBEDDED, again)
-    return problems

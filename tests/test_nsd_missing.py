@@ -201,6 +201,16 @@ def shift_table(root: Path) -> None:
     (root / TABLE).write_text("\n".join([lines[0], *(",".join(r) for r in rows)]) + "\n")
 
 
+def count_trials_from_zero(root: Path) -> None:
+    """As a table whose trials counted from 0 would look; its shared images are right."""
+    lines = (root / TABLE).read_text().splitlines()
+    first = lines[0].split(",").index("subject1_rep0") + 3  # cropBox has commas of its own
+    rows = [line.split(",") for line in lines[1:]]
+    for row in rows:
+        row[first:] = [str(int(cell) - 1) if int(cell) else "0" for cell in row[first:]]
+    (root / TABLE).write_text("\n".join([lines[0], *(",".join(r) for r in rows)]) + "\n")
+
+
 CELLS = np.empty((1, 90), object)
 CELLS[:] = "x"
 
@@ -219,7 +229,9 @@ CELLS[:] = "x"
         (lambda r: spoil_design(r, masterordering=np.full((1, 90), np.nan)), "whole numbers"),
         (lambda r: spoil_design(r, sharedix=np.array([[1.0, 2.0]])), "sharedix"),
         (lambda r: spoil_design(r, subjectim=np.ones((8, 36))), "twice"),
+        (lambda r: spoil_design(r, masterordering=np.full((1, 90), 1e300)), "whole numbers"),
         (shift_table, "nsd_expdesign.mat"),
+        (count_trials_from_zero, "on trial"),
         (lambda r: (r / TABLE).write_text("nsdId,cocoId\n0,1\n"), "cocoSplit"),
         (lambda r: (r / TABLE).write_text("nsdId,cocoId,cocoSplit,shared1000\n0,x,val2017,True\n"), "line 2"),
         (lambda r: (r / TABLE).write_text("nsdId,cocoId,cocoSplit,shared1000\n0,1,../x,True\n"), "line 2"),

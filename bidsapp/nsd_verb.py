@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bidsapp.errors import ExitCode
+from bidsapp.nsd.layout import BETAS, LINKS, SPACES, STIMULI
 
 if TYPE_CHECKING:
     from bidsapp.nsd.convert import Outcome
-
-_BETAS = ("fithrf_GLMdenoise_RR", "fithrf", "assumehrf")
-_SPACES = ("func1pt8mm", "func1mm")
 
 
 @click.command("nsd2bids", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -22,10 +20,10 @@ _SPACES = ("func1pt8mm", "func1mm")
 @click.option(
     "--participant-label", multiple=True, metavar="LABEL...", help="Subjects.  [default: all that have betas]"
 )
-@click.option("--betas", type=click.Choice(_BETAS), default=_BETAS[0], show_default=True, help="Version.")
-@click.option("--space", type=click.Choice(_SPACES), default=_SPACES[0], show_default=True)
+@click.option("--betas", type=click.Choice(BETAS), default=BETAS[0], show_default=True, help="Version.")
+@click.option("--space", type=click.Choice(SPACES), default=SPACES[0], show_default=True)
 @click.option(
-    "--stimuli", type=click.Choice(["hdf5", "png"]), default="hdf5", show_default=True,
+    "--stimuli", type=click.Choice(STIMULI), default=STIMULI[0], show_default=True,
     help="NSD's brick of all images, or a PNG for each image that was shown.",
 )  # fmt: skip
 @click.option(
@@ -33,7 +31,7 @@ _SPACES = ("func1pt8mm", "func1mm")
     help="COCO's captions_train2017.json and captions_val2017.json.  [default: those in NSD_DIR]",
 )  # fmt: skip
 @click.option(
-    "--link", type=click.Choice(["hard", "symbolic", "copy"]), default="hard", show_default=True,
+    "--link", type=click.Choice(LINKS), default=LINKS[0], show_default=True,
     help="How betas and brick come into the dataset; they are never rewritten.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what is there and what is missing, write nothing.")

@@ -6,6 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -98,6 +100,13 @@ def test_stimuli_of_all_of_nsd(nsd, bids):
 def test_names_and_captions_do_not_depend_on_who_is_converted(nsd, bids, tmp_path):
     for label in ("2", "subj01"):
         assert run(nsd.root, tmp_path / "bids", "--participant-label", label) == 0
+    assert hashes(tmp_path / "bids") == hashes(bids)
+
+
+def test_two_jobs_at_once_make_what_one_makes(nsd, bids, tmp_path):
+    command = [sys.executable, "-m", "bidsapp", "nsd2bids", str(nsd.root), str(tmp_path / "bids")]
+    jobs = [subprocess.Popen([*command, "--participant-label", label]) for label in ("01", "02")]
+    assert [job.wait(timeout=300) for job in jobs] == [0, 0]
     assert hashes(tmp_path / "bids") == hashes(bids)
 
 

@@ -16,9 +16,7 @@ from bidsapp.errors import AppError
 from bidsapp.nsd import maps
 from bidsapp.nsd.design import Design, read_design
 from bidsapp.nsd.files import Writer
-from bidsapp.nsd.layout import BETAS, SPACES
 from bidsapp.nsd.stimuli import label, read_captions, read_stimulus_info
-from bidsapp.nsd_verb import nsd2bids
 
 
 def test_the_noise_ceiling_in_closed_form():
@@ -64,12 +62,6 @@ def test_label_tables_with_and_without_colours(tmp_path):
 def test_names_of_images_are_nsds_own():
     assert label(2951) == "nsd02951"
     assert label(73000) == "nsd73000"
-
-
-def test_the_command_knows_the_same_versions_and_spaces():
-    choices = {p.name: tuple(getattr(p.type, "choices", ())) for p in nsd2bids.params}
-    assert choices["betas"] == BETAS
-    assert choices["space"] == SPACES
 
 
 def test_the_design_divides_its_trials():

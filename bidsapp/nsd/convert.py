@@ -19,8 +19,6 @@ from bidsapp.nsd.write_maps import write_maps
 from bidsapp.nsd.write_stimuli import write_stimuli, write_stimulus_tables
 from bidsapp.progress import track
 
-#: How the stimuli come into the dataset: NSD's brick, or a PNG for each image that was shown.
-STIMULI = ("hdf5", "png")
 _LOCK = ".nsd2bids.lock"
 
 
@@ -30,8 +28,8 @@ class Settings:
 
     betas: str = layout.BETAS[0]
     space: str = layout.SPACES[0]
-    stimuli: str = STIMULI[0]
-    link: str = "hard"
+    stimuli: str = layout.STIMULI[0]
+    link: str = layout.LINKS[0]
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,8 @@ def _check_folder(nsd_dir: Path, bids_dir: Path, made_with: str) -> None:
         raise _refuse(f"BIDS_DIR {bids_dir} lies in NSD_DIR {nsd_dir}. Name a folder outside of it.")
     if bids_dir.exists() and not bids_dir.is_dir():
         raise _refuse(f"BIDS_DIR {bids_dir} is a file. Name a folder.")
-    if not bids_dir.is_dir() or not any(p.name != _LOCK for p in bids_dir.iterdir()):
+    # Hidden files are the lock, and what a job that began a moment ago has not finished yet.
+    if not bids_dir.is_dir() or all(p.name.startswith(".") for p in bids_dir.iterdir()):
         return
     described = bids_dir / "dataset_description.json"
     generated: dict[str, Any] = {}

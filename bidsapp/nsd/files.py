@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.io import atomic_path, json_text, tsv_text
 from bidsapp.nifti import volume_bytes
-
-#: How betas and the brick of stimuli come into the dataset.
-LINKS = ("hard", "symbolic", "copy")
+from bidsapp.nsd.layout import LINKS
 
 #: Another disk, a file system without hard links, too many of them, or a file of another user.
 _NO_HARD_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}

@@ -17,6 +17,9 @@ SESSIONS = (40, 40, 32, 30, 40, 32, 40, 30)
 #: Versions of the betas (b3, b2, b1 in the paper) and the spaces that have them as volumes.
 BETAS = ("fithrf_GLMdenoise_RR", "fithrf", "assumehrf")
 SPACES = ("func1pt8mm", "func1mm")
+#: How betas and the brick of images come into the dataset, and in which form the images.
+LINKS = ("hard", "symbolic", "copy")
+STIMULI = ("hdf5", "png")
 #: Stored betas divided by this are percent signal change; so in every version and volume space.
 SCALE_FACTOR = 300
 TASK = "nsdcore"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -89,6 +90,21 @@ def test_trials_without_a_stimulus_are_not_looked_at(tmp_path: Path) -> None:
     found = session(tmp_path, values, ids)
     assert check_sample(found, INSIDE) == []
     assert np.isnan(masked(found, tmp_path)[1]).all()
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_of_hdf5_files_a_few_voxels_are_read(tmp_path: Path, bad: bool) -> None:
+    shape, n = (9, 10, 11), 6
+    values = np.random.default_rng(2).integers(1, 999, (n, *shape[::-1])).astype(np.int16)
+    path = tmp_path / "betas_session01.hdf5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("betas", data=values * (not bad), chunks=(n, 1, 1, 1))
+    found = Session("01", path, tmp_path / "trials.tsv", tuple(f"s{i}" for i in range(n)))
+    problems = check_sample(found, np.ones(shape, np.bool_))
+    assert len(problems) == bad
+    for problem in problems:
+        assert "one value in all 3 trials" in problem.what
+        assert "of 990 voxels" in problem.what
 
 
 def test_one_trial_cannot_vary() -> None:

@@ -215,5 +215,6 @@ def _container() -> dict[str, str] | None:
     tag = os.environ.get("BIDSAPP_RECON_CONTAINER")
     if not tag:
         return None
-    kind = "apptainer" if os.environ.get("APPTAINER_CONTAINER") else "docker"
+    apptainer = any(os.environ.get(f"{name}_CONTAINER") for name in ("APPTAINER", "SINGULARITY"))
+    kind = "apptainer" if apptainer else "docker"
     return {"Type": kind, "Tag": tag}

@@ -1,0 +1,154 @@
+#!/usr/bin/env bash
+# Builds the Docker image and the SIF, runs both levels in each as strictly as a shared cluster does (root file
+# system read-only, no network, a user without a passwd entry, no capabilities, input read-only), and compares
+# every output with a plain install's: the same bytes. Needs bidsapp-recon and bids-validator-deno on PATH.
+#
+#   CONTAINER_CACHE  where layers and tools are kept  (default: ~/.cache/bidsapp-recon-containers); several GB
+#   TORCH_INDEX      where torch comes from           (default: pip's own settings, else the Dockerfile's)
+#   N_CPUS           for the runs                     (default: 2)
+#
+# What can't run on this machine is skipped, with a banner that says why. What can run has to pass.
+set -euo pipefail
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cache=${CONTAINER_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/bidsapp-recon-containers}
+work=$cache/test
+image=bidsapp-recon:ci
+n_cpus=${N_CPUS:-2}
+sif=$cache/sif/bidsapp-recon.sif
+uid=$(id -u)
+if [[ $uid == 0 ]]; then uid=12345; fi
+export APPTAINER_TMPDIR=$cache/tmp APPTAINER_CACHEDIR=$cache/tmp/cache APPTAINERENV_PIP_CONFIG_FILE=/mnt/pip.conf
+
+why=''
+summary=()
+# shellcheck source-path=SCRIPTDIR
+. "$repo/container/engine.sh"
+. "$repo/container/apptainer.sh"
+
+say() { printf '\n--- %s\n' "$*"; }
+fail() {
+  echo "container/test.sh: $*" >&2
+  exit 1
+}
+skip() {
+  printf '\n%s\n' "################################################################" \
+    "#### SKIPPED: $1" "#### $why" "################################################################"
+  summary+=("$1: SKIPPED, $why")
+}
+timed() { # NAME command...: its seconds are in the summary
+  local name=$1 start=$SECONDS
+  shift
+  "$@"
+  summary+=("$name: $((SECONDS - start)) s")
+}
+expect() { # EXIT-CODE WORD command...: it fails so, and its message has the word
+  local code=0 said
+  said=$("${@:3}" 2>&1) || code=$?
+  if [[ $code != "$1" || $said != *$2* ]]; then
+    fail "expected exit code $1 and a message with '$2', got $code: $said"
+  fi
+  echo "refused with exit code $1, as it has to be: ${said##*$'\n'}"
+}
+out_folder() { # PATH: empty, and the container's user may write to it
+  mkdir -p "$1"
+  if [[ $(id -u) == 0 ]]; then chown "$uid" "$1"; fi
+}
+# The BLAS chooses its kernels by the processor unless the environment says otherwise, and they round
+# differently: what the environment says has to hold in the containers too.
+blas_settings() { compgen -e | grep -E '^OPENBLAS_' | grep -v NUM_THREADS || true; }
+
+plain_run() { # ARGUMENTS after BIDS_DIR and OUTPUT_DIR
+  bidsapp-recon "$work/data" "$work/plain" "$@"
+}
+docker_run() {
+  local options=()
+  while read -r name; do options+=(--env "$name"); done < <(blas_settings)
+  image_run "$image" "${options[@]}" -v "$work/data:/data:ro" -v "$work/docker:/out" -- /data /out "$@"
+}
+apptainer_run() {
+  local options=()
+  while read -r name; do options+=(--env "$name=${!name}"); done < <(blas_settings)
+  with_apptainer "$cache" -- apptainer run --containall --no-home --cleanenv --net --network none "${options[@]}" \
+    -B "$work/data:/data:ro" -B "$work/apptainer:/out" "$sif" /data /out "$@"
+}
+both_levels() { # plain, docker or apptainer
+  say "$1: both levels"
+  out_folder "$work/$1"
+  timed "$1, participant" "$1_run" participant --n-cpus "$n_cpus" >"$work/$1.log" 2>&1 || fail "$1: $(cat "$work/$1.log")"
+  tail -1 "$work/$1.log"
+  timed "$1, group" "$1_run" group
+  if ! grep -q "The input is valid BIDS" "$work/$1.log"; then fail "$1: the input was not validated"; fi
+  bids-validator-deno "$work/$1" >"$work/$1.bids" || fail "$1: the output is not valid BIDS: $(cat "$work/$1.bids")"
+  echo "bids-validator: the output is valid BIDS"
+}
+
+sif_build() {
+  local options=(--force --bind "$cache/pip:/mnt") torch
+  mapfile -t torch < <(torch_index)
+  if [[ $(id -u) != 0 || -n $apptainer_root ]]; then options+=(--fakeroot); fi
+  if [[ $engine == podman ]]; then
+    rm -f "$cache/sif/base.tar"
+    podman save --quiet --format oci-archive --output "$cache/sif/base.tar" "$base"
+    chmod 644 "$cache/sif/base.tar"
+    options+=(--build-arg BOOTSTRAP=oci-archive --build-arg "BASE=$cache/sif/base.tar")
+  fi
+  with_apptainer "$cache" -- apptainer build "${options[@]}" "${torch[@]}" \
+    --mksquashfs-args "-comp zstd -Xcompression-level 1" "$sif" Singularity.def
+}
+
+# Layers of earlier locks are of no more use, and each set of them takes gigabytes.
+key=$(cat "$repo"/{Dockerfile,container/requirements.txt,container/install.sh} | sha256sum)
+if [[ $(cat "$cache/key" 2>/dev/null) != "$key" ]]; then rm -rf "$cache"/{podman,sif}; fi
+rm -rf "$work"
+mkdir -p "$cache"/{sif,tmp} "$work"
+echo "$key" >"$cache/key"
+if [[ $(id -u) == 0 ]]; then chown "$uid" "$cache"/{sif,tmp}; fi
+
+code=0
+engine_find || code=$?
+if ((code == 77)); then
+  skip "Docker image and SIF"
+elif ((code)); then
+  fail "the engine could not be made ready"
+else
+  engine_prepare
+  bidsapp-recon demo "$work/simulated" --simulate-only --n-train 40 --n-test 5 2>"$work/simulate.log"
+  mv "$work/simulated/bids" "$work/data"
+  both_levels plain
+
+  say "Docker image, with $engine"
+  timed "docker, build" image_build "$image"
+  bytes=$(image_size "$image")
+  summary+=("docker, image: $((bytes / 1000000)) MB")
+  if ((bytes >= 2000000000)); then fail "the image has $bytes bytes, more than 2 GB"; fi
+  both_levels docker
+  python3 "$repo/container/compare.py" "$work/plain" "$work/docker" docker
+  say "docker: --cpus, refusals"
+  cpus=$(image_run "$image" --cpus 1 --entrypoint python -- -c \
+    'from bidsapp.cpus import available_cpus; print(available_cpus())')
+  if [[ $cpus != 1 ]]; then fail "with --cpus 1 the app takes $cpus CPUs"; fi
+  expect 18 "participant" docker_run participant --participant-label 99 --skip-bids-validation
+  expect 75 "/models" docker_run participant --recipe brain-diffuser --skip-bids-validation
+  chmod 555 "$work/docker" && chown 0 "$work/docker"
+  expect 73 "read-write" docker_run participant --skip-bids-validation
+
+  apptainer_find || code=$?
+  if ((code == 77)); then
+    skip "SIF"
+  elif ((code)); then
+    fail "apptainer could not be made ready"
+  else
+    say "SIF"
+    timed "apptainer, build" sif_build
+    summary+=("apptainer, SIF: $(($(stat -c %s "$sif") / 1000000)) MB")
+    with_apptainer "$cache" -- apptainer test --containall --no-home "$sif"
+    with_apptainer "$cache" -- apptainer run-help "$sif" | grep -q "apptainer run"
+    with_apptainer "$cache" -- apptainer inspect "$sif" | grep -q "org.opencontainers.image.version"
+    both_levels apptainer
+    python3 "$repo/container/compare.py" "$work/plain" "$work/apptainer" apptainer
+  fi
+fi
+rm -rf "$work"
+
+say "containers"
+printf '%s\n' "${summary[@]}"

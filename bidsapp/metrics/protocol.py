@@ -88,7 +88,7 @@ class Scores:
 def score(
     reconstructions: Images,
     stimuli: Images,
-    networks: Mapping[str, Network],
+    networks: Mapping[str, Network] | None = None,
     size: int = 64,
     seed: int = 0,
     *,
@@ -101,7 +101,7 @@ def score(
     reconstructions : ndarray of uint8, (n, H, W, 3)
     stimuli : ndarray of uint8, (n, H', W', 3)
         In the same order.
-    networks : mapping of str to callable
+    networks : mapping of str to callable, optional
         Each takes uint8 images (n, H, W, 3), as given here and of whatever size, and returns their
         features, (n, ...). With ``native`` any network gives ``two_way_<name>`` and ``top1_<name>``;
         a published protocol knows its networks by name, and skips those that are not given.
@@ -125,12 +125,17 @@ def score(
     AppError
         Exit code 64 for a protocol, or a network of a published protocol, that is not known; 65 for
         fewer than two test images, or features that are not finite.
+    ValueError
+        For arrays that are not such images, or are of different numbers of them.
     """
     if protocol not in PROTOCOLS:
         raise AppError(
             f"There is no protocol {protocol!r}. Choose one of: {', '.join(PROTOCOLS)}.",
             exit_code=ExitCode.USAGE,
         )
+    for what, images in (("reconstructions", reconstructions), ("stimuli", stimuli)):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise ValueError(f"{what} should be uint8 (n, H, W, 3), not {images.dtype} {images.shape}")
     n = stimuli.shape[0]
     if reconstructions.shape[0] != n:
         raise ValueError(f"{reconstructions.shape[0]} reconstructions given for {n} stimuli")
@@ -140,8 +145,8 @@ def score(
             exit_code=ExitCode.BAD_DATA,
         )
     if protocol == "native":
-        return _native(reconstructions, stimuli, networks, size, seed)
-    return _published(reconstructions, stimuli, networks, published_protocols()[protocol], seed)
+        return _native(reconstructions, stimuli, networks or {}, size, seed)
+    return _published(reconstructions, stimuli, networks or {}, published_protocols()[protocol], seed)
 
 
 def _native(

@@ -17,7 +17,8 @@ from bidsapp import cli
 from bidsapp.config import load_recipe
 from bidsapp.demo.simulate import write_dataset
 from bidsapp.io import read_tsv
-from bidsapp.models.suite import EMBEDDED, Models, needed_weights
+from bidsapp.models.requirements import needed_weights
+from bidsapp.models.suite import EMBEDDED, Models
 from bidsapp.models.weights import VARIABLE, generative_files
 from bidsapp.planning import judging_networks
 

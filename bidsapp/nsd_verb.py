@@ -66,7 +66,7 @@ def _report(outcome: Outcome, bids_dir: Path, *, dry_run: bool) -> None:
     if dry_run:
         click.echo(f"{bids_dir}: nothing was written (--dry-run)")
     else:
-        click.echo(f"{bids_dir}: {outcome.written} files written, {outcome.kept} were up to date")
+        click.echo(f"{bids_dir}: files written: {outcome.written}, up to date: {outcome.kept}")
     for note in outcome.notes:
         click.echo(f"Note: {note}", err=True)
     for problem in outcome.problems:

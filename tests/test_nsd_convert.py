@@ -196,7 +196,7 @@ def test_a_second_run_touches_nothing(nsd, tmp_path, link, capsys):
     assert (source.stat().st_ino == nsd.betas(2, 3).stat().st_ino) == (link != "copy")
     capsys.readouterr()
     assert run(nsd.root, folder, "--link", link) == 0
-    assert "0 files written" in capsys.readouterr().out
+    assert "files written: 0," in capsys.readouterr().out
     assert states(folder) == before
     assert hashes(folder) == contents
 
@@ -256,7 +256,7 @@ def test_png_of_the_images_shown_and_no_others(nsd, tmp_path, capsys):
     kept = (folder / "stimuli" / there[4]).stat().st_ino
     capsys.readouterr()
     assert run(nsd.root, folder, *words) == 0
-    assert "1 files written" in capsys.readouterr().out
+    assert "files written: 1," in capsys.readouterr().out
     assert lost.read_bytes() == content
     assert (folder / "stimuli" / there[4]).stat().st_ino == kept
     # A second subject adds its own.

@@ -367,12 +367,20 @@ def test_hdf5_betas_stand_in_for_nifti_until_it_comes(nsd, converted, tmp_path, 
     nsd.betas(1, 2).unlink()
     folder = tmp_path / "bids"
     assert run(nsd.root, folder) == 0
-    assert "1 sessions have their betas as .hdf5 only" in capsys.readouterr().err
+    assert ".hdf5 only, and taken as such, of 1 of 3" in capsys.readouterr().err
     found = [p.name for p in (folder / "sub-01/ses-nsd02/func").iterdir() if "statmap" in p.name]
     assert sorted(Path(n).suffix for n in found) == [".hdf5", ".json"]
     nsd.betas(1, 2).write_bytes(content)
     assert run(nsd.root, folder) == 0
     assert hashes(folder) == converted
+
+
+def test_nifti_in_the_dataset_stays_where_nsd_has_hdf5_alone(nsd, converted, tmp_path):
+    assert run(nsd.root, tmp_path / "bids") == 0
+    write_hdf5(nsd.betas(1, 2, ".hdf5"), nsd.betas(1, 2))
+    nsd.betas(1, 2).unlink()
+    assert run(nsd.root, tmp_path / "bids") == 0
+    assert hashes(tmp_path / "bids") == converted
 
 
 def test_a_subject_of_hdf5_betas_alone_takes_its_affine_from_the_mask(nsd, converted, tmp_path):

@@ -74,6 +74,18 @@ def test_the_design_divides_its_trials():
         design.divided(5)
 
 
+def test_shared_images_may_stand_in_any_order(tmp_path):
+    images = [[4.0, 7.0, 1.0], [7.0, 4.0, 2.0]]
+    content = {"masterordering": [[1.0, 2.0, 3.0]], "subjectim": images, "sharedix": [[4.0, 7.0]]}
+    savemat(tmp_path / "d.mat", content)
+    design = read_design(tmp_path / "d.mat").divided(3)
+    assert design.shown(2, 1).tolist() == [7, 4, 2]
+    assert sorted(design.shared) == [4, 7]
+    savemat(tmp_path / "d.mat", {**content, "sharedix": [[4.0, 1.0]]})
+    with pytest.raises(AppError, match="sharedix"):
+        read_design(tmp_path / "d.mat")
+
+
 def test_a_stimpattern_that_does_not_fit_is_not_believed(tmp_path):
     content = {"masterordering": [[1.0, 2.0, 1.0, 2.0]], "subjectim": [[4.0, 7.0]], "sharedix": [[4.0]]}
     for pattern in (np.ones((2, 2, 2)), np.full((1, 2, 2), 2.0), np.ones((4, 1)), "text"):

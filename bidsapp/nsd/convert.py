@@ -200,9 +200,8 @@ class _Conversion:
         nsd, design, number = self._plan.nsd, self._plan.design, session.number
         betas = self._root / sources.betas_name(nsd, subject.number, number, session.extension)
         self._writer.place(session.source, betas)
-        for extension in sources.EXTENSIONS:
-            if extension != session.extension:  # betas twice would be ambiguous
-                self._writer.remove(self._root / sources.betas_name(nsd, subject.number, number, extension))
+        if session.extension == ".nii.gz":  # in place of HDF5 betas of an earlier run: twice is ambiguous
+            self._writer.remove(self._root / sources.betas_name(nsd, subject.number, number, ".hdf5"))
         relative = nsd.session(subject.number, number) + session.extension
         sidecar = self._root / sources.betas_name(nsd, subject.number, number, ".json")
         self._writer.json(sidecar, sidecars.betas(nsd, subject.label, relative, session.n_trials))

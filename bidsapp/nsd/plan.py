@@ -207,7 +207,8 @@ def _subject(
     of_hdf5 = [s.number for s in sessions if s.extension == ".hdf5"]
     if of_hdf5:
         found.notes.append(
-            f"sub-{number:02d}: {len(of_hdf5)} sessions have their betas as .hdf5 only; these are taken."
+            f"sub-{number:02d}: betas are there as .hdf5 only, and taken as such, of {len(of_hdf5)} of "
+            f"{len(sessions)} sessions."
         )
     pairs = {n: sources.find_segmentation(nsd, bids_dir, number, n, found) for n in layout.SEGMENTATIONS}
     return SubjectPlan(

@@ -66,7 +66,7 @@ def map_name(nsd: Nsd, subject: int, suffix: str) -> str:
 def find_betas(nsd: Nsd, bids_dir: Path, subject: int, found: Findings) -> tuple[dict[int, Betas], list[int]]:
     """Find the betas of every session that NSD has of a subject.
 
-    NSD's file is taken, else what an earlier run put into the dataset; NIfTI before HDF5.
+    NSD's file is taken, else what an earlier run put into the dataset; NIfTI, of either, before HDF5.
 
     Returns
     -------
@@ -78,16 +78,22 @@ def find_betas(nsd: Nsd, bids_dir: Path, subject: int, found: Findings) -> tuple
     betas: dict[int, Betas] = {}
     absent = []
     for session in range(1, layout.SESSIONS[subject - 1] + 1):
-        candidates = [(nsd.root / (nsd.session(subject, session) + e), e) for e in EXTENSIONS]
-        candidates += [(bids_dir / betas_name(nsd, subject, session, e), e) for e in EXTENSIONS]
-        path, extension = next(((p, e) for p, e in candidates if p.is_file()), (None, ""))
-        if path is None:
+        places = [
+            (path, extension)
+            for extension in EXTENSIONS
+            for path in (
+                nsd.root / (nsd.session(subject, session) + extension),
+                bids_dir / betas_name(nsd, subject, session, extension),
+            )
+        ]
+        there = next(((p, e) for p, e in places if p.is_file()), None)
+        if there is None:
             absent.append(session)
             continue
         try:
-            betas[session] = _read_betas(path, extension)
+            betas[session] = _read_betas(*there)
         except AppError as error:
-            found.damaged(error, path)
+            found.damaged(error, there[0])
     return betas, absent
 
 

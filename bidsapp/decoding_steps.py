@@ -101,9 +101,10 @@ def fit_ridge(
         rng = np.random.default_rng(seed_for(config.seed, "calibration rows"))
         rows = np.sort(rng.permutation(n)[: min(n, max_rows)])
         arrays: dict[str, np.ndarray] = {"loo_rows": rows}
-        for alpha in alphas:
+        operators = decoder.operators(responses["test"], alphas)
+        for alpha, operator in zip(alphas, operators, strict=True):
             predict, loo = _operators(alpha)
-            arrays[predict] = _keep(folder, predict, decoder.operator(responses["test"], alpha))
+            arrays[predict] = _keep(folder, predict, operator)
             arrays[loo] = _keep(folder, loo, decoder.loo_operator(alpha, rows))
             for probe, x in probes.items():
                 name = f"{probe}_{alpha_name(alpha)}"

@@ -20,10 +20,10 @@ _INT16, _FLOAT32, _FLOAT64 = 2, 4, 8
 _STORED = {"float16": _INT16, "float32": _FLOAT32}
 #: From this many training images on, the Gram matrix is float32 (bidsapp.decoding.gram), unless it is badly
 #: conditioned for the penalty.
-_LARGE = 4096
-#: Values of targets worked on at once (bidsapp.decoding.streaming), and how many arrays of that size there
-#: are when predicting (read, centred, the next of both) and when writing the model file.
-_BLOCK, _PREDICTING, _WRITING = 1 << 25, 4, 8
+_LARGE = 1024
+#: Dimensions worked on at once (bidsapp.decoding.streaming), and how many arrays of that size there are when
+#: predicting (read, centred, the next of both) and when writing the model file.
+_WIDTH, _PREDICTING, _WRITING = 4096, 4, 8
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def needs(config: RunConfig, sizes: Sizes) -> Needs:
     operators = (n_test + rows) * n_train * _FLOAT32
     responses = n_train * n_voxels * _FLOAT32
     largest = max(sizes.targets.values(), default=0)
-    block = min(_BLOCK, n_train * largest) * _FLOAT32
+    block = n_train * min(_WIDTH, largest) * _FLOAT32
     predicting = 2 * operators + _PREDICTING * block
     moments = [responses + m for m in (gram + 3 * operators, predicting, gram + _WRITING * block)]
     if config.device == "cpu":

@@ -164,6 +164,17 @@ def test_one_factor_serves_alphas_in_turn():
     np.testing.assert_array_equal(RidgeDecoder(x).operator(x_new, 1.0), first)
 
 
+def test_operators_of_several_penalties_are_those_of_each(monkeypatch):
+    monkeypatch.setattr(module, "SMALL", 0)
+    for n, p in ((20, 30), (30, 20)):
+        x, _, x_new = _data(n, p, 2)
+        alphas = (1e4, 50.0, 1e-2)  # the last one needs float64
+        for alpha, got in zip(alphas, RidgeDecoder(x).operators(x_new, alphas), strict=True):
+            expected = RidgeDecoder(x).operator(x_new, alpha)
+            assert got.dtype == expected.dtype == (np.float64 if alpha < 1 else np.float32)
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-9)
+
+
 def test_x_is_not_changed_and_may_be_a_memory_map(tmp_path):
     x, _, x_new = _data(20, 30, 2)
     np.save(tmp_path / "x.npy", x)

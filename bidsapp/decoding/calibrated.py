@@ -48,7 +48,7 @@ def predict_calibrated(
     raw, calibrated : ndarray, HDF5 dataset or ArrayOnDisk of float32, (m, d)
         Where the predictions are written.
     block : int, optional
-        Dimensions at once; by default about 128 MiB of targets. Results differ between block sizes by
+        Dimensions at once (see ``TargetBlocks``). Results differ between block sizes by
         rounding of float32 sums only (less than 1e-5 of the predictions' spread).
     backend : Backend
     what : str, optional

@@ -16,6 +16,7 @@ Source of the leave-one-out form: Hastie, Tibshirani & Friedman, The Elements of
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class RidgeDecoder:
         Training responses (images x voxels). They need not be centred.
     precision : {"auto", "float32", "float64"}
         Of the Gram matrix and its factor. "auto" takes float64 where the Gram matrix is small (at
-        most 4096 rows) or, for the alpha asked, too badly conditioned for float32 (condition number
+        most 1024 rows) or, for the alpha asked, too badly conditioned for float32 (condition number
         above 1e3), else float32. Either way predictions agree with float64 within 1e-4 of their
         scale; an alpha too small for that is refused.
     backend : Backend
@@ -108,13 +109,32 @@ class RidgeDecoder:
         ValueError
             For another number of voxels, values that are not finite, an alpha that can't be used.
         """
+        return next(iter(self.operators(x_new, [alpha], rounded=rounded)))
+
+    def operators(
+        self, x_new: npt.ArrayLike, alphas: Sequence[float], *, rounded: bool = True
+    ) -> Iterator[npt.NDArray[Any]]:
+        """Give the operators of several penalties in turn; products with ``x_new`` are made once.
+
+        Parameters
+        ----------
+        x_new, rounded
+            As in :meth:`operator`.
+        alphas : sequence of float
+        """
         new = np.asarray(x_new)
         if new.ndim != 2 or new.shape[1] != self.n_features:
             raise ValueError(f"new x of shape {new.shape} given, (m, {self.n_features}) needed")
         if not np.isfinite(new).all():
             raise ValueError("new x holds NaN or infinite values")
-        operator = self._operator(new, alpha)
-        return self._rounded(operator, alpha) if rounded else operator
+        products, dtype = None, None
+        for alpha in alphas:
+            self.gram.factor(alpha)  # which settles the precision
+            if self.is_dual and (products is None or dtype != self.gram.dtype):
+                dtype = self.gram.dtype
+                products = self.gram.products_with(new, dtype)
+            operator = self._operator(new, alpha, products)
+            yield self._rounded(operator, alpha) if rounded else operator
 
     def loo_operator(self, alpha: float, rows: npt.ArrayLike | None = None) -> npt.NDArray[Any]:
         """Give the matrix of exact leave-one-out predictions of training rows.
@@ -181,12 +201,14 @@ class RidgeDecoder:
         centred = targets - targets.mean(axis=0, dtype=np.float64)
         return self._backend.put(centred.astype(self.gram.dtype))
 
-    def _operator(self, x_new: npt.NDArray[Any], alpha: float) -> npt.NDArray[Any]:
-        self.gram.factor(alpha)  # which settles the precision
+    def _operator(
+        self, x_new: npt.NDArray[Any], alpha: float, products: Matrix | None = None
+    ) -> npt.NDArray[Any]:
+        """Make an operator; in dual form from the products of ``x_new`` and x."""
+        self.gram.factor(alpha)
+        if products is not None:
+            return self._backend.take(self.gram.solve(products.T, alpha)).T
         dtype = self.gram.dtype
-        if self.is_dual:
-            solved = self.gram.solve(self.gram.products_with(x_new, dtype).T, alpha)
-            return self._backend.take(solved).T
         right = self._backend.put((x_new - self.x_mean).astype(dtype).T)
         return self.gram.project_back(self.gram.solve(right, alpha), dtype).T
 

@@ -24,7 +24,7 @@ from bidsapp.decoding.backends import NUMPY, Backend, Matrix
 Precision = Literal["auto", "float32", "float64"]
 
 #: With "auto", a Gram matrix of at most this many rows is made in float64 at once: it costs little.
-SMALL = 4096
+SMALL = 1024
 #: Largest condition for which a precision keeps predictions within 1e-4 of their scale.
 MAX_CONDITION = {np.dtype("f4"): 1e3, np.dtype("f8"): 1e12}
 #: Elements of X worked on at once.

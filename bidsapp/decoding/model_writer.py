@@ -119,7 +119,7 @@ def write_model(
     save_weights : bool
         Write the weights too, (d, v) of float32 a target.
     block : int, optional
-        Dimensions at once; by default about 128 MiB of targets.
+        Dimensions at once (see ``TargetBlocks``).
     """
     import h5py
 

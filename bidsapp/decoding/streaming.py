@@ -24,8 +24,10 @@ from bidsapp.progress import track
 
 Array = npt.NDArray[np.float32]
 
-#: Elements of the targets worked on at once: 128 MiB as float32.
-BLOCK = 1 << 25
+#: Dimensions of a block, where a target is cut into blocks: the store's chunks are as wide.
+WIDTH = 4096
+#: Targets of at most so many elements (64 MiB of float32) are one block; no block has four times as many.
+BLOCK = 1 << 24
 #: Columns of a block that are checked against float64, where the operator asks for it.
 _CHECKED = 4
 #: Largest error of a checked column, relative to its spread, that float32 may have.
@@ -103,7 +105,8 @@ class TargetBlocks:
     y : array-like or HDF5 dataset of float, (n, d)
         ``y[:, a:b]`` is read in turn.
     block : int, optional
-        Dimensions at once; by default about 128 MiB of float32.
+        Dimensions at once. By default all, where that is at most 64 MiB of float32; else 4096, or as many
+        as make 256 MiB.
     what : str, optional
         Title of the progress that is shown where there are several blocks; none by default.
 
@@ -115,7 +118,7 @@ class TargetBlocks:
 
     def __init__(self, y: Sliceable, block: int | None = None, what: str = "") -> None:
         n, d = y.shape
-        step = block if block is not None else max(1, BLOCK // n)
+        step = block if block is not None else _width(n, d)
         if step < 1:
             raise ValueError("block must be at least 1")
         self._y, self._what = y, what
@@ -133,6 +136,11 @@ class TargetBlocks:
                 if after is not None:
                     coming.append(reader.submit(_read, self._y, after))
                 yield here
+
+
+def _width(n: int, d: int) -> int:
+    """Choose how many of d dimensions of n rows are worked on at once."""
+    return d if n * d <= BLOCK else min(WIDTH, max(1, 4 * BLOCK // n))
 
 
 def _read(y: Sliceable, columns: slice) -> TargetBlock:
@@ -201,7 +209,7 @@ def predict_blocks(
     y : array-like or HDF5 dataset, (n, d)
         Training targets, any float type; ``y[:, a:b]`` is read in turn.
     block : int, optional
-        Targets at once; by default about 128 MiB of them. Results differ between block sizes by rounding
+        Targets at once (see :class:`TargetBlocks`). Results differ between block sizes by rounding
         only (a few units in the last place of float32).
     out : ndarray, HDF5 dataset or ArrayOnDisk of float32, (m, d), optional
         Where to write.

@@ -54,7 +54,7 @@ def test_predictions_use_the_penalty_chosen(tmp_path):
     responses, targets = data()
     settings, stages = config(tmp_path), Stages(tmp_path)
     found = choose_alphas(stages, responses, targets, "t", settings)
-    ridge = fit_ridge(stages, responses, found, settings)
+    ridge = fit_ridge(stages, responses, found, {}, "", settings)
     chosen = {alpha_name(s.alpha) for s in found.values()}
     assert {k.partition("_")[2] for k in ridge.arrays} == chosen | {"rows"}
     raw = predict_and_calibrate(stages, ridge, targets, "t", found, settings, BRAIN)["vdvae_raw"]

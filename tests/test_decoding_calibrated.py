@@ -87,7 +87,8 @@ def stage_arrays(folder: Path, condition: str) -> dict[str, np.ndarray]:
     targets = {"vdvae": y, "clip_vision": y[:, :9] * 2, "clip_text": y[:, 5:]}
     stages = Stages(folder)
     penalties = dict.fromkeys(targets, Selection((2000.0,)))
-    ridge = fit_ridge(stages, StageResult("responses", {"train": x, "test": x_new}), penalties, {}, "", config)
+    responses = StageResult("responses", {"train": x, "test": x_new})
+    ridge = fit_ridge(stages, responses, penalties, {}, "", config)
     return predict_and_calibrate(stages, ridge, targets, "targets", penalties, config, condition).arrays
 
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bidsapp.data import _hdf5_trials
-from bidsapp.data.betas import Mask, load_mask, mask_session
+from bidsapp.data.betas import Mask, iterate_trials, load_mask, mask_session
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.records import Session
 
@@ -69,14 +69,15 @@ def test_values_are_those_of_the_nifti_twin_bit_for_bit(tmp_path_factory, case, 
     values, inside, how, block = case
     folder = tmp_path_factory.mktemp("twins")
     mask, n = _mask(folder, inside), values.shape[3]
-    expected = mask_session(_session(_nifti(folder / "b.nii.gz", values), n, scale), mask, folder / "a.npy")
+    expected = np.stack([*iterate_trials(_session(_nifti(folder / "b.nii.gz", values), n, scale), mask)])
+    twin = _session(_hdf5(folder / "b.hdf5", values, **how), n, scale)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_hdf5_trials, "_BLOCK", block)
-        got = mask_session(
-            _session(_hdf5(folder / "b.hdf5", values, **how), n, scale), mask, folder / "b.npy"
-        )
+        got = np.stack([*iterate_trials(twin, mask)])
+        some = np.stack([*iterate_trials(twin, mask, 3)])
+    assert (got.dtype, got.shape) == (expected.dtype, (n, int(inside.sum())))
     assert got.tobytes() == expected.tobytes()
-    assert got.shape == (n, int(inside.sum()))
+    assert some.tobytes() == expected[:3].tobytes()
 
 
 SHAPE, N = (5, 4, 3), 6
@@ -85,6 +86,15 @@ SHAPE, N = (5, 4, 3), 6
 @pytest.fixture
 def mask(tmp_path):
     return _mask(tmp_path, np.random.default_rng(1).random(SHAPE) < 0.5)
+
+
+def test_masked_to_a_file_as_its_nifti_twin(tmp_path, mask):
+    files = (
+        _nifti(tmp_path / "b.nii.gz", _values()),
+        _hdf5(tmp_path / "b.hdf5", _values(), chunks=(N, 1, 1, 1)),
+    )
+    one, other = (mask_session(_session(f, N), mask, tmp_path / f"{f.name}.npy") for f in files)
+    assert one.tobytes() == other.tobytes()
 
 
 def _values(dtype: str = "i2") -> np.ndarray:

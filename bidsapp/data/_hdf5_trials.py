@@ -39,7 +39,13 @@ class _Cell:
 
 
 def iterate_hdf5(
-    path: Path, shape: tuple[int, int, int], flat_index: npt.NDArray[np.int64], n_trials: int, trials: Path
+    path: Path,
+    shape: tuple[int, int, int],
+    flat_index: npt.NDArray[np.int64],
+    n_trials: int,
+    trials: Path,
+    *,
+    first: int | None = None,
 ) -> Iterator[npt.NDArray[Any]]:
     """Yield the mask's voxels of each trial.
 
@@ -56,6 +62,9 @@ def iterate_hdf5(
         Number of trials that the file must have.
     trials : Path
         Where that number comes from, for messages.
+    first : int, optional
+        Give so many trials, for a look. Whether the file was written to its end is then not asked, which
+        takes reading its whole index.
 
     Yields
     ------
@@ -71,7 +80,7 @@ def iterate_hdf5(
     with open_array(path, BETAS, 4) as array:
         _check_shape(path, array.shape, shape, n_trials, trials)
         try:
-            complete = is_complete(array)
+            complete = first is not None or is_complete(array)
         except DAMAGED as error:
             refuse(path, f"The file is damaged ({error}).")
         if not complete:
@@ -80,8 +89,9 @@ def iterate_hdf5(
         step = max(1, _BLOCK // max(flat_index.size, *(cell.size for cell in cells)))
         if array.chunks and step > array.chunks[0]:
             step -= step % array.chunks[0]
-        for start in range(0, n_trials, step):
-            rows = slice(start, min(start + step, n_trials))
+        end = n_trials if first is None else min(first, n_trials)
+        for start in range(0, end, step):
+            rows = slice(start, min(start + step, end))
             block = np.empty((rows.stop - rows.start, flat_index.size), dtype=array.dtype)
             for cell in cells:
                 try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -214,14 +215,18 @@ def mask_session(
     return open_rows(out)
 
 
-def iterate_trials(session: Session, mask: Mask) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield each trial of a session, (voxels,) float32 percent signal change; see :func:`mask_session`."""
+def iterate_trials(
+    session: Session, mask: Mask, first: int | None = None
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield each trial, (voxels,) float32 percent signal change, or the first; see :func:`mask_session`."""
     path = session.betas
     if not math.isfinite(session.scale) or session.scale == 0:
         refuse(path, f"The scale factor is {session.scale}.", "Mend ScaleFactor in the JSON sidecar.")
     n_trials = len(session.stimulus_ids)
     if path.suffix in HDF5_SUFFIXES:
-        for stored in iterate_hdf5(path, mask.shape, mask.flat_index, n_trials, session.trials):
+        for stored in iterate_hdf5(
+            path, mask.shape, mask.flat_index, n_trials, session.trials, first=first
+        ):
             yield _percent(stored, 1.0, 0.0, session.scale)
         return
     with open_volumes(path) as (header, volumes):
@@ -237,7 +242,7 @@ def iterate_trials(session: Session, mask: Mask) -> Iterator[npt.NDArray[np.floa
                 f"It has {header.n_volumes} volumes, but {session.trials} lists {n_trials} trials.",
                 "Both must have one entry a trial, in the same order.",
             )
-        for volume in volumes:
+        for volume in islice(volumes, first):
             yield _percent(volume.take(mask.flat_index), header.slope, header.intercept, session.scale)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import numpy as np
 import numpy.typing as npt
 
@@ -43,7 +41,7 @@ def check_sample(session: Session, inside: npt.NDArray[np.bool_]) -> list[Proble
     mask = Mask(data=inside, affine=np.eye(4), flat_index=flat_index)
     contents = Contents(session.stimulus_ids)
     try:
-        for row in islice(iterate_trials(session, mask), N_SAMPLED):
+        for row in iterate_trials(session, mask, N_SAMPLED):
             contents.see(row)
     except AppError as error:
         return [Problem.of(error, session.betas)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import h5py
@@ -13,10 +14,12 @@ from nsd_tree import BETAS, N_SESSIONS, N_SHARED, N_TRIALS, SPACE, NsdTree, writ
 
 from bidsapp import cli
 from bidsapp.bids.inputs import open_dataset
+from bidsapp.config import RECIPES
 from bidsapp.data.splits import make_split
 from bidsapp.data.stimuli import StimulusSet
 from bidsapp.io import read_tsv
 from bidsapp.models.suite import EMBEDDED
+from bidsapp.runlog import write_settings
 
 pytestmark = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded weights are not there")
 
@@ -33,8 +36,13 @@ def run(nsd, tmp_path_factory, validate) -> Path:
     assert cli.main(["nsd2bids", str(nsd.root), str(folder / "bids")]) == 0
     assert validate(folder / "bids") == []
     words = [str(folder / "bids"), str(folder / "out"), "--device", "cpu", "--n-cpus", "1"]
-    steps = ["--recipe", "embedded", "-w", str(folder / "work"), "--skip-bids-validation"]
-    assert cli.main([*words, "participant", *steps]) == 0
+    # The embedded recipe, with few steps of diffusion and few images in its controls.
+    recipe = tomllib.loads((RECIPES / "embedded.toml").read_text())
+    recipe["diffusion"]["steps"], recipe["controls"]["max_images"] = 4, 2
+    recipe["metrics"]["networks"] = ["small_clip"]
+    write_settings(folder / "quick.toml", recipe)
+    options = ["--recipe", str(folder / "quick.toml"), "-w", str(folder / "work"), "--skip-bids-validation"]
+    assert cli.main([*words, "participant", *options]) == 0
     assert cli.main([*words, "group"]) == 0
     return folder
 

@@ -121,13 +121,16 @@ def main() -> None:
             way,
             f"{r['seconds']:.2f}",
             f"{r['seconds'] / alone:.2f}",
+            f"{r['cpu_seconds']:.2f}",
             megabytes(r["memory_peak"]),
             megabytes(r["memory_before"]),
             f"{differences[way]:.1g}" if way in differences else "",
         ]
         for way, r in found.items()
     ]
-    print(table(["", "seconds", "x inflating", "peak MB", "of it libraries", "difference"], rows))
+    print(
+        table(["", "seconds", "x inflating", "CPU seconds", "peak MB", "of it libraries", "difference"], rows)
+    )
     print()
     print(
         table(

@@ -182,6 +182,8 @@ def summary_rows(pictures: Mapping[str, Pictures]) -> list[ScoreRow]:
                         s.chance_high,
                         len(found.ids),
                         s.ties,
+                        s.p,
+                        s.reverse,
                     )
                 )
     return rows
@@ -208,6 +210,8 @@ _SUMMARY_COLUMNS = {
     "chance_low": "Lower end of the 95 % range of the mean under random pairings.",
     "chance_high": "Upper end of that range.",
     "n_images": "Number of test images.",
+    "p": "Permutation p of the pairing of reconstructions and stimuli, (1 + #) / (1 + N).",
+    "reverse": "Two-way identification the other way round: each stimulus among the reconstructions.",
     "ties": "Comparisons of two-way identification that were tied, and counted as lost; 0 for other metrics.",
 }
 

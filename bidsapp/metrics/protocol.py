@@ -17,7 +17,13 @@ from bidsapp.errors import AppError, ExitCode
 from bidsapp.metrics import identification, pixel
 from bidsapp.metrics.protocols import PublishedProtocol, published_protocols
 from bidsapp.metrics.resizing import prepare, resize
-from bidsapp.metrics.statistics import Interval, bootstrap_interval, pairing_null, percentile_interval
+from bidsapp.metrics.statistics import (
+    Interval,
+    bootstrap_interval,
+    pairing_null,
+    percentile_interval,
+    permutation_p,
+)
 
 Images = npt.NDArray[np.uint8]
 Vector = npt.NDArray[np.float64]
@@ -54,6 +60,11 @@ class Summary:
         95 % interval of the mean score under random pairings.
     ties : int
         Ties in two-way identification; see :class:`~bidsapp.metrics.identification.TwoWay`.
+    p : float or None
+        Permutation p of the pairing, ``(1 + #) / (1 + N)``; None where random pairings were too few.
+    reverse : float or None
+        Two-way identification the other way round: for each stimulus, the share of the other
+        reconstructions that are less similar to it than its own.
     """
 
     mean: float
@@ -63,6 +74,8 @@ class Summary:
     chance_low: float
     chance_high: float
     ties: int = 0
+    p: float | None = None
+    reverse: float | None = None
 
 
 @dataclass(frozen=True)
@@ -200,21 +213,29 @@ def _published(
     return scores
 
 
-def _add(scores: Scores, name: str, values: Vector, chance: float, null: Interval, seed: int) -> None:
+def _add(
+    scores: Scores, name: str, values: Vector, chance: float, null: Interval | Vector, seed: int
+) -> None:
+    """Add a metric; its null is an interval, or the means under random pairings."""
     scores.per_image[name] = values
-    inside = bootstrap_interval(values, seed)
-    scores.summary[name] = Summary(float(values.mean()), *inside, chance, *null)
+    mean, inside, p = float(values.mean()), bootstrap_interval(values, seed), None
+    if not isinstance(null, Interval):
+        lower_is_better = name.startswith("distance_")
+        p = permutation_p(-mean, -null) if lower_is_better else permutation_p(mean, null)
+        null = percentile_interval(null)
+    scores.summary[name] = Summary(mean, *inside, chance, *null, p=p)
 
 
 def _add_two_way(scores: Scores, name: str, r: Vector, seed: int) -> None:
     result = identification.two_way(r)
     null = _by_pairing(identification.two_way_table(r), seed)
     _add(scores, name, result.per_image, 0.5, null, seed)
-    scores.summary[name] = replace(scores.summary[name], ties=result.ties)
+    reverse = identification.two_way(r.T).mean
+    scores.summary[name] = replace(scores.summary[name], ties=result.ties, reverse=reverse)
 
 
-def _by_pairing(table: Vector, seed: int) -> Interval:
-    return percentile_interval(pairing_null(table, seed, _PERMUTATIONS))
+def _by_pairing(table: Vector, seed: int) -> Vector:
+    return pairing_null(table, seed, _PERMUTATIONS)
 
 
 def _similarity(name: str, network: Network, stimuli: Images, reconstructions: Images) -> Vector:

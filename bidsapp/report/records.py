@@ -38,6 +38,10 @@ class ScoreRow:
         Number of test images in the mean.
     ties : int
         Ties in two-way identification, which count as lost.
+    p : float or None
+        Permutation p of the pairing.
+    reverse : float or None
+        Two-way identification of reconstructions by their stimuli.
     """
 
     condition: str
@@ -51,6 +55,8 @@ class ScoreRow:
     chance_high: float | None = None
     n_images: int | None = None
     ties: int = 0
+    p: float | None = None
+    reverse: float | None = None
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,13 @@ def _run_subject(
     label = subject.label
     settings = {"command": config.command, **settings_of(config), "versions": software_versions()}
     settings["split"] = split_record(planned.splits[label])
+    voxels, sizes = planned.voxels[label], planned.sizes[label]
+    settings["data"] = {
+        "sessions": [session.label for session in subject.sessions],
+        "trials": sizes.n_trials,
+        "region_voxels": voxels.n_roi,
+        "chosen_voxels": voxels.n,
+    }
     write_settings(tree.path("settings", run_id=run_id), settings)
     LOG.info("sub-%s: %d sessions", label, len(subject.sessions))
     masks = mask_files(planned.dataset, label, config.work_dir / f"sub-{label}")

@@ -45,17 +45,17 @@ def describe(plan: Plan, config: RunConfig) -> str:
         known = [s for s in left if s is not None]
         times.append(sum(known) if len(known) == len(left) else None)
         lines += ["", _inputs(subject, split, sizes, plan.voxels[label], config), *_wants(needed, config)]
-        lines.append(f"  time: roughly {as_duration(times[-1])}")
+        lines.append(f"  time: {_roughly(times[-1])}")
         lines += [
             f"    {name:8} {as_duration(needed.seconds[name]):>10}  {what}{f'; {state}' if state else ''}"
             for name, what, state in rows
         ]
     if len(times) > 1:
         known = [t for t in times if t is not None]
-        total = as_duration(sum(known) if len(known) == len(times) else None)
+        total = _roughly(sum(known) if len(known) == len(times) else None)
         disk = sum(n.disk for n in plan.needs.values())
         output = sum(n.output for n in plan.needs.values())
-        lines += ["", f"All {len(times)} subjects: roughly {total}, one after the other;"]
+        lines += ["", f"All {len(times)} subjects: time {total}, one after the other;"]
         lines.append(f"  about {as_text(disk)} in the work folder, {as_text(output)} in the output folder")
     return "\n".join(lines)
 
@@ -94,6 +94,12 @@ def _inputs(subject: SubjectInputs, split: Split, sizes: Sizes, voxels: Voxels, 
         f"sub-{subject.label}: {sizes.n_sessions} sessions, {sizes.n_trials} trials, "
         f"{sizes.n_train} training and {sizes.n_test} test images of {split.name}, {region}"
     )
+
+
+def _roughly(seconds: float | None) -> str:
+    if seconds is None:
+        return "not known (these models were not measured on such a device)"
+    return f"roughly {as_duration(seconds)}"
 
 
 def _wants(needed: Needs, config: RunConfig) -> list[str]:

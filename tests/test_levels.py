@@ -355,7 +355,10 @@ def test_the_choice_of_sessions_and_voxels_is_recorded(tiny_dataset, tmp_path, q
     assert (sidecar["RegionVoxels"], sidecar["Voxels"]) == (region.sum(), chosen.sum())
     assert sidecar["NoiseCeiling"]["Minimum"] == 35
     assert sidecar["NoiseCeiling"]["Source"].endswith(path.name)
-    settings = tomllib.loads(next(out.glob("logs/sub-01/*/run.toml")).read_text())["run"]
+    record = tomllib.loads(next(out.glob("logs/sub-01/*/run.toml")).read_text())
+    counted = {"sessions": ["s1", "s2"], "trials": 24}
+    assert record["data"] == counted | {"region_voxels": region.sum(), "chosen_voxels": chosen.sum()}
+    settings = record["run"]
     assert (settings["max_sessions"], settings["min_noise_ceiling"]) == (2, 35.0)
     page = " ".join(re.sub("<[^>]*>", " ", (out / "sub-01.html").read_text()).split())
     for words in (

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from damage import snapshot
 
-from bidsapp import cli
+from bidsapp import cli, planning
+from bidsapp.config import RunConfig, load_recipe
+from bidsapp.estimate import needs
 from bidsapp.models.suite import EMBEDDED
 from bidsapp.stages import NotThere, Stages, Survey
 
@@ -98,6 +101,25 @@ def test_the_plan_and_the_run_agree(bids, done, tmp_path, capsys):
     for stage in ("betas", "responses", "zscore"):
         assert f"{stage}: found from an earlier run" in said
     assert "ridge: computing" in said
+
+
+def test_an_accelerator_has_memory_of_its_own(bids, tmp_path):
+    config = RunConfig(
+        bids_dir=bids,
+        output_dir=tmp_path / "out",
+        work_dir=tmp_path / "work",
+        recipe=load_recipe("embedded"),
+        device="cpu",
+        skip_bids_validation=True,
+    )
+    made = planning.plan(config)
+    paper = replace(config, recipe=load_recipe("brain-diffuser"), device="cuda")
+    sizes = {label: replace(size, image_cost=537_000_000) for label, size in made.sizes.items()}
+    needed = {label: needs(paper, size) for label, size in sizes.items()}
+    text = replace(made, device="cuda", sizes=sizes, needs=needed).describe(paper)
+    assert "Device: cuda" in text
+    assert text.count("cuda: about 3.5 GB of its memory for the models, 537.0 MB for each image in work") == 2
+    assert text.count("time: not known") == 2
 
 
 def test_a_survey_makes_nothing(tmp_path):

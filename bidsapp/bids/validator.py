@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -61,4 +62,6 @@ def _problem(bids_dir: Path, issue: dict[str, Any]) -> Problem:
     place = str(issue.get("location", "")).lstrip("/")
     what = " ".join(str(issue[k]) for k in ("code", "subCode", "issueMessage", "rule") if issue.get(k))
     mend = "mend the dataset, name the file in its .bidsignore, or pass --skip-bids-validation"
-    return Problem(str(bids_dir / place), what, mend, ExitCode.INVALID_BIDS)
+    subject = re.match(r"sub-([0-9A-Za-z+]+)/", place)
+    label = subject[1] if subject else ""
+    return Problem(str(bids_dir / place), what, mend, ExitCode.INVALID_BIDS, label)

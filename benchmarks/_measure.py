@@ -105,8 +105,11 @@ def megabytes(n: float) -> str:
     return f"{n / 1e6:.0f}"
 
 
-def save(name: str, results: Mapping[str, Any], packages: Sequence[str] = ()) -> Path:
-    """Write results as JSON to ``benchmarks/results``, with the machine and the packages' versions."""
+def save(name: str | Path, results: Mapping[str, Any], packages: Sequence[str] = ()) -> Path:
+    """Write results as JSON, with the machine and the packages' versions.
+
+    To ``benchmarks/results``, under a name, or to a path of one's own.
+    """
     versions = {}
     for package in ("bidsapp-recon", "numpy", *packages):
         with contextlib.suppress(PackageNotFoundError):
@@ -120,8 +123,8 @@ def save(name: str, results: Mapping[str, Any], packages: Sequence[str] = ()) ->
         "python": platform.python_version(),
         "versions": versions,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = name if isinstance(name, Path) else RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine, **results}, indent=2) + "\n", encoding="utf-8")
     return path
 

@@ -8,16 +8,15 @@ Both ways run in turn in one process on the same weights and batch; the best tim
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from _measure import RESULTS, save
 
-from bidsapp.models.devices import numerics
+from bidsapp.models.devices import numerics, synchronise
 from bidsapp.models.vdvae import VDVAE
 from bidsapp.models.vdvae_files import read_config
 
@@ -31,7 +30,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, default=Path("vdvae_latents.json"))
+    parser.add_argument("--json", type=Path, default=RESULTS / "vdvae_latents.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = make_model(options.device)
@@ -59,13 +58,11 @@ def main() -> None:
         "batch": options.batch,
         "device": options.device,
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(),
         "seconds": seconds,
         "ratio": long / short,
         "largest_difference": difference,
     }
-    options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(f"written: {save(options.json, report, ('torch',))}")
 
 
 def make_model(device: str) -> VDVAE:
@@ -86,8 +83,7 @@ def measure(
         for name, way in ways.items():
             start = time.perf_counter()
             results[name] = way()
-            if device != "cpu":
-                torch.cuda.synchronize()
+            synchronise(device)
             if round_:
                 seconds[name].append(time.perf_counter() - start)
     return seconds, results

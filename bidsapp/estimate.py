@@ -111,7 +111,7 @@ def needs(config: RunConfig, sizes: Sizes) -> Needs:
         four moments. Three are with the training responses: the ridge (the Gram matrix and its factor, the
         operators of a penalty), the predictions (the same operators and blocks of targets), and the model
         file (Gram matrix, factor and blocks); they do not grow with the number of targets beyond a block. The
-        fourth is a batch of images, on the CPU.
+        fourth is a batch of images, on the CPU: the recipe's, halved where ``--mem`` asks for it.
     """
     penalties = len({alpha for t in config.recipe.targets.values() for alpha in t.alphas})
     n_train, n_test, n_voxels = sizes.n_train, sizes.n_test, sizes.n_voxels
@@ -124,15 +124,16 @@ def needs(config: RunConfig, sizes: Sizes) -> Needs:
     block = n_train * min(_WIDTH, largest) * _FLOAT32
     predicting = 2 * operators + _PREDICTING * block
     moments = [responses + m for m in (gram + 3 * operators, predicting, gram + _WRITING * block)]
+    parameters = _parameter_bytes(config)
     if config.device == "cpu":
-        moments.append(sizes.image_cost * min(config.recipe.diffusion.batch, n_test))
+        at_once = _images_at_once(config, n_test, BASE_MEMORY + parameters, sizes.image_cost)
+        moments.append(sizes.image_cost * at_once)
     dims = sum(sizes.targets.values())
     on_disk = (2 * (n_train + n_test) + sizes.n_trials) * n_voxels * _FLOAT32
     kept = sum(n * _STORED[config.recipe.targets[name].stored] for name, n in sizes.targets.items())
     latents = (n_train + n_test) * kept + 6 * n_test * dims * _FLOAT32 + 4 * dims * _FLOAT64
     pictures = images_made(config, n_test) * sizes.image_bytes
     model = model_file_bytes(n_train, n_voxels, dims, penalties, save_weights=config.save_weights)
-    parameters = _parameter_bytes(config)
     return Needs(
         memory=BASE_MEMORY + parameters + max(moments),
         disk=on_disk + penalties * operators + latents + pictures,
@@ -143,6 +144,14 @@ def needs(config: RunConfig, sizes: Sizes) -> Needs:
         image_cost=sizes.image_cost,
         seconds=_seconds(config, sizes, rows, penalties),
     )
+
+
+def _images_at_once(config: RunConfig, n_test: int, held: int, cost: int) -> int:
+    """Images of stage 2 at once on the CPU: batches are made to fit (bidsapp.models.batching)."""
+    batch = min(config.recipe.diffusion.batch, n_test)
+    while config.memory is not None and batch > 1 and held + batch * cost > config.memory:
+        batch //= 2
+    return batch
 
 
 def model_file_bytes(

@@ -101,6 +101,19 @@ def test_a_batch_of_images_is_counted_where_it_lies(tmp_path):
     assert needs(replace(cpu, device="cuda"), sizes).memory < needs(cpu, _nsd()).memory
 
 
+def test_a_batch_is_halved_where_memory_asks_for_it_and_one_image_has_to_fit(tmp_path):
+    sizes = replace(_nsd(), image_cost=10**11)
+    config = _config(tmp_path, "embedded")
+    most, least = (needs(replace(config, memory=m), sizes).memory for m in (None, 10**9))
+    assert config.recipe.diffusion.batch == 50
+    assert most == BASE_MEMORY + 50 * 10**11
+    assert least == BASE_MEMORY + 10**11
+    for at_once in (25, 12, 6, 3):
+        assert needs(replace(config, memory=BASE_MEMORY + at_once * 10**11), sizes).memory <= (
+            BASE_MEMORY + at_once * 10**11
+        )
+
+
 def test_what_an_image_costs_is_what_batches_are_planned_with():
     recipe = load_recipe("embedded")
     model = Models(recipe, None, "cpu").diffusion

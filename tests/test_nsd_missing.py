@@ -128,6 +128,20 @@ def test_files_may_leave_the_download_once_they_are_in_the_dataset(nsd, converte
     assert hashes(tmp_path / "bids") == converted
 
 
+def test_captions_of_an_earlier_run_stay_when_a_file_is_gone(nsd, converted, tmp_path, capsys):
+    train = VAL.replace("val2017", "train2017")
+    kept = (nsd.root / VAL).read_bytes()
+    (nsd.root / VAL).unlink()
+    assert run(nsd.root, tmp_path / "bids") == 1
+    (nsd.root / train).unlink()
+    (nsd.root / VAL).write_bytes(kept)
+    assert run(nsd.root, tmp_path / "bids") == 0
+    assert hashes(tmp_path / "bids") == converted
+    (nsd.root / VAL).unlink()
+    assert run(nsd.root, tmp_path / "bids") == 0
+    assert hashes(tmp_path / "bids") == converted
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -295,6 +309,7 @@ def test_only_its_own_datasets_are_completed(whole, tmp_path, capsys):
     other.mkdir()
     (other / "thesis.tex").write_text("years of work")
     assert run(whole.root, other) == 73
+    assert "holds no dataset of nsd2bids" in capsys.readouterr().err
     assert [p.name for p in other.iterdir()] == ["thesis.tex"]
     assert run(whole.root, other / "thesis.tex") == 73
     assert run(whole.root, whole.root / "bids") == 73

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsapp.errors import AppError
-from bidsapp.io import clear_partials
+from bidsapp.io import clear_partials, read_tsv
 from bidsapp.nsd import sidecars, stimuli
 from bidsapp.nsd.files import Writer
 from bidsapp.nsd.plan import Plan
@@ -99,23 +99,32 @@ def _write_captions(
     except AppError as error:
         found.damaged(error, plan.captions[0], "Unzip COCO's annotations again.")
         return
-    info = plan.info
-    lacking = {s for c, s in zip(info.coco_id, info.coco_split, strict=True) if c not in captions}
-    having = {s for c, s in zip(info.coco_id, info.coco_split, strict=True) if c in captions}
+    info, path = plan.info, folder / "captions.tsv"
+    texts = [captions.get(coco_id, []) for coco_id in info.coco_id]
+    if not all(texts) and path.is_file():
+        # An earlier run may have had files that are gone now.
+        earlier = _earlier_captions(path)
+        texts = [own or earlier.get(stimulus, []) for own, stimulus in zip(texts, ids, strict=True)]
+    having = {split for split, own in zip(info.coco_split, texts, strict=True) if own}
     known = {m.path for m in plan.missing}
-    absent = [missing_captions(plan.nsd, split) for split in sorted(lacking - having)]
+    absent = [missing_captions(plan.nsd, split) for split in sorted({*info.coco_split} - having)]
     found.missing += [m for m in absent if m.path not in known]
-    if lacking & having:
-        n = sum(c not in captions for c in info.coco_id)
+    n = sum(not own for split, own in zip(info.coco_split, texts, strict=True) if split in having)
+    if n:
         found.notes.append(f"{n} images have no caption in {', '.join(map(str, plan.captions))}.")
-    path = folder / "captions.tsv"
-    if absent and path.is_file():
-        return  # what an earlier run wrote may have more
     rows = [
         (stimulus, caption)
-        for stimulus, coco_id, want in zip(ids, info.coco_id, wanted, strict=True)
+        for stimulus, own, want in zip(ids, texts, wanted, strict=True)
         if want
-        for caption in captions.get(coco_id, ())
+        for caption in own
     ]
     writer.tsv(path, {"stimulus_id": [r[0] for r in rows], "caption": [r[1] for r in rows]})
     writer.json(path.with_suffix(".json"), sidecars.CAPTIONS_COLUMNS)
+
+
+def _earlier_captions(path: Path) -> dict[str, list[str]]:
+    table = read_tsv(path)
+    earlier: dict[str, list[str]] = {}
+    for stimulus, caption in zip(table.get("stimulus_id", ()), table.get("caption", ()), strict=False):
+        earlier.setdefault(stimulus, []).append(caption)
+    return earlier

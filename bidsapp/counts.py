@@ -25,6 +25,7 @@ def counts_of(found: Reconstruction, config: RunConfig) -> dict[str, float]:
         "trials of training and test images": int(repeats.sum()),
         "training images": len(found.split.train),
         "test images": len(found.split.test),
+        **({"images of the split not seen": found.split.unseen} if config.split_file else {}),
         "fewest repeats of an image": int(repeats.min()),
         "most repeats of an image": int(repeats.max()),
         "voxels in the region of interest": found.n_roi_voxels,

@@ -41,6 +41,8 @@ class Sizes:
         Pixels of a side of stage 1's and stage 2's square images; 0 where not known.
     image_cost : int
         Bytes of memory that one image of stage 2 takes while it is made.
+    stimulus_bytes : int
+        Bytes of one test image as it was shown; they are in memory together while images are compared.
     """
 
     n_sessions: int
@@ -52,6 +54,7 @@ class Sizes:
     targets: Mapping[str, int] = field(default_factory=dict)
     sides: tuple[int, int] = (0, 0)
     image_cost: int = 0
+    stimulus_bytes: int = 0
 
     @property
     def image_bytes(self) -> int:
@@ -111,7 +114,8 @@ def needs(config: RunConfig, sizes: Sizes) -> Needs:
         four moments. Three are with the training responses: the ridge (the Gram matrix and its factor, the
         operators of a penalty), the predictions (the same operators and blocks of targets), and the model
         file (Gram matrix, factor and blocks); they do not grow with the number of targets beyond a block. The
-        fourth is a batch of images, on the CPU: the recipe's, halved where ``--mem`` asks for it.
+        fourth is a batch of images, on the CPU (the recipe's, halved where ``--mem`` asks for it), while the
+        images that were shown are in memory.
     """
     penalties = len({alpha for t in config.recipe.targets.values() for alpha in t.alphas})
     n_train, n_test, n_voxels = sizes.n_train, sizes.n_test, sizes.n_voxels
@@ -125,9 +129,11 @@ def needs(config: RunConfig, sizes: Sizes) -> Needs:
     predicting = 2 * operators + _PREDICTING * block
     moments = [responses + m for m in (gram + 3 * operators, predicting, gram + _WRITING * block)]
     parameters = _parameter_bytes(config)
+    batch = 0
     if config.device == "cpu":
         at_once = _images_at_once(config, n_test, BASE_MEMORY + parameters, sizes.image_cost)
-        moments.append(sizes.image_cost * at_once)
+        batch = sizes.image_cost * at_once
+    moments.append(batch + n_test * sizes.stimulus_bytes)
     dims = sum(sizes.targets.values())
     on_disk = (2 * (n_train + n_test) + sizes.n_trials) * n_voxels * _FLOAT32
     kept = sum(n * _STORED[config.recipe.targets[name].stored] for name, n in sizes.targets.items())

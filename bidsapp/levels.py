@@ -147,10 +147,13 @@ def _run_subject(
     settings["split"] = split_record(planned.splits[label])
     voxels, sizes = planned.voxels[label], planned.sizes[label]
     settings["data"] = {
+        "dataset": str(planned.dataset.root),
         "sessions": [session.label for session in subject.sessions],
         "trials": sizes.n_trials,
+        "masks": [str(path) for path in subject.masks.values()],
         "region_voxels": voxels.n_roi,
         "chosen_voxels": voxels.n,
+        "noise_ceiling": None if subject.noise_ceiling is None else str(subject.noise_ceiling),
     }
     write_settings(tree.path("settings", run_id=run_id), settings)
     LOG.info("sub-%s: %d sessions", label, len(subject.sessions))

@@ -80,6 +80,9 @@ def plan(config: RunConfig) -> Plan:
         ready = [s for s in dataset.subjects if s.label in splits and s.label in voxels]
         here = replace(config, device=device)
         sizes = {s.label: _sizes(s, splits[s.label], voxels[s.label], here) for s in ready}
+        if stimuli is not None and not found.problems:
+            shown = {label: _stimulus_bytes(stimuli, splits[label].test) for label in sizes}
+            sizes = {label: replace(size, stimulus_bytes=shown[label]) for label, size in sizes.items()}
         needed = {label: needs(here, size) for label, size in sizes.items()}
         found.add(_memory_problems(needed, config))
         found.add(_space_problems(needed, config, found.problems))
@@ -266,6 +269,12 @@ def _sizes(subject: SubjectInputs, split: Split, voxels: Voxels, config: RunConf
         sides=image_sides(config.recipe, root),
         image_cost=image_cost(config.recipe, root, value_bytes(config)),
     )
+
+
+def _stimulus_bytes(stimuli: StimulusSet, ids: tuple[str, ...]) -> int:
+    """Bytes of a test image as it is read: of the first, since a dataset's images are mostly of one size."""
+    height, width = stimuli.size(ids[0])
+    return 3 * height * width
 
 
 def _memory_problems(needed: dict[str, Needs], config: RunConfig) -> list[Problem]:

@@ -26,7 +26,12 @@ FINE_SHAPE, FINE_AFFINE = (11, 10, 9), np.diag([1.5, 1.5, 1.5, 1.0])
 N_SESSIONS = 3
 
 SHARED = tuple(f"shared_12rep_LAION_cluster_{1000 + i}_i{i % 3}.jpg" for i in range(6))
-OOD = tuple(f"shared_4rep_OOD_{kind}_{i}.png" for i, kind in enumerate(("cropped", "gabor", "shape")))
+#: Names as they are there, blanks, dots and signs included.
+OOD = (
+    "shared_4rep_OOD_shape_deeprecon_colorExpStim04_red_+.png",
+    "shared_4rep_OOD_unusual_Screenshot 2024-05-06 at 14.45.09.jpg",
+    "shared_4rep_OOD_unusual_weird-and-wonderful-fruit-and-vegetables .jpg",
+)
 UNIQUE = {s: tuple(f"unique_4rep_LAION_sub-{s}_{i}_i0.jpg" for i in range(5)) for s in SUBJECTS}
 IMAGES = (*SHARED, *OOD, *UNIQUE["01"], *UNIQUE["03"])
 COLUMNS = ("image_name", "dataset", "participant", "unique_or_shared", "n_reps")

@@ -114,6 +114,13 @@ def test_a_batch_is_halved_where_memory_asks_for_it_and_one_image_has_to_fit(tmp
         )
 
 
+def test_images_that_were_shown_are_in_memory_together(tmp_path):
+    sizes = replace(_nsd(), n_test=20_000, stimulus_bytes=3 * 1000**2)
+    for device in ("cpu", "cuda"):
+        config = replace(_config(tmp_path, "brain-diffuser"), device=device)
+        assert needs(config, sizes).memory > 60e9 > needs(config, replace(sizes, stimulus_bytes=0)).memory
+
+
 def test_what_an_image_costs_is_what_batches_are_planned_with():
     recipe = load_recipe("embedded")
     model = Models(recipe, None, "cpu").diffusion

@@ -22,6 +22,7 @@ from laion_tree import (
     not_a_number,
     write_laion_tree,
 )
+from PIL import Image
 
 from bidsapp import cli
 from bidsapp.config import RECIPES
@@ -84,6 +85,12 @@ def test_tau_from_the_root(laion: Laion, out: Path, subject: str) -> None:
     assert recorded["training_images"] == len(split["train_ids"])
     assert recorded["test_images"] == len(split["test_ids"])
     assert recorded["not_in_the_dataset"] == 0
+    inputs = settings(out, subject)["data"]
+    assert inputs["dataset"] == str(laion.glmsingle)
+    assert inputs["noise_ceiling"].endswith("_desc-NoiseceilingAllrep_statmap.nii.gz")
+    assert inputs["masks"] == [
+        str(laion.root / "derivatives" / "atlases" / f"sub-{subject}" / "rois" / "hlvis.nii.gz")
+    ]
 
 
 def test_the_output_is_valid_and_says_where_its_inputs_are(laion: Laion, out: Path, validate) -> None:
@@ -200,6 +207,18 @@ def test_the_older_stimulus_layout_and_the_other_region_files(recipe: Path, tmp_
     for names in ([pattern], ["FFA1"], ["laion-general", "rois:FFA-1"]):
         assert cli.main([*map(str, given), "--roi", *names]) == 0
         assert "sub-03: 3 sessions" in capsys.readouterr().out
+
+
+def test_images_of_several_sizes_and_shapes(recipe: Path, tmp_path: Path) -> None:
+    laion = write_laion_tree(tmp_path, older_stimuli=True)
+    tests = json.loads(laion.split("sub-01", "tau").read_text())["variants"][0]["test_ids"]
+    for name, size in zip((tests[0], SHARED[-1]), ((64, 48), (33, 90)), strict=True):
+        path = laion.root / "stimuli" / "images" / name
+        Image.open(path).resize(size).save(path)
+    given = ("--participant-label", "01", "--split", laion.split("sub-01", "tau"))
+    assert run(laion, recipe, tmp_path / "out", *given) == 0
+    log = next((tmp_path / "out").glob("logs/sub-01/*/run.log")).read_text()
+    assert "test images differ in size: brought to 40 x 40 pixels" in log
 
 
 def test_unknown_and_unseen_ids_are_said(laion: Laion, recipe: Path, tmp_path: Path, capsys) -> None:

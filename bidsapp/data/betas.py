@@ -224,9 +224,7 @@ def iterate_trials(
         refuse(path, f"The scale factor is {session.scale}.", "Mend ScaleFactor in the JSON sidecar.")
     n_trials = len(session.stimulus_ids)
     if path.suffix in HDF5_SUFFIXES:
-        for stored in iterate_hdf5(
-            path, mask.shape, mask.flat_index, n_trials, session.trials, first=first
-        ):
+        for stored in iterate_hdf5(path, mask.shape, mask.flat_index, n_trials, session.trials, first=first):
             yield _percent(stored, 1.0, 0.0, session.scale)
         return
     with open_volumes(path) as (header, volumes):

@@ -173,6 +173,10 @@ class StimulusSet:
             groups.setdefault(size, []).append(place)
         return list(groups.values())
 
+    def size(self, stimulus: str) -> tuple[int, int]:
+        """Height and width of one image in pixels; see :meth:`images` for the errors."""
+        return self._sizes([stimulus])[0]
+
     def common_side(self, ids: Sequence[str]) -> int | None:
         """Side in pixels of a square that images of several sizes can be brought to.
 

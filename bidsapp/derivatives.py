@@ -262,6 +262,7 @@ def make_report(
         versions=software_versions(),
         seed=config.seed,
         warnings=warnings,
+        evidence=found.evidence,
         run_id=run_id,
         duration_s=seconds,
     )

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from bidsapp.evidence import Evidence
+
 #: The conditions of a run, in the order in which they are shown.
 CONDITIONS = ("brain", "null", "oracle")
 STAGES = ("stage1", "stage2")
@@ -137,6 +139,8 @@ class SubjectReport:
     errors, warnings : tuple of str
         Shown in full as text; the first line of each is its heading.
     figures : tuple of ExtraFigure
+    evidence : Evidence or None
+        The run's checks of itself.
     run_id : str
         Name of the run's folder in ``logs``.
     duration_s : float or None
@@ -165,6 +169,7 @@ class SubjectReport:
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     figures: tuple[ExtraFigure, ...] = ()
+    evidence: Evidence | None = None
     run_id: str = ""
     duration_s: float | None = None
 

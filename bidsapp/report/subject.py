@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
-from bidsapp.report import words
+from bidsapp.evidence import Evidence
+from bidsapp.report import checks, words
 from bidsapp.report.figures import GAP, SIDE, write_tiles
 from bidsapp.report.labels import (
     CONDITION_TITLES,
@@ -20,7 +21,17 @@ from bidsapp.report.page import render
 from bidsapp.report.plots import ordered, score_plots
 from bidsapp.report.records import CONDITIONS, STAGES, ScoreRow, SubjectReport
 
-_SECTIONS = ("Summary", "Reconstructions", "Scores", "Data", "Methods", "About", "Errors")
+_SECTIONS = (
+    "Summary",
+    "Reconstructions",
+    "Ladder",
+    "Decoding",
+    "Scores",
+    "Data",
+    "Methods",
+    "About",
+    "Errors",
+)
 _FIGURE_SECTIONS = ("reconstructions", "scores", "data")
 
 _TARGET_TITLES = {
@@ -58,9 +69,21 @@ def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
     version = next(iter(report.versions.values()), "")
     metrics = tuple(dict.fromkeys(r.metric for r in report.scores))
     conditions = ordered({r.condition for r in report.scores}, CONDITIONS)
+    evidence = report.evidence or Evidence()
+    lags, trial_rows = checks.trial_rows(evidence)
     render(
         path,
         "subject.html.j2",
+        findings=checks.findings(evidence),
+        ladder_plots=checks.ladder_plots(evidence),
+        ladder_table=checks.ladder_table(evidence),
+        rungs=[checks.RUNG_TITLES[r] for r in checks.rungs(evidence)],
+        n_ladder=max((r.n_images for r in evidence.ladder), default=0),
+        curves=checks.curves(evidence),
+        target_rows=checks.target_rows(evidence),
+        training=checks.training_sentences(evidence),
+        lags=lags,
+        trial_rows=trial_rows,
         title=f"sub-{report.subject}",
         version=version,
         sections=[(s.lower(), s, len(report.errors) if s == "Errors" else 0) for s in _SECTIONS],

@@ -104,6 +104,22 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def further_analyses(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of the participant level that add analyses to a run, and change nothing else of it."""
+    for option in (
+        click.option(
+            "--generator-seeds",
+            type=click.IntRange(min=1),
+            default=1,
+            show_default=True,
+            metavar="N",
+            help="Make the ladder's images from the brain under N seeds, to tell how far scores move.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 models_dir_option = click.option(
     "--models-dir",
     type=click.Path(path_type=Path, file_okay=False),

@@ -23,6 +23,7 @@ from bidsapp.arguments import (
     Percent,
     command_line,
     common,
+    further_analyses,
     models_dir_option,
     normalise,
     prepare,
@@ -107,6 +108,7 @@ from bidsapp.verbs import VERBS
     help="Test images of the ladder, which tells a broken stage from noisy data; 0 for none.  "
     "[default: the recipe's]",
 )
+@further_analyses
 @click.option("--skip-bids-validation", is_flag=True, help="Do not run the BIDS validator on the input.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, compute nothing.")
 @click.option("--stop-on-first-crash", is_flag=True, help="Stop when a subject fails.")
@@ -180,6 +182,7 @@ def make_config(options: dict[str, Any]) -> Any:
         save_weights=options["save_weights"],
         seed=options["seed"],
         ladder_images=options["ladder_images"],
+        generator_seeds=options["generator_seeds"],
         skip_bids_validation=options["skip_bids_validation"],
         stop_on_first_crash=options["stop_on_first_crash"],
         verbose=options["verbose"],

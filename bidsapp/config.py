@@ -162,6 +162,8 @@ class RunConfig:
     save_weights: bool = False
     seed: int = 0
     ladder_images: int | None = None
+    #: seeds under which the ladder's brain images are made; 1 is the run's own alone
+    generator_seeds: int = 1
     skip_bids_validation: bool = False
     stop_on_first_crash: bool = False
     verbose: int = 0

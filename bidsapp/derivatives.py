@@ -35,6 +35,7 @@ from bidsapp.evidence_tables import (
     quality_table,
 )
 from bidsapp.fitted import target_rows, write_model
+from bidsapp.option_outputs import write_options
 from bidsapp.records import Split
 from bidsapp.report import ScoreRow, SubjectReport, write_subject_report
 from bidsapp.report.labels import metric_label
@@ -102,10 +103,14 @@ def write_subject(
     write_metrics(tree, ladder_table(evidence), LADDER_COLUMNS, desc="ladder")
     write_metrics(tree, quality_table(evidence), QUALITY_COLUMNS, desc="targets")
     write_metrics(tree, findings_table(evidence), FINDING_COLUMNS | checks(evidence), desc="findings")
+    further = write_options(found, tree)
     stems = [tree.path("mask", roi=roi_label(config.roi)).name, tree.path("model").name]
     stems += [tree.path("image", stim=i, desc=d).name for i in brain.ids for d in ("recon", "vdvae")]
     stems += [tree.path("image_sidecar", desc=d).name for d in ("recon", "vdvae")]
-    stems += [tree.path("metrics", desc=d).name for d in (*_TABLES, *(_DESC[c] for c in found.pictures))]
+    stems += [
+        tree.path("metrics", desc=d).name
+        for d in (*_TABLES, *further.tables, *(_DESC[c] for c in found.pictures))
+    ]
     remove_outputs(tree, keep={name.partition(".")[0] for name in stems})
     write_subject_report(
         tree.path("report"), make_report(found, rows, stimuli, config, run_id, seconds, warnings)
@@ -283,6 +288,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
         "max_sessions": config.max_sessions,
         "min_noise_ceiling": config.min_noise_ceiling,
         "save_weights": config.save_weights,
+        "generator_seeds": config.generator_seeds,
     }
     return {"run": options, "recipe": config.recipe.as_dict()}
 

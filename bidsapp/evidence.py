@@ -233,6 +233,31 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class SeedSpread:
+    """How far a metric of the ladder's brain images moves with the generator's seed.
+
+    Attributes
+    ----------
+    stage, metric : str
+    value : Value
+        Mean over seeds and images; the interval is the bootstrap's, over images.
+    between_seeds : float
+        Standard deviation over seeds of an image's score, mean over images.
+    of_mean : float
+        Standard deviation over seeds of the mean over images: what a run's score moves by.
+    n_seeds, n_images : int
+    """
+
+    stage: str
+    metric: str
+    value: Value
+    between_seeds: float
+    of_mean: float
+    n_seeds: int
+    n_images: int
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that one run found out about itself."""
 
@@ -243,3 +268,5 @@ class Evidence:
     caption_match: CaptionMatch | None = None
     spuriousness: Spuriousness | None = None
     findings: tuple[Finding, ...] = ()
+    #: what options ask for: empty without them
+    generator_seeds: tuple[SeedSpread, ...] = ()

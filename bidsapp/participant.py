@@ -7,13 +7,13 @@ what is written, in :mod:`bidsapp.derivatives`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bidsapp import control_steps, ladder, selfcheck, steps
+from bidsapp import control_steps, generator_seeds, ladder, selfcheck, steps
 from bidsapp.config import RunConfig
 from bidsapp.data.betas import Mask, load_mask
 from bidsapp.data.selection import keep_reliable
@@ -152,6 +152,10 @@ def reconstruct(
             pictures[condition] = Pictures.of_rung(ids, rungs[condition])
     table = ladder.tabulate(rungs, config.seed)
     evidence = selfcheck.gather(done, betas, halves, subject, stimuli, models, table, config)
+
+    # What options add: the same images under further seeds of the generator.
+    seeds = generator_seeds.vary_seeds(done, rungs, rows, shown, models, config)
+    evidence = replace(evidence, generator_seeds=seeds)
 
     return Reconstruction(
         subject=subject,

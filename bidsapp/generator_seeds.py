@@ -1,0 +1,107 @@
+"""How much of a score is the generator's luck: the ladder's brain images made again under further seeds.
+
+Predicted latents and tokens stay as they are; what differs between seeds is what the models draw (the prior
+of the VDVAE's later blocks, the diffusion's noise). The first seed is the run's own, whose images the
+ladder has already.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from bidsapp import ladder, steps
+from bidsapp.config import RunConfig
+from bidsapp.evidence import SeedSpread
+from bidsapp.metrics.shares import mean_with_interval
+from bidsapp.seeds import seed_for
+from bidsapp.steps import BRAIN
+
+if TYPE_CHECKING:
+    from bidsapp.models.suite import Models
+
+LOG = logging.getLogger("bidsapp")
+
+
+def vary_seeds(
+    done: ladder.Decoded,
+    rungs: Mapping[str, ladder.Rung],
+    rows: Sequence[int],
+    shown: npt.NDArray[np.uint8],
+    models: Models,
+    config: RunConfig,
+) -> tuple[SeedSpread, ...]:
+    """Make the ladder's brain images under several seeds, and compare the spread of their scores.
+
+    Parameters
+    ----------
+    done : Decoded
+    rungs : mapping of str to Rung
+        The ladder, whose rung ``brain`` is the first seed's.
+    rows : sequence of int
+        Test images of the ladder.
+    shown : ndarray of uint8, shape (test images, H, W, 3)
+    models : Models
+    config : RunConfig
+        ``generator_seeds`` says how many seeds; with one there is nothing to do.
+
+    Returns
+    -------
+    tuple of SeedSpread
+        One a metric and stage; empty where there is one seed, or no ladder.
+    """
+    n_seeds = config.generator_seeds
+    if n_seeds < 2:
+        return ()
+    if BRAIN not in rungs:
+        LOG.warning("--generator-seeds: the ladder has no images, so seeds were not varied")
+        return ()
+    shown, ids = shown[list(rows)], tuple(done.split.test[row] for row in rows)
+    latents = steps.take(done.latents, rows, config.recipe.target_names)
+    found = [{"stage1": rungs[BRAIN].scores1, "stage2": rungs[BRAIN].scores2}]
+    for number in range(2, n_seeds + 1):
+        name, seed = f"seed{number}", seed_for(config.seed, f"generator seed {number}")
+        first = steps.first_stage(done.stages, latents, ids, done.subject, models, seed, name)
+        second = steps.second_stage(done.stages, first, latents, ids, done.subject, models, seed, name)
+        made = {"stage1": first, "stage2": second}
+        found.append({k: ladder.judge(s["images"], shown, models, config) for k, s in made.items()})
+    spreads = []
+    for stage in ("stage1", "stage2"):
+        scores = [s.per_image for each in found if (s := each[stage]) is not None]
+        for metric in scores[0]:
+            values = np.array([per_image[metric] for per_image in scores])
+            spreads.append(spread_over_seeds(stage, metric, values, config.seed))
+    return tuple(spreads)
+
+
+def spread_over_seeds(stage: str, metric: str, values: npt.ArrayLike, seed: int) -> SeedSpread:
+    """Say how far a metric moves with the generator's seed.
+
+    Parameters
+    ----------
+    stage, metric : str
+    values : array-like of float, (seeds, images)
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    SeedSpread
+        Standard deviations have ``ddof=1``.
+    """
+    v = np.asarray(values, dtype=np.float64)
+    if v.ndim != 2 or v.shape[0] < 2:
+        raise ValueError(f"values of shape {v.shape} given, (seeds >= 2, images) needed")
+    return SeedSpread(
+        stage=stage,
+        metric=metric,
+        value=mean_with_interval(v.mean(axis=0), seed),
+        between_seeds=float(v.std(axis=0, ddof=1).mean()),
+        of_mean=float(v.mean(axis=1).std(ddof=1)),
+        n_seeds=v.shape[0],
+        n_images=v.shape[1],
+    )

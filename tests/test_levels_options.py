@@ -1,0 +1,77 @@
+"""The analyses that options add to a run, from end to end on a tiny dataset, and what they leave alone."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bidsapp import cli
+from bidsapp.config import RECIPES
+from bidsapp.generator_seeds import spread_over_seeds
+from bidsapp.io import read_tsv
+from bidsapp.models.suite import EMBEDDED
+from bidsapp.runlog import write_settings
+
+needs_weights = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded weights are not there")
+FUNC = "sub-01/func/sub-01_task-tiny_desc-{}_metrics.tsv"
+
+
+@pytest.fixture(scope="module")
+def outputs(tiny_dataset, tmp_path_factory) -> tuple[Path, Path]:
+    """Outputs of a run without options and of one with all of them, which finds the first one's work."""
+    bids = tiny_dataset(n_subjects=1, n_trials=60)
+    folder = tmp_path_factory.mktemp("options")
+    content = tomllib.loads((RECIPES / "embedded.toml").read_text())
+    content["diffusion"] |= {"steps": 4}
+    content["metrics"] |= {"networks": ["small_clip"]}
+    content["controls"] |= {"max_images": 3}
+    write_settings(folder / "quick.toml", content)
+    plain, full = folder / "plain", folder / "full"
+    words = ["participant", "--recipe", folder / "quick.toml", "-w", folder / "work", "--device", "cpu"]
+    words = [str(w) for w in (*words, "--n-cpus", "1", "--skip-bids-validation")]
+    assert cli.main([str(bids), str(plain), *words]) == 0
+    assert cli.main([str(bids), str(full), *words, "--generator-seeds", "3"]) == 0
+    return plain, full
+
+
+@needs_weights
+def test_options_change_nothing_else(outputs):
+    plain, full = outputs
+    for desc in ("recon", "ladder", "targets", "findings", "summary"):
+        assert (plain / FUNC.format(desc)).read_bytes() == (full / FUNC.format(desc)).read_bytes()
+    added = {p.relative_to(full) for p in full.rglob("*metrics.tsv")}
+    added -= {p.relative_to(plain) for p in plain.rglob("*metrics.tsv")}
+    assert added == {Path(FUNC.format(desc)) for desc in ("seeds",)}
+
+
+@needs_weights
+def test_seeds_move_the_second_stage(outputs):
+    table = read_tsv(outputs[1] / FUNC.format("seeds"))
+    assert set(table["n_seeds"]) == {"3"}
+    assert set(table["n_images"]) == {"3"}
+    moved = dict(zip(zip(table["stage"], table["metric"], strict=True), table["between_seeds"], strict=True))
+    assert float(moved["stage2", "pixcorr"]) > 0
+    ladder = read_tsv(outputs[1] / FUNC.format("ladder"))
+    brain = {
+        (s, m): float(v)
+        for r, s, m, v in zip(*(ladder[c] for c in ("rung", "stage", "metric", "mean")), strict=True)
+        if r == "brain"
+    }
+    mean = dict(zip(zip(table["stage"], table["metric"], strict=True), table["mean"], strict=True))
+    of_mean = dict(zip(zip(table["stage"], table["metric"], strict=True), table["of_mean"], strict=True))
+    for key, value in mean.items():
+        # The run's own seed is one of three: none of three lies further from their mean than 2 / sqrt(3) sd.
+        assert abs(float(value) - brain[key]) <= 2 / np.sqrt(3) * float(of_mean[key]) + 1e-6
+
+
+def test_spread_over_seeds_by_hand():
+    spread = spread_over_seeds("stage2", "ssim", [[0.1, 0.5], [0.3, 0.5], [0.5, 0.5]], seed=0)
+    assert spread.between_seeds == pytest.approx(0.1)  # sd 0.2 of the first image, none of the second
+    assert spread.of_mean == pytest.approx(0.1)  # of 0.3, 0.4 and 0.5
+    assert spread.value.mean == pytest.approx(0.4)
+    assert (spread.n_seeds, spread.n_images) == (3, 2)
+    with pytest.raises(ValueError, match="seeds >= 2"):
+        spread_over_seeds("stage2", "ssim", [[0.1, 0.5]], seed=0)

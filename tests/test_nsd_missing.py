@@ -86,6 +86,8 @@ def test_what_is_missing_is_named_the_rest_converted_and_completed_later(
     assert changed
     assert all(affected in name or any(a in name for a in also) for name in changed), changed
     assert set(made) <= set(converted)
+    present = read_tsv(tmp_path / "bids/stimuli/stimuli.tsv")["present"]
+    assert set(present) == {"false" if lost == BRICK else "true"}
     (nsd.root / lost).write_bytes(kept)
     assert run(nsd.root, tmp_path / "bids") == 0
     assert hashes(tmp_path / "bids") == converted

@@ -28,6 +28,13 @@ def test_unreadable_configurations_are_left_out(tmp_path):
     assert target_sizes(load_recipe("embedded"), tmp_path) == {}
 
 
+def test_the_published_vdvae_comes_without_a_configuration(tmp_path):
+    recipe = load_recipe("brain-diffuser")
+    (tmp_path / recipe.models.vdvae).mkdir()
+    assert target_sizes(recipe, tmp_path) == {"vdvae": 91168}  # the paper's number
+    assert image_sides(recipe, tmp_path) == (64, 0)
+
+
 def test_too_little_memory_is_refused_before_anything_is_computed(tiny_dataset, tmp_path, capsys):
     bids, out = tiny_dataset(), tmp_path / "out"
     args = [str(bids), str(out), "participant", "--recipe", "embedded", "--skip-bids-validation"]

@@ -4,6 +4,7 @@ and the files that loading asks for."""
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import h5py
@@ -89,6 +90,23 @@ def _with_others(root: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def calls(monkeypatch) -> list[object]:
+    """Attempts to reach the network, which all fail."""
+    from huggingface_hub import constants
+
+    attempts: list[object] = []
+
+    def refuse(*words: object, **_: object) -> None:
+        attempts.append(words)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return attempts
+
+
 @pytest.mark.parametrize(
     ("recipe", "sizes"),
     [
@@ -97,12 +115,13 @@ def _with_others(root: Path) -> Path:
     ],
 )
 def test_one_command_runs_the_recipe_from_end_to_end(
-    recipe, sizes, bids, tmp_path, request, validate, monkeypatch
+    recipe, sizes, bids, tmp_path, request, validate, calls, monkeypatch
 ):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")  # small models: threads would only wait for each other
     models, out = request.getfixturevalue(recipe.replace("-", "_")), tmp_path / "out"
     words = [str(bids), str(out), "participant", "--recipe", recipe, "--models-dir", str(models)]
     assert cli.main(words) == 0
+    assert calls == []
     func = out / "sub-01" / "func"
     for desc in ("recon", "vdvae"):
         images = sorted(func.glob(f"*_desc-{desc}_image.png"))

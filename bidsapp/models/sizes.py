@@ -10,6 +10,9 @@ from typing import Any
 from bidsapp.config import Recipe
 from bidsapp.models import costs
 
+#: Of the published VDVAE, whose file comes without a configuration.
+_IMAGENET64 = Path(__file__).with_name("imagenet64.json")
+
 
 def target_sizes(recipe: Recipe, root: Path) -> dict[str, int]:
     """Find the number of values of each target whose model's configuration is there.
@@ -81,8 +84,15 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
+def _vdvae_config(recipe: Recipe, root: Path) -> dict[str, Any]:
+    """Read what :func:`bidsapp.models.vdvae_files.read_config` reads, without torch."""
+    folder = root / recipe.models.vdvae
+    own = folder / "config.json"
+    return _read(own if own.is_file() or not folder.is_dir() else _IMAGENET64)
+
+
 def _vdvae(recipe: Recipe, root: Path) -> int:
-    config = _read(root / recipe.models.vdvae / "config.json")
+    config = _vdvae_config(recipe, root)
     sides: list[int] = []
     for item in config["dec_blocks"].split(","):
         side, _, repeats = item.strip().partition("x")
@@ -91,7 +101,7 @@ def _vdvae(recipe: Recipe, root: Path) -> int:
 
 
 def _vdvae_side(recipe: Recipe, root: Path) -> int:
-    return int(_read(root / recipe.models.vdvae / "config.json")["image_size"])
+    return int(_vdvae_config(recipe, root)["image_size"])
 
 
 def _diffusion_side(recipe: Recipe, root: Path) -> int:

@@ -132,6 +132,31 @@ def test_few_images_are_never_judged(healthy):
     assert {f.severity for f in rules.find(few)} == {"unknown", "limit"}
 
 
+def test_no_sentence_repeats_the_name_of_its_stage(healthy):
+    few = replace(healthy, ladder=ladder(n=4), trial_order=(order("a", n=5),), caption_match=NO_MATCH)
+    for evidence in (healthy, few):
+        for finding in rules.find(evidence):
+            assert not finding.sentence.lower().startswith(f"{finding.stage.lower()}:")
+
+
+def test_targets_have_their_readers_names(healthy):
+    some = replace(healthy, targets=(quality("vdvae"), quality("clip_vision", 0.5, 0.3)))
+    for evidence in (healthy, some):
+        sentence = next(f.sentence for f in rules.find(evidence) if f.code == "decoding")
+        assert "0.90 for the VDVAE latents" in sentence
+        assert "CLIP image tokens" in sentence
+        assert "_" not in sentence
+
+
+@pytest.mark.parametrize(("share", "said"), [(-0.001, " 0 % of"), (0.664, " 66 % of"), (None, "reach 0.80 of")])
+def test_the_way_reached_is_said_in_whole_per_cent_or_not_at_all(healthy, share, said):
+    rows = [r for r in ladder() if (r.rung, r.stage) != ("brain", "stage2")]
+    rows.append(rung("brain", "stage2", rules.IDENTIFICATION, 0.8, share))
+    sentence = rules.find(replace(healthy, ladder=tuple(rows)))[-1].sentence
+    assert said in sentence
+    assert "nan" not in sentence
+
+
 def test_what_was_not_measured_is_not_judged():
     assert rules.find(Evidence()) == ()
 

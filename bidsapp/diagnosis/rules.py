@@ -72,6 +72,13 @@ _STAGES = {
     "pictures": "pictures of predicted latents",
     "limit": "what limits the picture",
 }
+#: Targets as sentences name them.
+_TARGETS = {
+    "vdvae": "VDVAE latents",
+    "clip_vision": "CLIP image tokens",
+    "clip_text": "CLIP text tokens",
+    "clip_image": "CLIP image embedding",
+}
 
 
 def _finding(code: str, severity: str, sentence: str, **numbers: float) -> Finding:
@@ -82,8 +89,7 @@ def _finding(code: str, severity: str, sentence: str, **numbers: float) -> Findi
 
 def _not_judged(code: str, causes: list[str]) -> Finding:
     names = " and ".join(_STAGES[c] for c in causes)
-    text = f"{_STAGES[code][:1].upper()}{_STAGES[code][1:]}: not judged, because it depends on {names}."
-    return _finding(code, "unknown", text)
+    return _finding(code, "unknown", f"Not judged, because it depends on {names}.")
 
 
 def _clip_input(evidence: Evidence, ladder: _Ladder) -> Finding | None:
@@ -92,8 +98,7 @@ def _clip_input(evidence: Evidence, ladder: _Ladder) -> Finding | None:
         return None
     score = found.two_way.mean
     if found.n_images < limits["min_images"]:
-        text = f"CLIP's input: {found.n_images} images are too few to check it."
-        return _finding("clip-input", "unknown", text)
+        return _finding("clip-input", "unknown", _too_few(found.n_images))
     if score < limits["clip_input"]["broken_below"]:
         text = (
             f"CLIP does not find the stimuli's own captions ({_two_way(score)}; a healthy CLIP is close to "
@@ -114,7 +119,7 @@ def _first_stage(evidence: Evidence, ladder: _Ladder) -> Finding | None:
     if score is None or pixels is None:
         return None
     if score.n_images < thresholds()["min_images"]:
-        return _finding("first-stage", "unknown", _too_few("Stage 1", score.n_images))
+        return _finding("first-stage", "unknown", _too_few(score.n_images))
     numbers = {"identification": score.value.mean, "pixcorr": pixels.value.mean}
     said = f"{_two_way(score.value.mean)}, pixel correlation {pixels.value.mean:.2f}"
     if score.value.mean < limits["identification_below"] or pixels.value.mean < limits["pixcorr_below"]:
@@ -133,7 +138,7 @@ def _generator(evidence: Evidence, ladder: _Ladder) -> Finding | None:
     if score is None:
         return None
     if score.n_images < thresholds()["min_images"]:
-        return _finding("generator", "unknown", _too_few("Stage 2", score.n_images))
+        return _finding("generator", "unknown", _too_few(score.n_images))
     numbers = {"identification": score.value.mean}
     lost = before.value.mean - score.value.mean if before else 0.0
     if score.value.mean < limits["identification_below"] or lost > limits["loss_above"]:
@@ -151,7 +156,7 @@ def _trial_order(evidence: Evidence, ladder: _Ladder) -> Finding | None:
         return None
     checked = [t for t in evidence.trial_order if t.n_trials >= limits["min_trials"]]
     if not checked:
-        text = "Trial order: not checked, because too few images were shown in more than one session."
+        text = "Not checked, because too few images were shown in more than one session."
         return _finding("trial-order", "unknown", text)
     shifted = {t.session: lag for t in checked if (lag := out_of_step(t))}
     if shifted:
@@ -164,7 +169,7 @@ def _trial_order(evidence: Evidence, ladder: _Ladder) -> Finding | None:
             "in other sessions best when shifted."
         )
         return _finding("trial-order", "broken", text, sessions=float(len(shifted)))
-    text = f"Trial order: none of {len(checked)} sessions matches the others better when shifted."
+    text = f"None of {len(checked)} sessions matches the others better when shifted."
     return _finding("trial-order", "ok", text)
 
 
@@ -184,7 +189,7 @@ def _responses(evidence: Evidence, ladder: _Ladder) -> Finding | None:
     if found is None:
         return None
     if found.n_images < thresholds()["min_images"]:
-        text = f"Responses: {found.n_images} repeated test images are too few to check their reliability."
+        text = f"{found.n_images} repeated test images are too few to check their reliability."
         return _finding("responses", "unknown", text)
     said = f"{_two_way(found.two_way.mean)}, p = {found.p:.2g}"
     if found.p > thresholds()["responses"]["p_above"]:
@@ -202,9 +207,9 @@ def _decoding(evidence: Evidence, ladder: _Ladder) -> Finding | None:
     if not evidence.targets:
         return None
     if evidence.targets[0].n_images < limits["min_images"]:
-        return _finding("decoding", "unknown", _too_few("Decoding", evidence.targets[0].n_images))
+        return _finding("decoding", "unknown", _too_few(evidence.targets[0].n_images))
     scores = {t.target: t.two_way.mean for t in evidence.targets}
-    said = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
+    said = ", ".join(f"{score:.2f} for the {_named(name)}" for name, score in scores.items())
     lost = [t.target for t in evidence.targets if not t.two_way_p <= limits["decoding"]["p_above"]]
     if len(lost) == len(scores):
         text = (
@@ -213,7 +218,7 @@ def _decoding(evidence: Evidence, ladder: _Ladder) -> Finding | None:
         )
         return _finding("decoding", "broken", text, **scores)
     if lost:
-        text = f"Responses predict some targets (two-way {said}), but not {', '.join(lost)}."
+        text = f"Responses predict some targets (two-way {said}), but not the {' or the '.join(map(_named, lost))}."
         return _finding("decoding", "limit", text, **scores)
     return _finding("decoding", "ok", f"Responses predict every target (two-way {said}).", **scores)
 
@@ -224,7 +229,7 @@ def _pictures(evidence: Evidence, ladder: _Ladder) -> Finding | None:
     if brain is None or null is None:
         return None
     if brain.n_images < thresholds()["min_images"]:
-        return _finding("pictures", "unknown", _too_few("Pictures", brain.n_images))
+        return _finding("pictures", "unknown", _too_few(brain.n_images))
     said = f"{brain.value.mean:.2f} against {null.value.mean:.2f} of shuffled pairs, two-way"
     numbers = {"brain": brain.value.mean, "null": null.value.mean}
     low = brain.value.low if brain.value.low is not None else brain.value.mean
@@ -247,8 +252,10 @@ def _limit(evidence: Evidence, ladder: _Ladder) -> Finding | None:
         return None
     share = brain.share.mean if brain.share else float("nan")
     gains = {k: r.value.mean - brain.value.mean for k, r in rows.items() if r and k.startswith("true_")}
-    reached = f"Brain pictures reach {share:.0%} of the way from luck to what the models can do"
-    reached += f" ({brain.value.mean:.2f} of {oracle.value.mean:.2f} two-way)."
+    # Rounded to whole numbers, so that nothing reads as -0 %.
+    way = f"{round(100 * share)} % of the way from luck to what the models can do" if brain.share else ""
+    said = f"{brain.value.mean:.2f} of {oracle.value.mean:.2f} two-way"
+    reached = f"Brain pictures reach {way} ({said})." if way else f"Brain pictures reach {said}."
     names = {"true_stage1": "the VDVAE latents (stage 1)", "true_tokens": "the CLIP tokens (stage 2)"}
     most = max(gains, key=lambda k: gains[k], default="")
     if most and gains[most] > thresholds()["limit"]["gain_above"]:
@@ -257,12 +264,16 @@ def _limit(evidence: Evidence, ladder: _Ladder) -> Finding | None:
     return _finding("limit", "limit", reached, share=share, **{f"gain_{k}": g for k, g in gains.items()})
 
 
-def _too_few(what: str, n: int) -> str:
-    return f"{what}: {n} test images are too few to judge it."
+def _too_few(n: int) -> str:
+    return f"{n} test images are too few to judge this."
 
 
 def _two_way(score: float) -> str:
     return f"two-way {score:.2f}"
+
+
+def _named(target: str) -> str:
+    return _TARGETS.get(target, target)
 
 
 _Rule = Callable[[Evidence, _Ladder], Finding | None]

@@ -86,12 +86,20 @@ def ladder_plots(evidence: Evidence) -> tuple[MetricPlot, ...]:
             continue
         label = ladder_label(metric)
         axis = axis_for(label, [r.value.mean for r in rows])
+        # Every rung has its lane in both stages, so that the two stand side by side at one height.
+        names = sorted({r.rung for r in rows}, key=RUNGS.index)
         for stage in ("stage1", "stage2"):
-            of_stage = sorted((r for r in rows if r.stage == stage), key=lambda r: RUNGS.index(r.rung))
+            of_stage = {r.rung: r for r in rows if r.stage == stage}
             if of_stage:
-                lanes = tuple(_lane(label, axis, r) for r in of_stage)
-                plots.append(MetricPlot(label, STAGE_TITLES[stage], lanes, axis.ticks(label)))
+                lanes = (_lane(label, axis, of_stage[n]) if n in of_stage else _no_lane(n) for n in names)
+                plots.append(MetricPlot(label, STAGE_TITLES[stage], tuple(lanes), axis.ticks(label)))
     return tuple(plots)
+
+
+def _no_lane(rung: str) -> Lane:
+    """Make the lane of a rung that has no picture of this stage."""
+    title = RUNG_TITLES[rung]
+    return Lane(title, "–", "", (), None, None, f"{title}: makes no picture of this stage.")
 
 
 def ladder_label(metric: str) -> MetricLabel:
@@ -113,7 +121,9 @@ def _lane(label: MetricLabel, axis: Axis, row: LadderRow) -> Lane:
 
 def share_text(share: Value | None) -> str:
     """Word a share of the way from luck to the oracle."""
-    return "" if share is None else f"{100 * share.mean:.0f}\N{NO-BREAK SPACE}% of the way"
+    if share is None:
+        return ""
+    return f"{round(100 * share.mean)}\N{NO-BREAK SPACE}% of the way".replace("-", "−")
 
 
 def ladder_table(evidence: Evidence) -> list[tuple[str, str, list[tuple[str, str]]]]:

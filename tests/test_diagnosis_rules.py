@@ -148,7 +148,7 @@ def test_targets_have_their_readers_names(healthy):
         assert "_" not in sentence
 
 
-@pytest.mark.parametrize(("share", "said"), [(-0.001, " 0 % of"), (0.664, " 66 % of"), (None, "reach 0.80 of")])
+@pytest.mark.parametrize(("share", "said"), [(-0.001, " 0 % of"), (0.664, " 66 %"), (None, "reach 0.80")])
 def test_the_way_reached_is_said_in_whole_per_cent_or_not_at_all(healthy, share, said):
     rows = [r for r in ladder() if (r.rung, r.stage) != ("brain", "stage2")]
     rows.append(rung("brain", "stage2", rules.IDENTIFICATION, 0.8, share))

@@ -8,7 +8,9 @@ from bidsapp.evidence import Evidence, LadderRow, Value
 from bidsapp.report import checks
 
 
-def rows(rung: str, stages: tuple[str, ...] = ("stage1", "stage2"), share: float | None = 0.5) -> list[LadderRow]:
+def rows(
+    rung: str, stages: tuple[str, ...] = ("stage1", "stage2"), share: float | None = 0.5
+) -> list[LadderRow]:
     value, way = Value(0.8, 0.7, 0.9), None if share is None else Value(share)
     return [LadderRow(rung, s, m, value, way, 20) for s in stages for m in ("identification", "pixcorr")]
 

@@ -218,7 +218,8 @@ def _decoding(evidence: Evidence, ladder: _Ladder) -> Finding | None:
         )
         return _finding("decoding", "broken", text, **scores)
     if lost:
-        text = f"Responses predict some targets (two-way {said}), but not the {' or the '.join(map(_named, lost))}."
+        names = " or the ".join(map(_named, lost))
+        text = f"Responses predict some targets (two-way {said}), but not the {names}."
         return _finding("decoding", "limit", text, **scores)
     return _finding("decoding", "ok", f"Responses predict every target (two-way {said}).", **scores)
 

@@ -133,7 +133,7 @@ def _hash(paths: Sequence[Path], root: Path, full: bool) -> dict[Path, str]:
     for path in track(unread, "hashing weights (files)") if unread else ():
         look, started = _look(path), time.time()
         hashes[path] = sha256_file(path)
-        if _look(path) == look and started - look["mtime_ns"] / 1e9 > _SETTLED_S:
+        if started - look["mtime_ns"] / 1e9 > _SETTLED_S:
             new[_name(path, root)] = {"sha256": hashes[path], **look}
     _remember(new, root)
     return hashes

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -153,6 +155,21 @@ def test_a_file_is_fetched_and_recorded(server: Server, tmp_path: Path) -> None:
     server.asked.clear()
     assert fetch(at(server), tmp_path / "new") == 0
     assert server.asked == []
+
+
+def test_a_terminal_gets_a_bar_and_a_log_a_line(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(fetching, "_EVERY_S", -1)  # a line whenever there is something to say
+    with caplog.at_level("INFO"):
+        fetch(at(server), tmp_path / "log")
+    megabytes = len(CONTENT) / 1e6
+    assert f"w.pth: {megabytes:.0f} of {megabytes:.0f} MB" in caplog.text
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    fetch(at(server), tmp_path / "terminal")
+    assert re.search(r"w\.pth: +\d+%\|.* [\d.]+/1\.28M ", capsys.readouterr().err)
 
 
 def test_a_broken_download_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:

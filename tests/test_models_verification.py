@@ -209,6 +209,21 @@ def test_where_nothing_can_be_recorded_it_is_said(root: Path, caplog: pytest.Log
     assert str(root) in caplog.text
 
 
+def test_a_user_without_a_home(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a container that runs under a number of which it knows no user."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    put(root, "a.pth", FIRST)
+    with read_only(root), caplog.at_level("WARNING"):
+        assert verify(needed("a.pth"), root) == {"vdvae/a.pth": sha256(FIRST)}
+    assert "recorded nowhere" in caplog.text
+    assert verify(needed("a.pth"), root) == {"vdvae/a.pth": sha256(FIRST)}
+    assert (root / LOCK).is_file()
+
+
 # ------------------------------------------------- not read again without need
 
 

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -195,11 +195,10 @@ def _continue(url: str, partial: Path, validator: Path) -> None:
             partial.unlink(missing_ok=True)
         validator.write_text(strong, encoding="utf-8")
         with partial.open("ab") as out:
-            meter = _Meter(url.rpartition("/")[2], out.tell(), total)
-            for piece in iter(lambda: response.read(_PIECE), b""):
-                out.write(piece)
-                meter.add(len(piece))
-            meter.close()
+            with closing(_Meter(url.rpartition("/")[2], out.tell(), total)) as meter:
+                for piece in iter(lambda: response.read(_PIECE), b""):
+                    out.write(piece)
+                    meter.add(len(piece))
             if total is not None and out.tell() != total:
                 raise http.client.IncompleteRead(b"", total - out.tell())
 

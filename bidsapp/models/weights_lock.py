@@ -21,8 +21,12 @@ Entries = dict[str, dict[str, Any]]
 
 
 def user_cache() -> Path:
-    """Give this app's folder in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bidsapp-recon"
+    """Give this app's folder in the user's cache; for a user without a home, one that cannot be made."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # as for unknown user numbers in containers
+        cache = Path(os.devnull)
+    return cache / "bidsapp-recon"
 
 
 def own_folder(root: Path) -> Path:

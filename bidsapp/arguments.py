@@ -108,6 +108,11 @@ def further_analyses(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of the participant level that add analyses to a run, and change nothing else of it."""
     for option in (
         click.option(
+            "--cluster-holdout",
+            is_flag=True,
+            help="Also predict test images without the training images of their cluster.",
+        ),
+        click.option(
             "--generator-seeds",
             type=click.IntRange(min=1),
             default=1,

@@ -164,6 +164,8 @@ class RunConfig:
     ladder_images: int | None = None
     #: seeds under which the ladder's brain images are made; 1 is the run's own alone
     generator_seeds: int = 1
+    #: predict test images from training images of other clusters
+    cluster_holdout: bool = False
     skip_bids_validation: bool = False
     stop_on_first_crash: bool = False
     verbose: int = 0

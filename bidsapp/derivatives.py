@@ -289,6 +289,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
         "min_noise_ceiling": config.min_noise_ceiling,
         "save_weights": config.save_weights,
         "generator_seeds": config.generator_seeds,
+        "cluster_holdout": config.cluster_holdout,
     }
     return {"run": options, "recipe": config.recipe.as_dict()}
 

@@ -258,6 +258,35 @@ class SeedSpread:
 
 
 @dataclass(frozen=True)
+class HoldoutScores:
+    """Identification of test images by a target predicted from some of the training images.
+
+    Attributes
+    ----------
+    target : str
+    trained_on : str
+        ``all``; ``other_clusters`` (none of the test image's own cluster); ``random_rest`` (as many left
+        out, drawn at random).
+    two_way, within, between : Value
+        Two-way identification by the predicted target: among all test images, among those of the same
+        cluster, and among those of other clusters (NaN where there are none).
+    left_out : float
+        Training images left out, mean over test images.
+    n_clusters, n_images : int
+        Clusters that hold test images; test images.
+    """
+
+    target: str
+    trained_on: str
+    two_way: Value
+    within: Value
+    between: Value
+    left_out: float
+    n_clusters: int
+    n_images: int
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that one run found out about itself."""
 
@@ -270,3 +299,4 @@ class Evidence:
     findings: tuple[Finding, ...] = ()
     #: what options ask for: empty without them
     generator_seeds: tuple[SeedSpread, ...] = ()
+    cluster_holdout: tuple[HoldoutScores, ...] = ()

@@ -10,7 +10,7 @@ from bidsapp.bids.outputs import OutputTree, write_metrics
 from bidsapp.report.records import ExtraFigure
 
 if TYPE_CHECKING:
-    from bidsapp.evidence import SeedSpread
+    from bidsapp.evidence import HoldoutScores, SeedSpread
     from bidsapp.participant import Reconstruction
 
 SEED_COLUMNS = {
@@ -26,6 +26,31 @@ SEED_COLUMNS = {
 }
 
 
+HOLDOUT_COLUMNS = {
+    "target": "Target of the regression.",
+    "trained_on": {
+        "Description": "Training images that a test image was predicted from.",
+        "Levels": {
+            "all": "All.",
+            "other_clusters": "Those of other clusters than its own.",
+            "random_rest": "All but as many, drawn at random, as its cluster has.",
+        },
+    },
+    "two_way": "Two-way identification of test images by their predicted targets.",
+    "low": "Lower end of its 95 % interval (bootstrap over images).",
+    "high": "Upper end of that interval.",
+    "within": "The same among images of the same cluster.",
+    "within_low": "Lower end of its interval.",
+    "within_high": "Upper end of its interval.",
+    "between": "The same among images of other clusters.",
+    "between_low": "Lower end of its interval.",
+    "between_high": "Upper end of its interval.",
+    "left_out": "Training images left out, mean over test images.",
+    "n_clusters": "Clusters that hold test images.",
+    "n_images": "Test images.",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class OptionOutputs:
     """What was written: ``desc`` of each table, and the figures for the report."""
@@ -36,7 +61,11 @@ class OptionOutputs:
 
 def write_options(found: Reconstruction, tree: OutputTree) -> OptionOutputs:
     """Write the tables and figures of what options asked for; nothing without them."""
-    tables = {"seeds": (SEED_COLUMNS, seed_rows(found.evidence.generator_seeds))}
+    evidence = found.evidence
+    tables: dict[str, tuple[Mapping[str, Any], list[tuple[Any, ...]]]] = {
+        "seeds": (SEED_COLUMNS, seed_rows(evidence.generator_seeds)),
+        "holdout": (HOLDOUT_COLUMNS, holdout_rows(evidence.cluster_holdout)),
+    }
     written = []
     for desc, (columns, rows) in tables.items():
         if rows:
@@ -54,6 +83,15 @@ def seed_rows(spreads: Sequence[SeedSpread]) -> list[tuple[Any, ...]]:
         )
         for s in spreads
     ]  # fmt: skip
+
+
+def holdout_rows(scores: Sequence[HoldoutScores]) -> list[tuple[Any, ...]]:
+    """Give the scores with clusters left out as rows of :data:`HOLDOUT_COLUMNS`."""
+    rows = []
+    for s in scores:
+        values = [x for v in (s.two_way, s.within, s.between) for x in (v.mean, v.low, v.high)]
+        rows.append((s.target, s.trained_on, *values, s.left_out, s.n_clusters, s.n_images))
+    return rows
 
 
 def _columns(names: Mapping[str, Any], rows: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:

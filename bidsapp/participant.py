@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bidsapp import control_steps, generator_seeds, ladder, selfcheck, steps
+from bidsapp import cluster_holdout, control_steps, generator_seeds, ladder, selfcheck, steps
 from bidsapp.config import RunConfig
 from bidsapp.data.betas import Mask, load_mask
 from bidsapp.data.selection import keep_reliable
@@ -153,9 +153,12 @@ def reconstruct(
     table = ladder.tabulate(rungs, config.seed)
     evidence = selfcheck.gather(done, betas, halves, subject, stimuli, models, table, config)
 
-    # What options add: the same images under further seeds of the generator.
-    seeds = generator_seeds.vary_seeds(done, rungs, rows, shown, models, config)
-    evidence = replace(evidence, generator_seeds=seeds)
+    # What options add: the same images under further seeds of the generator; whole clusters left out.
+    evidence = replace(
+        evidence,
+        generator_seeds=generator_seeds.vary_seeds(done, rungs, rows, shown, models, config),
+        cluster_holdout=cluster_holdout.hold_out_clusters(done, responses, models, config),
+    )
 
     return Reconstruction(
         subject=subject,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from bidsapp.config import RunConfig
 from bidsapp.decoding.quality import rank_among
@@ -183,13 +184,11 @@ def flattery(done: Decoded, models: Models, config: RunConfig) -> Spuriousness:
     near, near_made = spuriousness.nearest(test, train), spuriousness.nearest(made, train)
     own = spuriousness.own_similarity(made, test)
     seed, n = config.seed, len(test)
-    k = min(_CLUSTERS, n // _PER_CLUSTER)
     within = between = None
     n_within = 0
-    if k >= 2:
-        features = np.concatenate([mean_tokens(rows, models) for rows in (done.test, done.train)])
-        labels = spuriousness.clusters(features, k, seed_for(seed, "clusters") % 2**32)[:n]
-        found = spuriousness.two_way_by_cluster(similarity(test, made), labels)
+    labels = stimulus_clusters(done, models, seed)
+    if labels is not None:
+        found = spuriousness.two_way_by_cluster(similarity(test, made), labels[0])
         n_within = int(np.isfinite(found.within).sum())
         within = mean_with_interval(found.within, seed) if n_within else None
         between = mean_with_interval(found.between, seed)
@@ -203,8 +202,24 @@ def flattery(done: Decoded, models: Models, config: RunConfig) -> Spuriousness:
         within_cluster=within,
         between_cluster=between,
         n_within=n_within,
-        n_clusters=k if k >= 2 else 0,
+        n_clusters=0 if labels is None else _n_clusters(n),
     )
+
+
+def _n_clusters(n_test: int) -> int:
+    return min(_CLUSTERS, n_test // _PER_CLUSTER)
+
+
+def stimulus_clusters(
+    done: Decoded, models: Models, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+    """Cluster of each test and of each training image; None where test images are too few for two."""
+    n = len(done.split.test)
+    if (k := _n_clusters(n)) < 2:
+        return None
+    features = np.concatenate([mean_tokens(rows, models) for rows in (done.test, done.train)])
+    labels = spuriousness.clusters(features, k, seed_for(seed, "clusters") % 2**32)
+    return labels[:n], labels[n:]
 
 
 def mean_tokens(rows: Mapping[str, TargetRows], models: Models) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytest
 
 from bidsapp import cli
 from bidsapp.config import RECIPES
+from bidsapp.demo.scenes import COLOURS, KINDS
 from bidsapp.generator_seeds import spread_over_seeds
 from bidsapp.io import read_tsv
 from bidsapp.models.suite import EMBEDDED
@@ -19,10 +20,19 @@ needs_weights = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded w
 FUNC = "sub-01/func/sub-01_task-tiny_desc-{}_metrics.tsv"
 
 
+def describe_scenes(captions: Path) -> None:
+    """Give stimuli captions of the embedded CLIP's vocabulary, so that they fall into clusters."""
+    colours, kinds = list(COLOURS)[:3], list(KINDS)[:2]
+    ids = dict.fromkeys(read_tsv(captions)["stimulus_id"])
+    lines = [f"{s}\ta large {colours[i % 3]} {kinds[i % 2]}" for i, s in enumerate(ids)]
+    captions.write_text("\n".join(["stimulus_id\tcaption", *lines]) + "\n")
+
+
 @pytest.fixture(scope="module")
 def outputs(tiny_dataset, tmp_path_factory) -> tuple[Path, Path]:
     """Outputs of a run without options and of one with all of them, which finds the first one's work."""
     bids = tiny_dataset(n_subjects=1, n_trials=60)
+    describe_scenes(bids / "stimuli" / "captions.tsv")
     folder = tmp_path_factory.mktemp("options")
     content = tomllib.loads((RECIPES / "embedded.toml").read_text())
     content["diffusion"] |= {"steps": 4}
@@ -33,7 +43,7 @@ def outputs(tiny_dataset, tmp_path_factory) -> tuple[Path, Path]:
     words = ["participant", "--recipe", folder / "quick.toml", "-w", folder / "work", "--device", "cpu"]
     words = [str(w) for w in (*words, "--n-cpus", "1", "--skip-bids-validation")]
     assert cli.main([str(bids), str(plain), *words]) == 0
-    assert cli.main([str(bids), str(full), *words, "--generator-seeds", "3"]) == 0
+    assert cli.main([str(bids), str(full), *words, "--generator-seeds", "3", "--cluster-holdout"]) == 0
     return plain, full
 
 
@@ -44,7 +54,7 @@ def test_options_change_nothing_else(outputs):
         assert (plain / FUNC.format(desc)).read_bytes() == (full / FUNC.format(desc)).read_bytes()
     added = {p.relative_to(full) for p in full.rglob("*metrics.tsv")}
     added -= {p.relative_to(plain) for p in plain.rglob("*metrics.tsv")}
-    assert added == {Path(FUNC.format(desc)) for desc in ("seeds",)}
+    assert added == {Path(FUNC.format(desc)) for desc in ("holdout", "seeds")}
 
 
 @needs_weights
@@ -65,6 +75,16 @@ def test_seeds_move_the_second_stage(outputs):
     for key, value in mean.items():
         # The run's own seed is one of three: none of three lies further from their mean than 2 / sqrt(3) sd.
         assert abs(float(value) - brain[key]) <= 2 / np.sqrt(3) * float(of_mean[key]) + 1e-6
+
+
+@needs_weights
+def test_holdout_tells_of_three_training_sets(outputs):
+    table = read_tsv(outputs[1] / FUNC.format("holdout"))
+    assert table["trained_on"] == ["all", "other_clusters", "random_rest"] * 3
+    quality = read_tsv(outputs[1] / FUNC.format("targets"))
+    whole = [v for v, part in zip(quality["two_way"], quality["part"], strict=True) if part == "all"]
+    assert table["two_way"][::3] == whole
+    assert table["left_out"][1] == table["left_out"][2] != "0"
 
 
 def test_spread_over_seeds_by_hand():

@@ -49,6 +49,7 @@ DESCRIPTIONS = {
     "ladder": "The pipeline with parts replaced by the truth or by luck, on the same test images.",
     "targets": "How well each target was predicted, before any picture.",
     "findings": "What limits the pictures, a sentence for each stage.",
+    "holdout": "Identification by targets that were predicted without the test image's cluster.",
     "seeds": "How far scores move with the generator's seed.",
     "ridge": "Ridge regressions from responses to latents and tokens.",
 }

@@ -16,7 +16,7 @@ from read_only import read_only
 
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.io import locked
-from bidsapp.models import fetching
+from bidsapp.models import fetching, verification
 from bidsapp.models.fetching import STAGING, fetch
 from bidsapp.models.weights import Needed, Part, WeightFile
 from bidsapp.models.weights_lock import LOCK, Lock
@@ -138,7 +138,7 @@ def of_hub(*names: str, **options: bool | str) -> list[Needed]:
 
 
 def leftovers(root: Path) -> list[str]:
-    kept = (LOCK, f".{LOCK}.held", f"{STAGING}.held")
+    kept = (LOCK, f".{LOCK}.held", f"{STAGING}.held", verification.SEEN)
     return [p.name for p in root.rglob("*") if p.is_file() and p.name not in kept]
 
 
@@ -262,6 +262,15 @@ def test_a_folder_that_is_complete_asks_nobody_and_may_be_read_only(server: Serv
     with read_only(tmp_path):
         assert fetch(needed, tmp_path, hub=server.address, say=said.append) == 0
     assert said == ["vd/w.bin: there, verified"]
+
+
+def test_runs_need_not_read_again_what_was_fetched(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "_SETTLED_S", -1)  # files of a test are always young
+    fetch(at(server), tmp_path)
+    monkeypatch.setattr(verification, "sha256_file", lambda path: pytest.fail(f"{path} was read"))
+    assert verification.verify(at(server), tmp_path) == {"vdvae/w.pth": sha256(CONTENT)}
 
 
 def test_a_folder_that_cannot_be_written_to(server: Server, tmp_path: Path) -> None:

@@ -70,6 +70,8 @@ def fetch(
         fetcher = _Fetcher(root, Lock.read(root), hub, say)
         fetched = sum(fetcher.one(item) for item in needed if item.found(root) is None)
         shutil.rmtree(root / STAGING, ignore_errors=True)
+    # read back under their final names, so that runs need not, which may find the folder read-only
+    verify(needed, root)
     return fetched
 
 

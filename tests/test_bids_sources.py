@@ -170,3 +170,15 @@ def test_two_files_of_one_grid_stay_ambiguous(laion: Laion, tmp_path: Path) -> N
 def first_betas(laion: Laion) -> Path:
     path = next((laion.glmsingle / "sub-01").rglob("*SingletrialBetas_statmap.nii.gz"))
     return path.relative_to(laion.glmsingle / "sub-01")
+
+
+def test_relative_paths_of_all_datasets(laion: Laion, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(laion.root.parent)
+    for folder in ("laion/derivatives", "laion/stimuli/../derivatives"):
+        others = {name: Path(folder) / name for name in ("rois", "atlases")}
+        dataset = open_dataset("laion", roi=["laion-general", "hlvis"], derivatives=others)
+        assert dataset.problems == ()
+        for subject in dataset.subjects:
+            own = laion.root / "derivatives" / "atlases" / f"sub-{subject.label}" / "rois" / "hlvis.nii.gz"
+            assert subject.masks["hlvis"].samefile(own)
+            assert subject.masks["laion-general"].name.endswith("_res-1pt8_label-laion-general_mask.nii.gz")

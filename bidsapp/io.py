@@ -12,7 +12,6 @@ import json
 import math
 import os
 import secrets
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.processes import here, is_gone
 
 #: What marks a name as unfinished; see :func:`atomic_path`.
 PARTIAL = ".partial-"
@@ -78,8 +78,7 @@ def _partial_name(name: str) -> str:
     if suffix in _COMPRESSION:
         suffix = Path(name.removesuffix(suffix)).suffix + suffix
     stem = name.removesuffix(suffix)
-    host = "".join(c for c in socket.gethostname() if c.isalnum())[:16] or "host"
-    return f".{stem}{PARTIAL}{host}-{os.getpid()}-{secrets.token_hex(3)}{suffix}"
+    return f".{stem}{PARTIAL}{here()}-{os.getpid()}-{secrets.token_hex(3)}{suffix}"
 
 
 def _cannot_write(path: Path, error: OSError) -> AppError:
@@ -146,29 +145,17 @@ def clear_partials(folder: str | os.PathLike[str], *, max_age: float = _DAY) -> 
         The files removed, sorted.
     """
     removed = []
-    here = "".join(c for c in socket.gethostname() if c.isalnum())[:16] or "host"
     for path in sorted(Path(folder).glob(f".*{PARTIAL}*")):
         fields = path.name.rpartition(PARTIAL)[2].split("-")
         try:
             old = time.time() - path.stat().st_mtime > max_age
-            ours = len(fields) >= 3 and fields[0] == here and fields[1].isdecimal()
-            dead = ours and not _alive(int(fields[1]))
+            dead = len(fields) >= 3 and fields[1].isdecimal() and is_gone(fields[0], int(fields[1]))
             if old or dead:
                 path.unlink()
                 removed.append(path)
         except FileNotFoundError:
             continue  # another process was faster
     return removed
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,37 @@ from typing import Any
 import numpy as np
 
 from bidsapp import __version__
+from bidsapp.io import PARTIAL
+from bidsapp.processes import here, is_gone
+from bidsapp.stage_record import changes, check_file, content_key, flat_inputs, record_array
 
 LOG = logging.getLogger("bidsapp")
+
+#: What ``--force`` may name. A run has several stages of a kind where it makes something under several
+#: conditions (``stage1_brain``, ``stage1_null``, ...); they are forced together.
+KINDS = (
+    "betas",
+    "responses",
+    "zscore",
+    "halves",
+    "alphas",
+    "ridge",
+    "latents",
+    "quality",
+    "stage1",
+    "stage2",
+)
+#: After this many seconds a temporary folder of another machine counts as left behind.
+_DAY = 24 * 3600.0
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """Arrays that a stage made (memory-mapped, read-only) and the key they were made under."""
+    """Arrays that a stage made (memory-mapped, read-only), and a key that names them.
+
+    The key is a hash of all that the stage was made of and of what the arrays hold, so stages that
+    come after are computed again wherever a stage came out differently, for whatever reason.
+    """
 
     key: str
     arrays: dict[str, np.ndarray]
@@ -35,20 +59,25 @@ class Stages:
     """The stages of one subject, kept in a folder.
 
     A stage's folder appears under its final name only when the stage is complete: everything is
-    written to a neighbour folder that is then renamed. Its ``done.json`` holds the key: a hash of
-    the stage's inputs (which name the keys of the stages before), its settings and the version of
-    this package. A stage whose key differs, or whose files are damaged, is computed again.
+    written to a neighbour folder that is then renamed. Its ``done.json`` holds the stage's inputs
+    (which name the keys of the stages before), their hash together with the version of this package,
+    and the SHA-256 of every array. A stage whose inputs differ, or whose files are damaged, is computed
+    again; all bytes are read to know that.
 
     Parameters
     ----------
     folder : Path
-        Work folder of one subject; made where missing.
+        Work folder of one subject; made where missing. One process at a time may use it.
+    force : collection of str
+        Kinds of stages (:data:`KINDS`) to compute again though they are there; ``all`` for every one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, force: Collection[str] = ()) -> None:
         self.folder = folder
+        self.force = frozenset(force)
         self.seconds: dict[str, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
+        clear_folders(folder)
 
     def run(
         self, name: str, inputs: Mapping[str, Any], compute: Callable[[Path], Mapping[str, np.ndarray]]
@@ -69,13 +98,15 @@ class Stages:
         StageResult
         """
         key = stage_key(name, inputs)
-        done = self._load(name, key)
-        if done is not None:
-            LOG.info("%s: found from an earlier run", name)
-            return done
+        if {"all", name, name.partition("_")[0]} & self.force:
+            LOG.info("%s: computing, because of --force", name)
+        else:
+            done = self._load(name, key, inputs)
+            if done is not None:
+                LOG.info("%s: found from an earlier run", name)
+                return done
         start = time.monotonic()
-        LOG.info("%s: computing", name)
-        partial = self.folder / f"{name}.partial-{os.getpid()}"
+        partial = self.folder / f"{name}{PARTIAL}{here()}-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
@@ -86,39 +117,81 @@ class Stages:
                     getattr(array, "flush", lambda: None)()
                 else:
                     np.save(path, array, allow_pickle=False)
-            shapes = {n: [str(a.dtype), list(a.shape)] for n, a in arrays.items()}
+            records = {
+                n: record_array(partial / f"{n}.npy", str(a.dtype), a.shape) for n, a in arrays.items()
+            }
             del arrays
-            (partial / "done.json").write_text(json.dumps({"key": key, "arrays": shapes}), encoding="utf-8")
+            record = {"key": key, "version": __version__, "inputs": flat_inputs(inputs), "arrays": records}
+            (partial / "done.json").write_text(json.dumps(record), encoding="utf-8")
             final = self.folder / name
+            (final / "done.json").unlink(missing_ok=True)  # half removed is never taken for complete
             shutil.rmtree(final, ignore_errors=True)
             partial.replace(final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         self.seconds[name] = time.monotonic() - start
         LOG.info("%s: done in %.1f s", name, self.seconds[name])
-        result = self._load(name, key)
-        if result is None:
-            raise OSError(f"{self.folder / name}: written, but can't be read back; is the disk sound?")
-        return result
+        try:
+            return _open(final, key, record, read=False)
+        except (OSError, ValueError) as error:
+            raise OSError(
+                f"{final}: written, but can't be read back ({error}); is the disk sound?"
+            ) from error
 
-    def _load(self, name: str, key: str) -> StageResult | None:
+    def _load(self, name: str, key: str, inputs: Mapping[str, Any]) -> StageResult | None:
+        """Give what is there if it is right; otherwise None, and the log says why it is not used."""
         folder = self.folder / name
         if not (folder / "done.json").exists():
+            LOG.info("%s: computing", name)
             return None
         try:
-            done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
-            if done["key"] != key:
-                return None
-            arrays = {}
-            for array_name, (dtype, shape) in done["arrays"].items():
-                array = np.load(folder / f"{array_name}.npy", mmap_mode="r", allow_pickle=False)
-                if str(array.dtype) != dtype or list(array.shape) != shape:
-                    raise ValueError(f"{array_name} has another shape than was written")
-                arrays[array_name] = array
+            record = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+            if record["key"] == key:
+                return _open(folder, key, record, read=True)
+            why = changes(record["inputs"], flat_inputs(inputs))
+            why = why or f"version of this app ({record['version']}, now {__version__})"
+            LOG.info("%s: computing again, changed since an earlier run: %s", name, why)
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             LOG.warning("%s: what an earlier run left is damaged (%s); computing again", name, error)
-            return None
-        return StageResult(key, arrays)
+        return None
+
+
+def _open(folder: Path, key: str, record: Mapping[str, Any], *, read: bool) -> StageResult:
+    """Map a stage's arrays into memory (ValueError where they are not as recorded)."""
+    arrays = {}
+    for name, saved in record["arrays"].items():
+        path = folder / f"{name}.npy"
+        check_file(path, saved, read=read)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if str(array.dtype) != saved["dtype"] or list(array.shape) != saved["shape"]:
+            raise ValueError(f"{name} has another shape than was written")
+        arrays[name] = array
+    return StageResult(content_key(key, record["arrays"]), arrays)
+
+
+def clear_folders(folder: Path) -> list[Path]:
+    """Remove the half-made stages that killed processes left in a subject's work folder.
+
+    One of a process that may live on is left alone: of this machine's processes the system is asked, of
+    others everything younger than a day is kept.
+
+    Returns
+    -------
+    list of Path
+        What was removed, sorted.
+    """
+    removed = []
+    for path in sorted(folder.glob(f"*{PARTIAL}*")):
+        where, _, pid = path.name.rpartition(PARTIAL)[2].rpartition("-")
+        try:
+            old = time.time() - path.stat().st_mtime > _DAY
+        except FileNotFoundError:
+            continue
+        if path.is_dir() and (old or (pid.isdecimal() and is_gone(where, int(pid)))):
+            shutil.rmtree(path, ignore_errors=True)
+            removed.append(path)
+            LOG.info("%s: removed, a killed run left it half made", path)
+    return removed
 
 
 class NotThere(Exception):
@@ -128,6 +201,8 @@ class NotThere(Exception):
 class Survey(Stages):
     """Looks for what an earlier run left of a subject; computes nothing and writes nothing.
 
+    Files' lengths are compared, not their checksums: nothing large is read.
+
     Attributes
     ----------
     found : set of str
@@ -136,6 +211,7 @@ class Survey(Stages):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.force = frozenset()
         self.seconds = {}
         self.found: set[str] = set()
 
@@ -148,9 +224,14 @@ class Survey(Stages):
         ------
         NotThere
         """
-        done = self._load(name, stage_key(name, inputs))
-        if done is None:
-            raise NotThere(name)
+        try:
+            record = json.loads((self.folder / name / "done.json").read_text(encoding="utf-8"))
+            key = stage_key(name, inputs)
+            if record["key"] != key:
+                raise NotThere(name)
+            done = _open(self.folder / name, key, record, read=False)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise NotThere(name) from error
         self.found.add(name)
         return done
 

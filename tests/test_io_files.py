@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from bidsapp import io
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.processes import here
 
 
 def _names(folder: Path) -> list[str]:
@@ -62,7 +62,7 @@ def test_folder_that_is_a_file(tmp_path: Path) -> None:
 
 
 def test_clear_partials_spares_the_living(tmp_path: Path) -> None:
-    host = "".join(c for c in socket.gethostname() if c.isalnum())[:16] or "host"
+    host = here()
     dead = tmp_path / f".a.partial-{host}-4194999-abc123.txt"  # above the largest Linux pid
     living = tmp_path / f".b.partial-{host}-{os.getpid()}-abc123.txt"
     foreign = tmp_path / f".c.partial-{host}x-4194999-abc123.txt"

@@ -92,6 +92,13 @@ def pickled(folder: Path) -> None:
     np.save(folder / "a.npy", np.array([{"x": 1}], dtype=object), allow_pickle=True)
 
 
+def flip_a_bit(folder: Path) -> None:
+    path = folder / "a.npy"
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 4
+    path.write_bytes(content)
+
+
 def remove(folder: Path) -> None:
     (folder / "a.npy").unlink()
 
@@ -120,6 +127,7 @@ def done(content: object):
     "damage",
     [
         truncate,
+        flip_a_bit,
         empty,
         pickled,
         remove,

@@ -61,7 +61,7 @@ def probe_latents(
             for part in TargetBlocks(targets[name]):
                 predicted = predictor.predict(part)
                 if method == "transductive":
-                    predicted = calibration.transductive(predicted, part.values)
+                    predicted = calibration.transductive(predicted, part.moments())
                 elif method == "train-cv":
                     scale, shift = (brain[f"{name}_{c}"][part.columns] for c in ("scale", "shift"))
                     predicted = scale * predicted + shift
@@ -102,7 +102,7 @@ def recalibrated_latents(
             made = ArrayOnDisk(folder / f"{name}.npy", (len(rows), raw.shape[1]))
             for part in TargetBlocks(targets[name]):
                 # Its mean and spread are those of all test images' predictions.
-                whole = calibration.transductive(np.asarray(raw[:, part.columns]), part.values)
+                whole = calibration.transductive(np.asarray(raw[:, part.columns]), part.moments())
                 made[:, part.columns] = whole[list(rows)]
             arrays[name] = made.read()
         return arrays

@@ -54,6 +54,17 @@ def test_each_column_is_read_once_in_order_and_ahead_in_a_thread():
     assert threading.main_thread().name not in watched.threads
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_moments_are_float64s(scale):
+    rng = np.random.default_rng(0)
+    y = (scale * (rng.standard_normal((3000, 5)) * [1, 10, 0.01, 0, 1] + 7)).astype(np.float32)
+    (block,) = TargetBlocks(y)
+    found = block.moments()
+    np.testing.assert_allclose(found.mean, y.mean(0, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(found.std, y.std(0, dtype=np.float64), rtol=3e-7, atol=0)
+    assert found.std[3] == 0
+
+
 def test_an_error_while_reading_ahead_reaches_the_caller():
     class Broken(Watched):
         def __getitem__(self, key):

@@ -80,11 +80,11 @@ def predict_calibrated(
         predicted = of_test.predict(part)
         raw[:, part.columns] = predicted
         if of_train is not None:
-            fitted = calibration.fit(of_train.predict(part), part.values)
+            fitted = calibration.fit(of_train.predict(part), part.moments())
             scale[part.columns] = fitted.scale
             shift[part.columns] = fitted.mean_target - fitted.scale * fitted.mean_pred
             predicted = fitted.apply(predicted)
         elif method == "transductive":
-            predicted = calibration.transductive(predicted, part.values)
+            predicted = calibration.transductive(predicted, part.moments())
         calibrated[:, part.columns] = predicted
     return (scale, shift) if of_train is not None else None

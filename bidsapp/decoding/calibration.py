@@ -36,6 +36,14 @@ _BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation (``ddof=0``) of each dimension, each float64 (d,)."""
+
+    mean: Vector
+    std: Vector
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Means and standard deviations of predictions and targets, each float64 (d,), and the floor.
 
@@ -91,7 +99,7 @@ class Calibration:
 
 
 def fit(
-    loo_predictions: npt.NDArray[np.float32], targets: npt.NDArray[np.float32], floor: float = 1e-3
+    loo_predictions: npt.NDArray[np.float32], targets: npt.NDArray[np.float32] | Moments, floor: float = 1e-3
 ) -> Calibration:
     """Fit a calibration to leave-one-out predictions of training images.
 
@@ -99,8 +107,8 @@ def fit(
     ----------
     loo_predictions : ndarray of float32, (k, d)
         Predictions of training images by models that did not see them; a sample of rows will do.
-    targets : ndarray or HDF5 dataset of float32, (n, d)
-        Training targets, read in blocks of dimensions.
+    targets : ndarray or HDF5 dataset of float32, (n, d), or Moments
+        Training targets, read in blocks of dimensions; or their moments, where those are known.
     floor : float
         See :class:`Calibration`.
 
@@ -115,15 +123,16 @@ def fit(
     """
     if floor < 0:
         raise ValueError("floor must not be negative")
-    if loo_predictions.shape[1:] != targets.shape[1:]:
-        raise ValueError(f"shapes {loo_predictions.shape} and {targets.shape} differ in the dimensions")
-    mean_pred, std_pred = _moments(loo_predictions, "predictions")
-    mean_target, std_target = _moments(targets, "targets")
-    return Calibration(mean_pred, std_pred, mean_target, std_target, floor)
+    of_target = targets if isinstance(targets, Moments) else _moments(targets, "targets")
+    if loo_predictions.shape[1:] != of_target.mean.shape:
+        shape, d = loo_predictions.shape, of_target.mean.size
+        raise ValueError(f"predictions of shape {shape} differ from the targets in their {d} dimensions")
+    of_pred = _moments(loo_predictions, "predictions")
+    return Calibration(of_pred.mean, of_pred.std, of_target.mean, of_target.std, floor)
 
 
 def transductive(
-    pred: npt.NDArray[np.float32], targets: npt.NDArray[np.float32], floor: float = 0.0
+    pred: npt.NDArray[np.float32], targets: npt.NDArray[np.float32] | Moments, floor: float = 0.0
 ) -> Array:
     """Calibrate test predictions by their own mean and spread, as Brain-Diffuser's published code does.
 
@@ -134,8 +143,8 @@ def transductive(
     ----------
     pred : ndarray of float32, (m, d)
         Predictions of all test images.
-    targets : ndarray or HDF5 dataset of float32, (n, d)
-        Training targets, read in blocks of dimensions.
+    targets : ndarray or HDF5 dataset of float32, (n, d), or Moments
+        Training targets, read in blocks of dimensions; or their moments, where those are known.
     floor : float
         See :class:`Calibration`.
 
@@ -157,7 +166,7 @@ def transductive(
     return fit(pred, targets, floor).apply(pred)
 
 
-def _moments(a: npt.NDArray[np.float32], what: str) -> tuple[Vector, Vector]:
+def _moments(a: npt.NDArray[np.float32], what: str) -> Moments:
     """Mean and standard deviation (ddof=0) of each column, in float64."""
     if len(a.shape) != 2 or a.shape[0] < 2:
         raise ValueError(f"{what} of shape {a.shape} given, (rows >= 2, d) needed")
@@ -171,4 +180,4 @@ def _moments(a: npt.NDArray[np.float32], what: str) -> tuple[Vector, Vector]:
         std[c] = np.sqrt(np.add.reduce((block - mean[c]) ** 2, axis=0) / n)
     if not (np.isfinite(mean).all() and np.isfinite(std).all()):
         raise ValueError(f"the {what} hold NaN or infinite values")
-    return mean, std
+    return Moments(mean, std)

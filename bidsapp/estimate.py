@@ -185,7 +185,7 @@ def images_made(config: RunConfig, n_test: int) -> int:
     controls = config.recipe.controls
     rungs = controls.null + controls.oracle
     if controls.ladder:
-        rungs += 2 + 2 * controls.oracle  # recalibrated and random; true tokens and true stage 1
+        rungs += 2 * controls.oracle  # true tokens and true stage 1; other rungs have stage 1 only
     n = ladder_size(config, n_test)
     return n_test + (rungs * n + controls.ladder if n > 1 else 0)
 

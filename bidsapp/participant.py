@@ -53,8 +53,8 @@ class Pictures:
     @classmethod
     def of_rung(cls, ids: tuple[str, ...], rung: ladder.Rung) -> Pictures:
         """Take the images of a rung that has both stages."""
-        if rung.stage1 is None or rung.scores1 is None:
-            raise ValueError("a rung without a first stage")
+        if rung.stage1 is None or rung.stage2 is None or rung.scores1 is None or rung.scores2 is None:
+            raise ValueError("a rung without one of the stages")
         return cls(ids, rung.stage1, rung.stage2, rung.scores1, rung.scores2)
 
 

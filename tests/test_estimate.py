@@ -68,7 +68,7 @@ def test_a_subject_of_the_published_size(tmp_path):
     assert found.memory < 20e9
     assert found.output == pytest.approx(found.model_file + 982 * 3 * (64**2 + 512**2), rel=0.01)
     assert found.disk > 27750 * 15724 * 4 + 8859 * 347680 * 2
-    images = 982 + 6 * 50 + 1  # the ladder: six rungs, and one picture of the mean
+    images = 982 + 4 * 50 + 1  # the ladder: four rungs, and one picture of the mean
     assert found.seconds["stage 2"] == pytest.approx(images * (31 + 37 * 27))
     assert found.total_seconds == pytest.approx(sum(found.seconds.values()))
     assert as_duration(found.total_seconds).endswith("days")

@@ -62,7 +62,7 @@ def test_the_plan_names_stages_sizes_and_needs(bids, tmp_path, capsys):
         assert "in the output folder" in lines[1]
         assert lines[2].startswith("  time: roughly ")
         assert [line[4:12].strip() for line in lines[3:11]] == PARTS
-        assert "15 images of 64 x 64, 37 steps" in text
+        assert "11 images of 64 x 64, 37 steps" in text
         assert "found" not in text
 
 

@@ -108,6 +108,12 @@ def further_analyses(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of the participant level that add analyses to a run, and change nothing else of it."""
     for option in (
         click.option(
+            "--roi-analysis",
+            is_flag=True,
+            help="Also decode regions one at a time: those of --roi where it names several, else all "
+            "inside of it.",
+        ),
+        click.option(
             "--cluster-holdout",
             is_flag=True,
             help="Also predict test images without the training images of their cluster.",

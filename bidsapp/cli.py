@@ -184,6 +184,7 @@ def make_config(options: dict[str, Any]) -> Any:
         ladder_images=options["ladder_images"],
         generator_seeds=options["generator_seeds"],
         cluster_holdout=options["cluster_holdout"],
+        roi_analysis=options["roi_analysis"],
         skip_bids_validation=options["skip_bids_validation"],
         stop_on_first_crash=options["stop_on_first_crash"],
         verbose=options["verbose"],

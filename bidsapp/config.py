@@ -96,6 +96,14 @@ class ControlsSection:
     max_images: int
 
 
+@dataclass(frozen=True)
+class RoiSection:
+    """Lengths that the targets of a region's synthetic activation are scaled to, in the targets' order."""
+
+    norms: tuple[float, ...]
+    calibrated_norms: tuple[float, ...]
+
+
 #: The generators of stage 2 and the targets that a recipe with them predicts, in the order reported.
 GENERATORS = {
     "versatile-diffusion": ("vdvae", "clip_vision", "clip_text"),
@@ -118,6 +126,7 @@ class Recipe:
     calibration: CalibrationSection
     metrics: MetricsSection
     controls: ControlsSection
+    roi_analysis: RoiSection
 
     @property
     def target_names(self) -> tuple[str, ...]:
@@ -166,6 +175,8 @@ class RunConfig:
     generator_seeds: int = 1
     #: predict test images from training images of other clusters
     cluster_holdout: bool = False
+    #: decode regions one at a time
+    roi_analysis: bool = False
     skip_bids_validation: bool = False
     stop_on_first_crash: bool = False
     verbose: int = 0
@@ -242,6 +253,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
             raise _Misfit(f"{where} should be a list of words")
         return tuple(value)
+    if hint == tuple[float, ...]:
+        if not isinstance(value, list):
+            raise _Misfit(f"{where} should be a list of numbers")
+        return tuple(_value(float, v, where) for v in value)
     if hint == float | tuple[float, ...]:
         if isinstance(value, list):
             if not value:
@@ -292,6 +307,11 @@ def _check(recipe: Recipe, path: Path) -> None:
         wrong.append("models.location should be 'package' or 'models-dir'")
     if recipe.calibration.max_rows < 2 or recipe.controls.max_images < 2:
         wrong.append("calibration.max_rows and controls.max_images should be at least 2")
+    lengths = (recipe.roi_analysis.norms, recipe.roi_analysis.calibrated_norms)
+    if any(len(each) != len(recipe.targets) or min(each, default=0) < 0 for each in lengths):
+        wrong.append(
+            "roi_analysis.norms and .calibrated_norms should have a number from 0 on for each target"
+        )
     if recipe.metrics.size < 11:
         wrong.append("metrics.size should be at least 11, the side of SSIM's window")
     if recipe.calibration.method not in ("train-cv", "transductive", "none"):

@@ -39,6 +39,7 @@ from bidsapp.option_outputs import write_options
 from bidsapp.records import Split
 from bidsapp.report import ScoreRow, SubjectReport, write_subject_report
 from bidsapp.report.labels import metric_label
+from bidsapp.report.records import ExtraFigure
 from bidsapp.steps import BRAIN
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def write_subject(
     ]
     remove_outputs(tree, keep={name.partition(".")[0] for name in stems})
     write_subject_report(
-        tree.path("report"), make_report(found, rows, stimuli, config, run_id, seconds, warnings)
+        tree.path("report"),
+        make_report(found, rows, stimuli, config, run_id, seconds, warnings, further.figures),
     )
     return rows
 
@@ -243,6 +245,7 @@ def make_report(
     run_id: str,
     seconds: float,
     warnings: tuple[str, ...] = (),
+    figures: tuple[ExtraFigure, ...] = (),
 ) -> SubjectReport:
     """Gather the report's contents."""
     brain = found.pictures[BRAIN]
@@ -267,6 +270,7 @@ def make_report(
         versions=software_versions(),
         seed=config.seed,
         warnings=warnings,
+        figures=figures,
         evidence=found.evidence,
         run_id=run_id,
         duration_s=seconds,
@@ -290,6 +294,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
         "save_weights": config.save_weights,
         "generator_seeds": config.generator_seeds,
         "cluster_holdout": config.cluster_holdout,
+        "roi_analysis": config.roi_analysis,
     }
     return {"run": options, "recipe": config.recipe.as_dict()}
 

@@ -287,6 +287,60 @@ class HoldoutScores:
 
 
 @dataclass(frozen=True)
+class RegionScore:
+    """Identification of test images by a target predicted from a region alone, or without it.
+
+    Attributes
+    ----------
+    region : str
+    n_voxels : int
+        Of the decoded voxels.
+    target : str
+    analysis : str
+        ``keep`` (all other voxels at their training mean) or ``lesion`` (the region's voxels at theirs).
+    two_way : Value
+    null : Value
+        Random sets of as many voxels: mean, and the middle 95 %.
+    p : float
+        Of random sets that do as well alone (``keep``), or cost as much (``lesion``).
+    whole : float
+        Two-way identification from all voxels.
+    n_images, n_sets : int
+    """
+
+    region: str
+    n_voxels: int
+    target: str
+    analysis: str
+    two_way: Value
+    null: Value
+    p: float
+    whole: float
+    n_images: int
+    n_sets: int
+
+
+@dataclass(frozen=True)
+class RoiAnalysis:
+    """Regions one at a time: the pictures of their synthetic activations, and what they carry.
+
+    Attributes
+    ----------
+    names : tuple of str
+    n_voxels : tuple of int
+        Of the decoded voxels, by region.
+    stage1, stage2 : ndarray of uint8, shape (regions, H, W, 3)
+    scores : tuple of RegionScore
+    """
+
+    names: tuple[str, ...]
+    n_voxels: tuple[int, ...]
+    stage1: npt.NDArray[np.uint8]
+    stage2: npt.NDArray[np.uint8]
+    scores: tuple[RegionScore, ...]
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that one run found out about itself."""
 
@@ -300,3 +354,4 @@ class Evidence:
     #: what options ask for: empty without them
     generator_seeds: tuple[SeedSpread, ...] = ()
     cluster_holdout: tuple[HoldoutScores, ...] = ()
+    roi_analysis: RoiAnalysis | None = None

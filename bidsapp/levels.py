@@ -158,7 +158,12 @@ def _run_subject(
     write_settings(tree.path("settings", run_id=run_id), settings)
     LOG.info("sub-%s: %d sessions", label, len(subject.sessions))
     masks = mask_files(planned.dataset, label, config.work_dir / f"sub-{label}")
-    found = reconstruct(subject, masks, planned.splits[label], planned.stimuli, models, config)
+    regions = {}
+    if config.roi_analysis:
+        from bidsapp.bids.regions import region_masks
+
+        regions = region_masks(planned.dataset, label, planned.voxels[label].inside.shape)
+    found = reconstruct(subject, masks, planned.splits[label], planned.stimuli, models, config, regions)
     warnings = (*split_notes(planned.splits[label]), *_warnings(planned, models, config))
     seconds = time.monotonic() - start
     rows = write_subject(found, tree, planned.dataset, planned.stimuli, config, run_id, seconds, warnings)

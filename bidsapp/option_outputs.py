@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bidsapp.bids.outputs import OutputTree, write_metrics
+from bidsapp.bids.outputs import OutputTree, stimulus_label, write_metrics
+from bidsapp.report.figures import save_png, triplet
 from bidsapp.report.records import ExtraFigure
 
 if TYPE_CHECKING:
-    from bidsapp.evidence import HoldoutScores, SeedSpread
+    from bidsapp.evidence import HoldoutScores, RegionScore, RoiAnalysis, SeedSpread
     from bidsapp.participant import Reconstruction
 
 SEED_COLUMNS = {
@@ -51,6 +52,27 @@ HOLDOUT_COLUMNS = {
 }  # fmt: skip
 
 
+REGION_COLUMNS = {
+    "region": "Region of interest.",
+    "n_voxels": "Its voxels among those decoded.",
+    "target": "Target of the regression.",
+    "analysis": {
+        "Description": "Which voxels were decoded from; the others were at their training mean.",
+        "Levels": {"keep": "The region's alone.", "lesion": "All but the region's."},
+    },
+    "two_way": "Two-way identification of test images by their predicted targets.",
+    "low": "Lower end of its 95 % interval (bootstrap over images).",
+    "high": "Upper end of that interval.",
+    "null": "Mean over random sets of as many voxels.",
+    "null_low": "Lower end of the middle 95 % of these sets.",
+    "null_high": "Upper end of it.",
+    "p": "(1 + #) / (1 + N) of random sets that do as well (keep) or cost as much (lesion).",
+    "whole": "Two-way identification from all voxels.",
+    "n_images": "Test images.",
+    "n_sets": "Random sets.",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class OptionOutputs:
     """What was written: ``desc`` of each table, and the figures for the report."""
@@ -65,13 +87,60 @@ def write_options(found: Reconstruction, tree: OutputTree) -> OptionOutputs:
     tables: dict[str, tuple[Mapping[str, Any], list[tuple[Any, ...]]]] = {
         "seeds": (SEED_COLUMNS, seed_rows(evidence.generator_seeds)),
         "holdout": (HOLDOUT_COLUMNS, holdout_rows(evidence.cluster_holdout)),
+        "regions": (REGION_COLUMNS, region_rows(evidence.roi_analysis)),
     }
     written = []
     for desc, (columns, rows) in tables.items():
         if rows:
             write_metrics(tree, _columns(columns, rows), columns, desc=desc)
             written.append(desc)
-    return OptionOutputs(tuple(written))
+    return OptionOutputs(tuple(written), write_region_figures(evidence.roi_analysis, tree))
+
+
+def write_region_figures(found: RoiAnalysis | None, tree: OutputTree) -> tuple[ExtraFigure, ...]:
+    """Write each region's pictures of both stages side by side, and remove those of earlier runs."""
+    task = f"_task-{tree.task}" if tree.task else ""
+    stem = f"sub-{tree.subject}{task}_desc-region"
+    figures, written = [], set()
+    for row, (name, size) in enumerate(zip(found.names, found.n_voxels, strict=True) if found else ()):
+        assert found is not None
+        label = stimulus_label(name)
+        path = tree.path("figure", name=f"{stem}{row + 1}{label}_synthetic")
+        save_png(path, triplet([found.stage1[row], found.stage2[row]]))
+        written.add(path.name)
+        figures.append(
+            ExtraFigure(
+                section="data",
+                path=path.relative_to(tree.out_dir).as_posix(),
+                title=f"Region {name}",
+                alt=f"Decoded from activity in {name} alone: VDVAE decode, then latent diffusion.",
+                caption=f"Synthetic activation of {name} ({size} voxels at 1, all others at 0). "
+                + " ".join(_carried(s) for s in found.scores if s.region == name),
+            )
+        )
+    for old in tree.path("figures").glob(f"{stem}*_synthetic.png"):
+        if old.name not in written:
+            old.unlink(missing_ok=True)
+    return tuple(figures)
+
+
+def _carried(score: RegionScore) -> str:
+    how = "alone" if score.analysis == "keep" else "left out"
+    null = f"{score.null.low:.2f} to {score.null.high:.2f}"
+    return (
+        f"{score.target}, {how}: {score.two_way.mean:.2f} two-way (random voxels {null}, p = {score.p:.3g})."
+    )
+
+
+def region_rows(found: RoiAnalysis | None) -> list[tuple[Any, ...]]:
+    """Give what regions carry as rows of :data:`REGION_COLUMNS`."""
+    return [
+        (
+            s.region, s.n_voxels, s.target, s.analysis, s.two_way.mean, s.two_way.low, s.two_way.high,
+            s.null.mean, s.null.low, s.null.high, s.p, s.whole, s.n_images, s.n_sets,
+        )
+        for s in (found.scores if found else ())
+    ]  # fmt: skip
 
 
 def seed_rows(spreads: Sequence[SeedSpread]) -> list[tuple[Any, ...]]:

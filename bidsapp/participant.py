@@ -7,13 +7,14 @@ what is written, in :mod:`bidsapp.derivatives`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bidsapp import cluster_holdout, control_steps, generator_seeds, ladder, selfcheck, steps
+from bidsapp import cluster_holdout, control_steps, generator_seeds, ladder, roi_analysis, selfcheck, steps
 from bidsapp.config import RunConfig
 from bidsapp.data.betas import Mask, load_mask
 from bidsapp.data.selection import keep_reliable
@@ -90,6 +91,7 @@ def reconstruct(
     stimuli: StimulusSet,
     models: Models,
     config: RunConfig,
+    regions: Mapping[str, np.ndarray] | None = None,
 ) -> Reconstruction:
     """Reconstruct a subject's test images.
 
@@ -103,6 +105,8 @@ def reconstruct(
     stimuli : StimulusSet
     models : Models
     config : RunConfig
+    regions : mapping of str to ndarray of bool, (x, y, z), optional
+        What ``--roi-analysis`` decodes one at a time.
 
     Returns
     -------
@@ -153,11 +157,13 @@ def reconstruct(
     table = ladder.tabulate(rungs, config.seed)
     evidence = selfcheck.gather(done, betas, halves, subject, stimuli, models, table, config)
 
-    # What options add: the same images under further seeds of the generator; whole clusters left out.
+    # What options add: the same images under further seeds of the generator; whole clusters left out;
+    # regions one at a time.
     evidence = replace(
         evidence,
         generator_seeds=generator_seeds.vary_seeds(done, rungs, rows, shown, models, config),
         cluster_holdout=cluster_holdout.hold_out_clusters(done, responses, models, config),
+        roi_analysis=roi_analysis.analyse_regions(done, responses, mask, regions or {}, models, config),
     )
 
     return Reconstruction(

@@ -43,7 +43,12 @@ def outputs(tiny_dataset, tmp_path_factory) -> tuple[Path, Path]:
     words = ["participant", "--recipe", folder / "quick.toml", "-w", folder / "work", "--device", "cpu"]
     words = [str(w) for w in (*words, "--n-cpus", "1", "--skip-bids-validation")]
     assert cli.main([str(bids), str(plain), *words]) == 0
-    assert cli.main([str(bids), str(full), *words, "--generator-seeds", "3", "--cluster-holdout"]) == 0
+    assert (
+        cli.main(
+            [str(bids), str(full), *words, "--generator-seeds", "3", "--cluster-holdout", "--roi-analysis"]
+        )
+        == 0
+    )
     return plain, full
 
 
@@ -54,7 +59,7 @@ def test_options_change_nothing_else(outputs):
         assert (plain / FUNC.format(desc)).read_bytes() == (full / FUNC.format(desc)).read_bytes()
     added = {p.relative_to(full) for p in full.rglob("*metrics.tsv")}
     added -= {p.relative_to(plain) for p in plain.rglob("*metrics.tsv")}
-    assert added == {Path(FUNC.format(desc)) for desc in ("holdout", "seeds")}
+    assert added == {Path(FUNC.format(desc)) for desc in ("holdout", "regions", "seeds")}
 
 
 @needs_weights
@@ -85,6 +90,29 @@ def test_holdout_tells_of_three_training_sets(outputs):
     whole = [v for v, part in zip(quality["two_way"], quality["part"], strict=True) if part == "all"]
     assert table["two_way"][::3] == whole
     assert table["left_out"][1] == table["left_out"][2] != "0"
+
+
+@needs_weights
+def test_regions_are_decoded_one_at_a_time(outputs):
+    plain, full = outputs
+    table = read_tsv(full / FUNC.format("regions"))
+    # The mask and the segmentation as a whole are all that is decoded; V1v and V1d are V1.
+    assert list(dict.fromkeys(table["region"])) == ["V1", "hV4"]
+    assert table["analysis"] == ["keep", "lesion"] * 6
+    quality = read_tsv(full / FUNC.format("targets"))
+    whole = [float(v) for v, part in zip(quality["two_way"], quality["part"], strict=True) if part == "all"]
+    # Captions repeat, so the text's targets tie, which quality settles by rounding.
+    np.testing.assert_allclose([float(v) for v in table["whole"][::4]], whole, atol=0.02)
+    np.testing.assert_allclose([float(v) for v in table["whole"][:8:4]], whole[:2], atol=1e-6)
+    # What one of two regions keeps is what a lesion of the other leaves.
+    kept, left = (np.array(table["two_way"][k::2], dtype=float).reshape(3, 2) for k in (0, 1))
+    np.testing.assert_allclose(kept, left[:, ::-1], atol=0.01)
+    assert all(0 < float(p) <= 1 for p in table["p"])
+    figures = sorted(p.name for p in (full / "sub-01/figures").glob("*_synthetic.png"))
+    assert figures == [f"sub-01_task-tiny_desc-region{n}_synthetic.png" for n in ("1V1", "2hV4")]
+    page = (full / "sub-01.html").read_text()
+    assert all(f"sub-01/figures/{name}" in page for name in figures)
+    assert not list((plain / "sub-01/figures").glob("*_synthetic.png"))
 
 
 def test_spread_over_seeds_by_hand():

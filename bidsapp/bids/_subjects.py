@@ -45,6 +45,7 @@ class Finder:
         self.problems: list[Problem] = []
         self.rois: dict[str, dict[str, _rois.Roi]] = {}
         self.units: dict[str, str] = {}
+        self.region_files: dict[str, dict[str, list[IndexedFile]]] = {}
         self._label = ""
 
     def subject(self, label: str) -> SubjectInputs:
@@ -139,6 +140,7 @@ class Finder:
         found = {}
         files = self._fitting(self._masks.get(label, []))
         others = {name: self._fitting(each.get(label, [])) for name, each in self._others.items()}
+        self.region_files[label] = {"": files, **others}
         betas = self._betas.get(label, [])
         grid = partial(_same_grid, betas[0].path) if betas else None
         for name in dict.fromkeys(self._roi):

@@ -47,6 +47,9 @@ class Dataset:
         ``SubjectInputs.masks`` has the file alone, see :func:`mask_files`).
     units : mapping
         Path of a noise-ceiling map -> ``Units`` of its sidecar, where it has them.
+    region_files : mapping
+        Subject label -> masks and segmentations of the betas' task and space, by further dataset's name
+        ("" for this one); see :func:`bidsapp.bids.regions.region_masks`.
     links : mapping
         Names under which outputs refer to the datasets that were read (``DatasetLinks``): ``source``
         is ``root``, then the further ones, and ``input`` the folder asked for where it is not ``root``.
@@ -59,6 +62,7 @@ class Dataset:
     generated_by: str = ""
     rois: Mapping[str, Mapping[str, _rois.Roi]] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
+    region_files: Mapping[str, Mapping[str, Sequence[IndexedFile]]] = field(default_factory=dict)
     links: Mapping[str, Path] = field(default_factory=dict)
 
     def subject(self, label: str) -> SubjectInputs:
@@ -143,6 +147,7 @@ def open_dataset(
         generated_by=_first_generator(description),
         rois=finder.rois,
         units=finder.units,
+        region_files=finder.region_files,
         links={"source": index.root, **others, **({"input": base} if base != index.root else {})},
     )
 

@@ -37,9 +37,9 @@ from bidsapp.evidence_tables import (
 from bidsapp.fitted import target_rows, write_model
 from bidsapp.option_outputs import write_options
 from bidsapp.records import Split
-from bidsapp.report import ScoreRow, SubjectReport, write_subject_report
+from bidsapp.report import ExtraFigure, ScoreRow, SubjectReport, write_subject_report
 from bidsapp.report.labels import metric_label
-from bidsapp.report.records import ExtraFigure
+from bidsapp.report_figures import ladder_pictures, write_voxels_used
 from bidsapp.steps import BRAIN
 
 if TYPE_CHECKING:
@@ -113,10 +113,9 @@ def write_subject(
         for d in (*_TABLES, *further.tables, *(_DESC[c] for c in found.pictures))
     ]
     remove_outputs(tree, keep={name.partition(".")[0] for name in stems})
-    write_subject_report(
-        tree.path("report"),
-        make_report(found, rows, stimuli, config, run_id, seconds, warnings, further.figures),
-    )
+    figures = (write_voxels_used(found, tree), *further.figures)
+    report = make_report(found, rows, stimuli, config, run_id, seconds, warnings, figures)
+    write_subject_report(tree.path("report"), report)
     return rows
 
 
@@ -271,6 +270,7 @@ def make_report(
         seed=config.seed,
         warnings=warnings,
         figures=figures,
+        ladder=ladder_pictures(found, stimuli),
         evidence=found.evidence,
         run_id=run_id,
         duration_s=seconds,

@@ -101,6 +101,23 @@ class ExtraFigure:
 
 
 @dataclass(frozen=True)
+class LadderPictures:
+    """What each rung of the ladder made of the same test images.
+
+    Attributes
+    ----------
+    ids, captions : tuple of str
+        One entry an image (``captions`` may be empty).
+    rungs : mapping of str to ndarray of uint8, (n, H, W, 3)
+        Last stage of each rung, in the order to show; names of :data:`bidsapp.evidence.RUNGS`.
+    """
+
+    ids: tuple[str, ...]
+    captions: tuple[str, ...]
+    rungs: Mapping[str, NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
 class SubjectReport:
     """Everything shown in ``sub-XX.html``.
 
@@ -139,6 +156,7 @@ class SubjectReport:
     errors, warnings : tuple of str
         Shown in full as text; the first line of each is its heading.
     figures : tuple of ExtraFigure
+    ladder : LadderPictures or None
     evidence : Evidence or None
         The run's checks of itself.
     run_id : str
@@ -169,6 +187,7 @@ class SubjectReport:
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     figures: tuple[ExtraFigure, ...] = ()
+    ladder: LadderPictures | None = None
     evidence: Evidence | None = None
     run_id: str = ""
     duration_s: float | None = None

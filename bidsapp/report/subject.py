@@ -20,6 +20,7 @@ from bidsapp.report.methods import describe, voxel_count
 from bidsapp.report.page import render
 from bidsapp.report.plots import ordered, score_plots
 from bidsapp.report.records import CONDITIONS, STAGES, ScoreRow, SubjectReport
+from bidsapp.report.strips import write_strips
 
 _SECTIONS = (
     "Summary",
@@ -79,6 +80,7 @@ def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
         ladder_table=checks.ladder_table(evidence),
         rungs=[checks.RUNG_TITLES[r] for r in checks.rungs(evidence)],
         n_ladder=max((r.n_images for r in evidence.ladder), default=0),
+        strips=write_strips(path.parent, report),
         curves=checks.curves(evidence),
         target_rows=checks.target_rows(evidence),
         training=checks.training_sentences(evidence),

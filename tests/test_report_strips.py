@@ -1,0 +1,79 @@
+"""The rungs' pictures: one file a rung, the same images in each, drawn without looking at scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bidsapp.report import LadderPictures, SubjectReport, write_subject_report
+from bidsapp.report.figures import GAP, SIDE
+from bidsapp.report.strips import N_SHOWN, choose, write_strips
+
+IDS = tuple(f"scene{i:02d}" for i in range(10))
+
+
+def pictures(*rungs: str) -> LadderPictures:
+    """Flat images whose red tells the rung and whose green tells the stimulus."""
+    images = {}
+    for r, rung in enumerate(rungs):
+        images[rung] = np.zeros((10, 16, 16, 3), np.uint8)
+        images[rung][..., 0] = 20 * r
+        images[rung][..., 1] = (20 * np.arange(10))[:, None, None]
+    return LadderPictures(IDS, tuple(f"caption of {i}" for i in IDS), images)
+
+
+def report(*rungs: str, seed: int = 0) -> SubjectReport:
+    return SubjectReport(subject="01", task="t", seed=seed, ladder=pictures(*rungs))
+
+
+def test_each_strip_shows_the_chosen_images_of_its_rung(tmp_path: Path) -> None:
+    rungs = ("truth", "true_tokens", "brain")
+    shown = write_strips(tmp_path, report(*rungs))
+    assert shown is not None
+    assert [s.title for s in shown.rows] == ["Stimuli themselves", "True tokens", "Brain"]
+    chosen = choose(pictures(*rungs), 0)
+    assert [i for i, _ in shown.images] == [IDS[i] for i in chosen]
+    for r, strip in enumerate(shown.rows):
+        with Image.open(tmp_path / strip.src) as image:
+            pixels = np.asarray(image)
+        assert pixels.shape == (SIDE, strip.width, 4)
+        middles = pixels[SIDE // 2, SIDE // 2 :: SIDE + GAP]
+        assert middles[:, 0].tolist() == [20 * r] * N_SHOWN
+        assert middles[:, 1].tolist() == [20 * i for i in chosen]
+        assert all(IDS[i] in strip.alt for i in chosen)
+
+
+def test_the_choice_depends_on_the_seed_alone() -> None:
+    one, other = pictures("truth"), pictures("truth", "brain")
+    assert choose(one, 3) == choose(other, 3)
+    assert len({tuple(choose(one, seed)) for seed in range(20)}) > 10
+    assert all(choose(one, seed) == sorted(set(choose(one, seed))) for seed in range(20))
+
+
+def test_strips_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
+    write_strips(tmp_path, report("truth", "brain"))
+    write_strips(tmp_path, report("truth"))
+    folder = tmp_path / "sub-01" / "figures"
+    assert [p.name for p in folder.iterdir()] == ["sub-01_task-t_desc-truth_ladder.png"]
+    assert write_strips(tmp_path, SubjectReport(subject="01", task="t")) is None
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("captions", [True, False])
+def test_the_page_lists_the_images_in_order(tmp_path: Path, captions: bool) -> None:
+    from bidsapp.evidence import Evidence, LadderRow, Value
+
+    rows = tuple(LadderRow(r, "stage2", "pixcorr", Value(0.5), None, 10) for r in ("truth", "brain"))
+    made = dataclasses.replace(report("truth", "brain"), evidence=Evidence(ladder=rows))
+    if not captions:
+        assert made.ladder is not None
+        made = dataclasses.replace(made, ladder=dataclasses.replace(made.ladder, captions=()))
+    text = write_subject_report(tmp_path / "sub-01.html", made).read_text()
+    places = [text.index(IDS[i], text.index("<ol")) for i in choose(pictures("truth"), 0)]
+    assert places == sorted(places)
+    assert ("caption of scene" in text) == captions
+    assert f"{N_SHOWN} of the ladder's 10" in text.replace("&#39;", "'")

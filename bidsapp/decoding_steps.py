@@ -101,14 +101,14 @@ def fit_ridge(
         rng = np.random.default_rng(seed_for(config.seed, "calibration rows"))
         rows = np.sort(rng.permutation(n)[: min(n, max_rows)])
         arrays: dict[str, np.ndarray] = {"loo_rows": rows}
-        operators = decoder.operators(responses["test"], alphas)
-        for alpha, operator in zip(alphas, operators, strict=True):
-            predict, loo = _operators(alpha)
-            arrays[predict] = _keep(folder, predict, operator)
-            arrays[loo] = _keep(folder, loo, decoder.loo_operator(alpha, rows))
-            for probe, x in probes.items():
-                name = f"{probe}_{alpha_name(alpha)}"
-                arrays[name] = _keep(folder, name, decoder.operator(x, alpha))
+        sets = {"predict": responses["test"], **probes}
+        operators = {name: decoder.operators(x, alphas) for name, x in sets.items()}
+        for alpha in alphas:  # a penalty's factor serves all sets, and a set's products serve all penalties
+            for name in sets:
+                key = f"{name}_{alpha_name(alpha)}"
+                arrays[key] = _keep(folder, key, next(operators[name]))
+            key = _operators(alpha)[1]
+            arrays[key] = _keep(folder, key, decoder.loo_operator(alpha, rows))
         return arrays
 
     inputs = {"after": responses.key, "alphas": alphas, "max_rows": max_rows, "seed": config.seed}

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bidsapp.bids.outputs import OutputTree, write_model_sidecar
 from bidsapp.config import RunConfig
+from bidsapp.decoding.backends import choose_backend
 from bidsapp.decoding.decoder import RidgeDecoder
-from bidsapp.decoding.model_writer import FittedTarget, Voxels
+from bidsapp.decoding.model_writer import FittedTarget, Voxels, made_from
 from bidsapp.decoding.model_writer import write_model as write
 from bidsapp.io import atomic_path
 from bidsapp.report import TargetRow
+from bidsapp.stages import stage_key
 
 if TYPE_CHECKING:
     from bidsapp.data.targets import TargetRows
     from bidsapp.decoding.crossvalidation import Selection
     from bidsapp.participant import Reconstruction
 
+LOG = logging.getLogger("bidsapp")
+
 #: How a recipe's ``ridge.selection`` is called in reports.
 SELECTIONS = {"loo": "leave-one-out", "kfold": "k folds"}
 
 
 def write_model(found: Reconstruction, tree: OutputTree, config: RunConfig, sources: list[str]) -> None:
-    """Write what predicts targets from new responses, without training data and without refitting."""
-    scored, latents = found.zscored, found.latents
+    """Write what predicts targets from new responses, without training data and without refitting.
+
+    A file that an earlier run wrote from the same fit is left as it is: writing one takes minutes.
+    """
+    path, scored, latents = tree.path("model"), found.zscored, found.latents
+    key = stage_key("model file", {"after": latents.key, "save_weights": config.save_weights})
+    if made_from(path) == key:
+        LOG.info("model file: found from an earlier run")
+        return
     voxels = Voxels(
         found.mask.flat_index[scored["kept"]], found.mask.data.shape, scored["mean"], scored["std"]
     )
@@ -41,10 +53,12 @@ def write_model(found: Reconstruction, tree: OutputTree, config: RunConfig, sour
         )
         for name, alpha in alphas.items()
     }
-    with atomic_path(tree.path("model")) as temporary:
-        decoder = RidgeDecoder(scored["train"])
-        test = scored["test"]
-        write(temporary, decoder, voxels, targets, test, save_weights=config.save_weights)
+    x, test = scored["train"], scored["test"]
+    backend = choose_backend(config.device, float(len(x)) ** 2 * sum(t.y.shape[1] for t in targets.values()))
+    path.unlink(missing_ok=True)  # first, or the disk would have to hold both
+    with atomic_path(path) as temporary:
+        decoder = RidgeDecoder(x, backend=backend)
+        write(temporary, decoder, voxels, targets, test, save_weights=config.save_weights, key=key)
     write_model_sidecar(
         tree,
         {

@@ -7,9 +7,10 @@ import pytest
 
 from bidsapp.decoding import backends, gram
 from bidsapp.decoding.backends import DEVICE_WORTH, NUMPY, TorchBackend, choose_backend
+from bidsapp.decoding.compact import CompactForm
 from bidsapp.decoding.crossvalidation import AlphaSearch
 from bidsapp.decoding.decoder import RidgeDecoder
-from bidsapp.decoding.streaming import predict_blocks
+from bidsapp.decoding.streaming import TargetBlocks, predict_blocks
 
 SHAPES = [(40, 70), (70, 40)]
 
@@ -90,6 +91,19 @@ def test_a_device_that_only_multiplies(shape):
     np.testing.assert_allclose(
         predict_blocks(operator, y, backend=backend), predict_blocks(operator, y), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("small", [0, 4096], ids=["float32", "float64"])
+def test_the_model_files_factors_are_alike(shape, small, monkeypatch):
+    monkeypatch.setattr(gram, "SMALL", small)
+    x, y, _ = data(*shape)
+    (block,) = TargetBlocks(y)
+    here, there = (CompactForm(RidgeDecoder(x, backend=b), 50.0) for b in (NUMPY, TorchBackend("cpu")))
+    np.testing.assert_allclose(there.coefficients(block), here.coefficients(block), rtol=1e-3, atol=1e-5)
+    for (rows, a), (others, b) in zip(here.projection(), there.projection(), strict=True):
+        assert rows == others
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
 def test_a_matrix_without_a_factor_is_refused():

@@ -10,7 +10,7 @@ from bidsapp.decoding import gram
 from bidsapp.decoding.compact import CompactForm, quantise
 from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.decoding.model_file import load
-from bidsapp.decoding.model_writer import TOLERANCE, FittedTarget, Voxels, write_model
+from bidsapp.decoding.model_writer import TOLERANCE, FittedTarget, Voxels, made_from, write_model
 from bidsapp.decoding.streaming import TargetBlocks, predict_blocks
 from bidsapp.errors import AppError
 
@@ -258,6 +258,17 @@ def test_damaged_files_are_refused_by_name(damage, tmp_path):
     with pytest.raises(AppError, match=r"model\.h5") as caught, load(path) as model:
         model.predict(test)
     assert caught.value.exit_code == 65
+
+
+def test_a_file_says_what_it_was_made_from(tmp_path):
+    path, *_ = make(tmp_path)
+    assert made_from(path) == ""
+    with h5py.File(path, "a") as file:
+        file.attrs["made_from"] = "abc"
+    assert made_from(path) == "abc"
+    path.write_bytes(path.read_bytes()[:-5000])
+    assert made_from(path) is None
+    assert made_from(tmp_path / "none.h5") is None
 
 
 def test_missing_and_foreign_files_are_refused(tmp_path):

@@ -146,9 +146,12 @@ def test_nothing_unfinished_is_left(out):
 
 def test_a_second_run_finds_every_stage(out, bids, capsys):
     before = hashes(out, "*.png", "*.tsv", "*.h5", "*.nii.gz")
+    model = next(out.glob("sub-01/func/*_model.h5"))
+    written = model.stat().st_mtime_ns
     assert run(bids, out, "participant", "--participant-label", "sub-01", "--recipe", "embedded") == 0
     said = capsys.readouterr().err
     assert said.count("found from an earlier run") >= 10
+    assert model.stat().st_mtime_ns == written
     assert "computing" not in said
     assert hashes(out, "*.png", "*.tsv", "*.h5", "*.nii.gz") == before
 

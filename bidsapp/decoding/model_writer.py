@@ -102,6 +102,7 @@ def write_model(
     *,
     save_weights: bool = False,
     block: int | None = None,
+    key: str = "",
 ) -> None:
     """Write the model file, a block of targets at a time.
 
@@ -120,11 +121,13 @@ def write_model(
         Write the weights too, (d, v) of float32 a target.
     block : int, optional
         Dimensions at once (see ``TargetBlocks``).
+    key : str, optional
+        Says what the file is made from, for :func:`made_from`.
     """
     import h5py
 
     with h5py.File(path, "w") as file:
-        file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
+        file.attrs["format"], file.attrs["version"], file.attrs["made_from"] = FORMAT, VERSION, key
         file["voxel_index"] = np.asarray(voxels.index, dtype=np.int64)
         file["voxel_index"].attrs["order"] = "Fortran"
         file["voxel_index"].attrs["shape"] = voxels.shape
@@ -148,6 +151,17 @@ def write_model(
                         if save_weights:
                             writer.add_weights(part, projection)
                     writer.finish(name)
+
+
+def made_from(path: Path) -> str | None:
+    """Give the key that a model file was written under; None for a file that is missing or damaged."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return str(file.attrs["made_from"])
+    except (OSError, KeyError, ValueError, RuntimeError):
+        return None
 
 
 class _TargetWriter:

@@ -86,8 +86,16 @@ class Problem:
     ) -> Problem:
         """Make a problem of an error: of the path that it names itself, else of ``path``."""
         where = error.path or os.fspath(path)
-        what = str(error).removeprefix(where).lstrip(":, ")
-        return cls(where, what[:1].upper() + what[1:], mend, error.exit_code, subject)
+        what = str(error)
+        if what.startswith((f"{where}:", f"{where},")):
+            what = what.removeprefix(where).lstrip(":, ")
+        if os.sep not in what.partition(" ")[0]:  # another path stays as it is spelled
+            what = what[:1].upper() + what[1:]
+        return cls(where, what, mend, error.exit_code, subject)
+
+
+#: Problems of one path that are listed; a table may be wrong in each of 73,000 rows.
+_MOST_OF_A_FILE = 20
 
 
 class InputProblems(AppError):
@@ -101,6 +109,8 @@ class InputProblems(AppError):
 
     def as_text(self, width: int | None = None) -> str:
         """List the problems: those of the whole run, then subject by subject, each path once.
+
+        Of a table that is wrong in every row, the first 20 are listed and the others counted.
 
         Parameters
         ----------
@@ -117,9 +127,11 @@ class InputProblems(AppError):
                 lines += ["", f"sub-{subject}:" if subject else "All subjects:"]
             for path, problems in paths.items():
                 lines.append(f"  {path}")
-                for problem in problems:
+                for problem in problems[:_MOST_OF_A_FILE]:
                     lines += _folded(problem.what, width)
                     lines += _folded(f"To mend: {problem.mend}", width) if problem.mend else []
+                if len(problems) > _MOST_OF_A_FILE:
+                    lines += _folded(f"... and {len(problems) - _MOST_OF_A_FILE} more here.", width)
         return "\n".join(lines)
 
 

@@ -35,10 +35,13 @@ class Header:
         Trailing axes of length 1 beyond the third are dropped when ``shape[3:]`` holds only ones.
     affine : ndarray of float64, shape (4, 4)
         Voxel indices to mm.
+    dtype : dtype
+        Of the values as they are stored.
     """
 
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
+    dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def read_header(path: Path) -> Header:
     _check_length(path, offset + _product(shape) * dtype.itemsize)
     if len(shape) > 3 and all(n == 1 for n in shape[3:]):
         shape = shape[:3]
-    return Header(shape, affine)
+    return Header(shape, affine, dtype)
 
 
 def _product(shape: tuple[int, ...]) -> int:

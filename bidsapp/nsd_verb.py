@@ -75,4 +75,5 @@ def _report(outcome: Outcome, bids_dir: Path, *, dry_run: bool) -> None:
         click.echo(f"Missing: {missing.path}\n    {missing.what}\n    Get it: {missing.origin}", err=True)
     if outcome.exit_code != ExitCode.OK:
         count = len(outcome.missing) + len(outcome.problems)
-        click.echo(f"{count} entries above: get these files and run the same command again.", err=True)
+        listed = f"{count} {'entry' if count == 1 else 'entries'} above"
+        click.echo(f"{listed}: get what they name and run the same command again.", err=True)

@@ -171,7 +171,7 @@ def _check_contents(
     Gives the voxels of each subject whose images are right.
     """
     from bidsapp.bids.voxels import chosen_voxels
-    from bidsapp.data.sampling import check_sample
+    from bidsapp.data.sampling import check_magnitudes, look_into
 
     wrong = {problem.path for problem in found.problems}
     voxels = {}
@@ -184,10 +184,11 @@ def _check_contents(
             continue
         with found.at(config.bids_dir, subject=label):
             voxels[label] = chosen_voxels(dataset, label, config.min_noise_ceiling)
-            for session in subject.sessions:
-                if str(session.betas) not in wrong:
-                    problems = check_sample(session, voxels[label].inside)
-                    found.add(replace(p, subject=label) for p in problems)
+            sessions = [s for s in subject.sessions if str(s.betas) not in wrong]
+            looks = [look_into(session, voxels[label].inside) for session in sessions]
+            problems = [p for problems, _ in looks for p in problems]
+            problems += check_magnitudes(sessions, [magnitude for _, magnitude in looks])
+            found.add(replace(p, subject=label) for p in problems)
     if stimuli is not None:
         shown = {i for u in dataset.subjects for s in u.sessions for i in s.stimulus_ids}
         used = {i for split in splits.values() for i in (*split.train, *split.test)} or shown

@@ -138,6 +138,15 @@ CASES = {
     "scale zero": Case(65, "ScaleFactor", lambda bids: edit_json(bids / SIDECAR, ScaleFactor=0), BETAS),
     "scale negative": Case(65, "ScaleFactor", lambda bids: edit_json(bids / SIDECAR, ScaleFactor=-3), BETAS),
     "scale a word": Case(65, "ScaleFactor", lambda bids: edit_json(bids / SIDECAR, ScaleFactor="300"), BETAS),
+    "scale of 400 digits": Case(
+        65, "ScaleFactor", lambda bids: edit_json(bids / SIDECAR, ScaleFactor=10**400), BETAS
+    ),
+    "scale of one session lost": Case(
+        65,
+        "those of the subject's other sessions",
+        lambda bids: edit_json(bids / SIDECAR, ScaleFactor=0.003),
+        BETAS,
+    ),
     # regions of interest
     "mask gone": Case(66, "no ROI 'nsdgeneral'", lambda bids: (bids / MASK).unlink(), "sub-02"),
     "unknown region": Case(66, "no ROI 'V9'", path="sub-02", options=("--roi", "V9")),

@@ -11,7 +11,7 @@ import pytest
 
 from bidsapp.data._contents import Contents
 from bidsapp.data.betas import load_mask, mask_session
-from bidsapp.data.sampling import N_SAMPLED, check_sample
+from bidsapp.data.sampling import N_SAMPLED, check_magnitudes, look_into
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.records import Session
 
@@ -50,7 +50,7 @@ def test_faults(tmp_path: Path, trials: slice, voxels: float, early: bool, words
     values = betas()
     values[..., trials] = voxels
     found = session(tmp_path, values)
-    problems = check_sample(found, INSIDE)
+    problems = look_into(found, INSIDE)[0]
     assert len(problems) == early
     for problem in problems:
         assert problem.path == str(found.betas)
@@ -64,7 +64,7 @@ def test_faults(tmp_path: Path, trials: slice, voxels: float, early: bool, words
 
 def test_the_same_volume_again_and_again_is_constant(tmp_path: Path) -> None:
     values = np.repeat(betas()[..., :1], N, axis=3)
-    (problem,) = check_sample(session(tmp_path, values), INSIDE)
+    (problem,) = look_into(session(tmp_path, values), INSIDE)[0]
     assert "one value in all 3 trials" in problem.what
 
 
@@ -73,14 +73,14 @@ def test_some_bad_voxels_are_no_fault(tmp_path: Path) -> None:
     values[:2] = np.nan
     values[2] = 0
     found = session(tmp_path, values)
-    assert check_sample(found, INSIDE) == []
+    assert look_into(found, INSIDE)[0] == []
     assert np.array_equal(masked(found, tmp_path).shape, (N, INSIDE.sum()))
 
 
 def test_outside_of_the_region_all_is_allowed(tmp_path: Path) -> None:
     values = betas()
     values[~INSIDE] = np.nan
-    assert check_sample(session(tmp_path, values), INSIDE) == []
+    assert look_into(session(tmp_path, values), INSIDE)[0] == []
 
 
 def test_trials_without_a_stimulus_are_not_looked_at(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_trials_without_a_stimulus_are_not_looked_at(tmp_path: Path) -> None:
     values[..., 1] = np.nan
     ids = tuple("" if i == 1 else f"s{i}" for i in range(N))
     found = session(tmp_path, values, ids)
-    assert check_sample(found, INSIDE) == []
+    assert look_into(found, INSIDE)[0] == []
     assert np.isnan(masked(found, tmp_path)[1]).all()
 
 
@@ -100,7 +100,7 @@ def test_of_hdf5_files_a_few_voxels_are_read(tmp_path: Path, bad: bool) -> None:
     with h5py.File(path, "w") as file:
         file.create_dataset("betas", data=values * (not bad), chunks=(n, 1, 1, 1))
     found = Session("01", path, tmp_path / "trials.tsv", tuple(f"s{i}" for i in range(n)))
-    problems = check_sample(found, np.ones(shape, np.bool_))
+    problems = look_into(found, np.ones(shape, np.bool_))[0]
     assert len(problems) == bad
     for problem in problems:
         assert "one value in all 3 trials" in problem.what
@@ -123,5 +123,32 @@ def test_a_voxel_that_is_known_in_one_trial_only_does_not_vary() -> None:
 def test_damaged_files_are_told(tmp_path: Path) -> None:
     found = session(tmp_path, betas())
     found.betas.write_bytes(found.betas.read_bytes()[:100])
-    (problem,) = check_sample(found, INSIDE)
+    (problem,) = look_into(found, INSIDE)[0]
     assert problem.path == str(found.betas)
+
+
+def test_the_magnitude_is_that_of_values_that_are_not_zero(tmp_path: Path) -> None:
+    values = np.zeros((*SHAPE, N))
+    values[..., : N_SAMPLED - 1] = np.where(np.arange(SHAPE[2]) > 0, 2.0, np.nan)[:, None]
+    values[..., N_SAMPLED:] = 1000
+    problems, magnitude = look_into(session(tmp_path, values), INSIDE)
+    assert problems == []
+    assert magnitude == 2
+
+
+@pytest.mark.parametrize(
+    ("magnitudes", "odd"),
+    [
+        ([1.0, 2.0, 0.5], []),
+        ([1.0, 1 / 300, 0.7], [1]),
+        ([300.0, 1.0], [0]),
+        ([1.0, 300.0], [1]),
+        ([np.nan, 1.0, 300.0, 1.2], [2]),
+        ([np.nan], []),
+        ([1.0, 25.0, 0.04], []),
+        ([], []),
+    ],
+)
+def test_sessions_of_another_scale(magnitudes: list[float], odd: list[int]) -> None:
+    sessions = [Session(str(i), Path(f"{i}.nii.gz"), Path("t.tsv"), ("a",)) for i in range(len(magnitudes))]
+    assert [p.path for p in check_magnitudes(sessions, magnitudes)] == [f"{i}.nii.gz" for i in odd]

@@ -86,3 +86,20 @@ def test_gathering() -> None:
     assert [p.path for p in caught.value.problems] == ["here", "x", "y"]
     with pytest.raises(KeyError), found.at("there"):
         raise KeyError("a bug is no problem of the input")
+
+
+def test_a_path_is_cut_off_the_message_only_where_it_is_the_whole_path() -> None:
+    message = "bids/stimuli/stimuli.tsv, line 3: is odd."
+    assert Problem.of(AppError(message), "bids/stimuli").what == message
+    assert Problem.of(AppError(message), "bids/stimuli/stimuli.tsv").what == "Line 3: is odd."
+    own = Problem.of(AppError(message, path="bids/stimuli/stimuli.tsv"), "bids/stimuli")
+    assert (own.path, own.what) == ("bids/stimuli/stimuli.tsv", "Line 3: is odd.")
+
+
+def test_a_table_wrong_in_every_row_does_not_fill_the_screen() -> None:
+    problems = [Problem("t.tsv", f"Line {i}: is odd.", "Mend it.") for i in range(2, 1002)]
+    problems.append(Problem("u.tsv", "Is gone."))
+    lines = str(InputProblems(problems)).split("\n")
+    assert lines[0].startswith("1001 problems found")
+    assert len(lines) == 1 + 1 + 20 * 2 + 1 + 2
+    assert lines[-3:] == ["      ... and 980 more here.", "  u.tsv", "      Is gone."]

@@ -195,7 +195,7 @@ def test_a_damaged_file_is_named_and_the_rest_converted(
     said = capsys.readouterr().err
     assert "Not usable: " in said
     assert Path(path).name in said
-    assert says in said
+    assert says.lower() in said.lower()
     made = hashes(tmp_path / "bids")
     assert len(made) >= len(converted) - 4
     assert list((tmp_path / "bids").rglob("*partial*")) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -129,7 +129,7 @@ class Finder:
             return 1.0, None
         scale = metadata.get(SCALE_KEY, 1.0)
         number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
-        if not number or not math.isfinite(scale) or scale <= 0:
+        if not number or not 0 < scale <= sys.float_info.max:  # NaN is neither
             what = f"{SCALE_KEY} in its sidecar is {scale!r}, which is no number above 0."
             self._problem(file.path, what, "Give the number that turns values into percent (NSD: 300).")
             scale = 1.0

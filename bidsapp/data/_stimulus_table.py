@@ -112,6 +112,9 @@ def _read_ids(path: Path, table: dict[str, list[str]]) -> tuple[tuple[str, ...],
                 kept.append(row)
     if problems:
         raise InputProblems(problems)
+    if seen and not kept:
+        what = f"its column present says of all {len(seen)} stimuli that their images are not there"
+        raise _bad(path, what)
     if not kept:
         raise _bad(path, "lists no stimuli")
     by_row = {row: stimulus for stimulus, row in seen.items()}
@@ -236,4 +239,4 @@ def _read_split(
 
 
 def _bad(path: Path, what: str) -> AppError:
-    return AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA)
+    return AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA, path=path)

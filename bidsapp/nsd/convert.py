@@ -151,7 +151,7 @@ def _check_space(plan: Plan, bids_dir: Path, settings: Settings) -> None:
     ]
     if plan.brick and settings.stimuli == "hdf5":
         pairs.append((plan.brick, bids_dir / "stimuli" / plan.brick.name))
-    needed = sum(source.stat().st_size for source, target in pairs if not target.is_file())
+    needed = sum(s.stat().st_size for s, target in pairs if target.is_symlink() or not target.is_file())
     there = next(p for p in (bids_dir, *bids_dir.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
@@ -172,7 +172,11 @@ class _Conversion:
 
     def convert(self) -> None:
         """Convert everything; what fails for one map leaves the rest alone."""
-        self._root.mkdir(parents=True, exist_ok=True)
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"BIDS_DIR {self._root} cannot be made ({error.strerror}). Name another folder."
+            raise AppError(message, exit_code=ExitCode.CANNOT_CREATE) from error
         with locked(self._root / _LOCK):
             # First: it says whose folder this is, to a run that goes on after an interruption.
             path = self._root / "dataset_description.json"

@@ -44,8 +44,9 @@ class Writer:
     def place(self, source: Path, target: Path) -> None:
         """Link a large file to its name in the dataset, or copy it.
 
-        A target that already is the source, or a copy of the same size and time, stays. Where a hard link is
-        impossible a symbolic one is made, and a note says so.
+        A target that already is the source, or a copy of the same size and time, stays, unless it is a
+        symbolic link and something firmer was asked for. Where a hard link is impossible a symbolic one is
+        made, and a note says so.
 
         Raises
         ------
@@ -53,7 +54,7 @@ class Writer:
             Exit code 73 where it can't be made, 74 where the disk is full.
         """
         self._stay_inside(target)
-        if _is_same(source, target):
+        if _is_same(source, target) and not self._replaces_link(source, target):
             self.kept += 1
             return
         with atomic_path(target) as temporary:
@@ -79,6 +80,13 @@ class Writer:
             )
             return False
         return True
+
+    def _replaces_link(self, source: Path, target: Path) -> bool:
+        """Whether a symbolic link of an earlier run gives way: to a copy, or to a hard link on its disk."""
+        if self._link == "symbolic" or not target.is_symlink():
+            return False
+        same_disk = source.stat().st_dev == target.lstat().st_dev
+        return self._link == "copy" or (same_disk and not self.notes)
 
     def _note(self, text: str) -> None:
         if text not in self.notes:

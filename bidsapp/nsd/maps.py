@@ -116,12 +116,12 @@ def noise_ceiling(ncsnr: NDArray[np.float64], repeats: Repeats) -> NDArray[np.fl
     Returns
     -------
     ndarray of float32
-        Percent, 0 to 100; NaN where ncsnr is NaN.
+        Percent, 0 to 100; NaN where ncsnr is no number from 0 on.
     """
-    squared = np.square(ncsnr)
+    squared = np.where(np.isfinite(ncsnr) & (ncsnr >= 0), ncsnr, np.nan) ** 2
     ceiling: NDArray[np.float32] = (100 * squared / (squared + repeats.mean_inverse)).astype(np.float32)
     return ceiling
 
 
 def _bad(path: Path, what: str) -> AppError:
-    return AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA)
+    return AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA, path=path)

@@ -120,8 +120,13 @@ def make_plan(nsd: Nsd, bids_dir: Path, participants: Sequence[str], captions: S
         mend = "Give the folder that holds nsddata and nsddata_betas; in a container, check the mounts."
         raise AppError(f"NSD_DIR {nsd.root} is no folder. {mend}", exit_code=ExitCode.NO_INPUT)
     design, info = _read_tables(nsd)
-    numbers = _choose_subjects(nsd, participants, design)
+    numbers = _choose_subjects(nsd, participants)
     found = Findings()
+    if not info.shown_on:
+        found.notes.append(
+            f"{nsd.root / layout.STIMULUS_INFO} has no columns subject1_rep0 ...: which image each trial "
+            "showed is the design's word alone, and could not be compared."
+        )
     betas = {n: sources.find_betas(nsd, bids_dir, n, found) for n in numbers}
     design = _divide(design, [b for sessions, _ in betas.values() for b in sessions.values()], nsd)
     subjects = [_subject(nsd, bids_dir, n, *betas[n], design, found) for n in numbers]
@@ -152,12 +157,15 @@ def _read_tables(nsd: Nsd) -> tuple[Design, StimulusInfo]:
     design_file, table = nsd.root / layout.DESIGN, nsd.root / layout.STIMULUS_INFO
     design, info = read_design(design_file), read_stimulus_info(table)
     check_agreement(info, design, table, design_file)
+    if design.n_subjects < len(layout.SESSIONS):
+        what = f"subjectim has a row for {design.n_subjects} of NSD's {len(layout.SESSIONS)} subjects"
+        raise AppError(f"{design_file}: {what}. Download it again.", exit_code=ExitCode.BAD_DATA)
     return design, info
 
 
-def _choose_subjects(nsd: Nsd, asked: Sequence[str], design: Design) -> list[int]:
+def _choose_subjects(nsd: Nsd, asked: Sequence[str]) -> list[int]:
     """Give subject numbers; without any asked for, those whose folder of betas has a session."""
-    most = min(design.n_subjects, len(layout.SESSIONS))
+    most = len(layout.SESSIONS)
     if not asked:
         folders = {n: nsd.root / nsd.betas_folder(n) for n in range(1, most + 1)}
         numbers = [n for n, folder in folders.items() if any(folder.glob("betas_session*"))]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from bidsapp.errors import AppError, ExitCode, Problem
 from bidsapp.hdf5 import open_array
@@ -26,9 +29,9 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
     def damaged(self, error: AppError, path: Path, mend: str = "Download it again.") -> None:
-        """Record what is wrong with a file, from the error that says so."""
-        what = str(error).removeprefix(f"{path}: ").removesuffix(" Download it again.")
-        self.problems.append(Problem(str(path), what[:1].upper() + what[1:], mend, error.exit_code))
+        """Record what is wrong with a file (the one that the error names, else ``path``)."""
+        problem = Problem.of(error, path, mend)
+        self.problems.append(replace(problem, what=problem.what.removesuffix(" Download it again.")))
 
 
 @dataclass(frozen=True)
@@ -99,16 +102,20 @@ def find_betas(nsd: Nsd, bids_dir: Path, subject: int, found: Findings) -> tuple
 
 def _read_betas(path: Path, extension: str) -> Betas:
     header = read_header(path) if extension == ".nii.gz" else None
-    shape = header.shape if header else hdf5_shape(path)
+    shape, dtype = (header.shape, header.dtype) if header else _hdf5_form(path)
+    if dtype.kind not in "iu":
+        # Divided by the scale factor once more, such a session would not fit the others.
+        what = f"holds {dtype} values; NSD's are integers, {layout.SCALE_FACTOR} times percent signal change"
+        raise AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA)
     if len(shape) not in (3, 4):
         raise AppError(f"{path}: must be 4-D, but its shape is {shape}.", exit_code=ExitCode.BAD_DATA)
     return Betas(path, extension, shape if len(shape) == 4 else (*shape, 1), header)
 
 
-def hdf5_shape(path: Path) -> tuple[int, ...]:
-    """Read the shape (x, y, z, trials) of betas in HDF5, whose array has the axes reversed."""
+def _hdf5_form(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Read the shape (x, y, z, trials) and type of betas in HDF5, whose array has the axes reversed."""
     with open_array(path) as array:
-        return tuple(int(n) for n in array.shape[::-1])
+        return tuple(int(n) for n in array.shape[::-1]), array.dtype
 
 
 def name_missing_sessions(nsd: Nsd, subject: int, absent: Sequence[int], n: int, found: Findings) -> None:
@@ -173,7 +180,7 @@ def find_brick(nsd: Nsd, bids_dir: Path, info: StimulusInfo, found: Findings) ->
     try:
         with open_brick(path) as brick:
             if brick.shape[0] != len(info):
-                what = f"{BRICK_KEY} has {brick.shape[0]} images, but NSD's table lists {len(info)}"
+                what = f"has {brick.shape[0]} images in {BRICK_KEY}, but NSD's table lists {len(info)}"
                 raise AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA)
     except AppError as error:
         found.damaged(error, path)

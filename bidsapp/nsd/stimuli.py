@@ -223,6 +223,9 @@ def read_captions(paths: Sequence[Path]) -> dict[int, list[str]]:
                 raise _no_captions(path, number) from error
             if not (isinstance(image, int) and isinstance(key, int) and isinstance(text, str)):
                 raise _no_captions(path, number)
+            if any("\ud800" <= c <= "\udfff" for c in text):  # half of a pair: no file can hold it
+                what = f"{path}: annotation {number} (from 0) has a caption that is no Unicode text."
+                raise AppError(what, exit_code=ExitCode.BAD_DATA, path=path)
             found.setdefault(image, {})[key] = " ".join(text.split())
     return {image: [texts[key] for key in sorted(texts)] for image, texts in found.items()}
 

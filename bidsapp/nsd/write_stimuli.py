@@ -94,11 +94,18 @@ def _write_captions(
     writer: Writer,
     found: Findings,
 ) -> None:
-    try:
-        captions = stimuli.read_captions(plan.captions)
-    except AppError as error:
-        found.damaged(error, plan.captions[0], "Unzip COCO's annotations again.")
-        return
+    captions: dict[int, list[str]] = {}
+    damaged = False
+    for file in plan.captions:
+        try:
+            of_file = stimuli.read_captions([file])
+        except AppError as error:
+            found.damaged(error, file, "Unzip COCO's annotations again.")
+            damaged = True
+            continue
+        for image, lines in of_file.items():
+            there = captions.setdefault(image, [])
+            there += [line for line in lines if line not in there]
     info, path = plan.info, folder / "captions.tsv"
     texts = [captions.get(coco_id, []) for coco_id in info.coco_id]
     if not all(texts) and path.is_file():
@@ -106,9 +113,12 @@ def _write_captions(
         earlier = _earlier_captions(path)
         texts = [own or earlier.get(stimulus, []) for own, stimulus in zip(texts, ids, strict=True)]
     having = {split for split, own in zip(info.coco_split, texts, strict=True) if own}
+    if damaged and not having:
+        return
     known = {m.path for m in plan.missing}
     absent = [missing_captions(plan.nsd, split) for split in sorted({*info.coco_split} - having)]
-    found.missing += [m for m in absent if m.path not in known]
+    # A damaged file was named already.
+    found.missing += [m for m in absent if m.path not in known and not damaged]
     n = sum(not own for split, own in zip(info.coco_split, texts, strict=True) if split in having)
     if n:
         found.notes.append(f"{n} images have no caption in {', '.join(map(str, plan.captions))}.")

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from bidsapp.config import STAGES
 from bidsapp.cpus import available_cpus
 
 LEVELS = ("participant", "group")
@@ -125,6 +126,21 @@ def further_analyses(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             metavar="N",
             help="Make the ladder's images from the brain under N seeds, to tell how far scores move.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of the participant level about what earlier runs left."""
+    for option in (
+        click.option(
+            "--force",
+            type=click.Choice([*STAGES, "all"]),
+            multiple=True,
+            metavar="STAGE",
+            help=f"Compute a stage again though it is there: {', '.join(STAGES)}, or all (repeatable).",
         ),
     ):
         command = option(command)

@@ -27,8 +27,10 @@ from bidsapp.arguments import (
     models_dir_option,
     normalise,
     prepare,
+    work_options,
 )
 from bidsapp.errors import AppError, ExitCode, InputProblems
+from bidsapp.signals import AGAIN, Stopped, ending_cleanly
 from bidsapp.verbs import VERBS
 
 
@@ -109,6 +111,7 @@ from bidsapp.verbs import VERBS
     "[default: the recipe's]",
 )
 @further_analyses
+@work_options
 @click.option("--skip-bids-validation", is_flag=True, help="Do not run the BIDS validator on the input.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, compute nothing.")
 @click.option("--stop-on-first-crash", is_flag=True, help="Stop when a subject fails.")
@@ -187,6 +190,7 @@ def make_config(options: dict[str, Any]) -> Any:
         roi_analysis=options["roi_analysis"],
         skip_bids_validation=options["skip_bids_validation"],
         stop_on_first_crash=options["stop_on_first_crash"],
+        force=options["force"],
         verbose=options["verbose"],
         command=command_line(),
     )
@@ -220,15 +224,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words and words[0] in VERBS:
         command = VERBS[words.pop(0)]
     try:
-        result = command.main(args=normalise(words, command), prog_name=_name(command), standalone_mode=False)
-        return int(result or 0)
+        with ending_cleanly():
+            args = normalise(words, command)
+            return int(command.main(args=args, prog_name=_name(command), standalone_mode=False) or 0)
+    except Stopped as stop:
+        click.echo(f"\n{stop}", err=True)
+        return 128 + stop.number
     except click.exceptions.Exit as stop:
         return int(stop.exit_code)
     except click.ClickException as error:
         error.show()
         return int(ExitCode.USAGE)
     except click.Abort:
-        click.echo("Stopped. Run the same command again to go on.", err=True)
+        click.echo(f"Stopped. {AGAIN}", err=True)
         return 130
     except Exception as error:
         message, code = _explain(error)

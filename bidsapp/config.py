@@ -138,6 +138,14 @@ class Recipe:
         return asdict(self)
 
 
+#: Kinds of stages, which ``--force`` may name. A run has several of a kind where it makes something under
+#: several conditions (``stage1_brain``, ``stage1_null``, ...); they are forced together.
+STAGES = (
+    *("betas", "responses", "zscore", "halves", "alphas", "ridge", "regions"),
+    *("latents", "quality", "holdout", "stage1", "stage2"),
+)
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """What a user asked for, after checks; one object for the whole run."""
@@ -179,6 +187,8 @@ class RunConfig:
     roi_analysis: bool = False
     skip_bids_validation: bool = False
     stop_on_first_crash: bool = False
+    #: kinds of :data:`STAGES`, or "all": computed again though they are there
+    force: tuple[str, ...] = ()
     verbose: int = 0
     command: str = ""
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.processes import here, is_gone
+from bidsapp.processes import here, is_gone, temporary
 
 #: What marks a name as unfinished; see :func:`atomic_path`.
 PARTIAL = ".partial-"
@@ -59,18 +59,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         final.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_write(final, error) from error
-    temporary = final.with_name(_partial_name(final.name))
+    unfinished = final.with_name(_partial_name(final.name))
     try:
-        yield temporary
-        os.replace(temporary, final)
+        with temporary(unfinished):
+            yield unfinished
+            os.replace(unfinished, final)
     except OSError as error:
         # The body may also fail in reading its input; only what can be about writing is translated.
-        about_us = error.errno in _FULL or error.filename in (os.fspath(temporary), None)
+        about_us = error.errno in _FULL or error.filename in (os.fspath(unfinished), None)
         if about_us and error.errno in _FULL | _FORBIDDEN:
             raise _cannot_write(final, error) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _partial_name(name: str) -> str:
@@ -160,8 +159,8 @@ def clear_partials(folder: str | os.PathLike[str], *, max_age: float = _DAY) -> 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` as UTF-8 with Unix line ends, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+    with atomic_path(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: str | os.PathLike[str], obj: Mapping[str, Any]) -> None:

@@ -15,6 +15,8 @@ from bidsapp.config import RunConfig
 from bidsapp.errors import AppError, ExitCode, InputProblems
 from bidsapp.planning import Plan, judging_networks, plan, split_notes, unknown_names
 from bidsapp.records import SubjectInputs
+from bidsapp.signals import Stopped, received
+from bidsapp.subject_lock import Busy, clear_leftovers, subject_lock
 
 if TYPE_CHECKING:
     from bidsapp.bids.outputs import OutputTree
@@ -113,24 +115,39 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
     citation = describe(config.recipe.name, version=__version__, metrics=config.recipe.metrics.networks)
     write_text(config.output_dir / "logs" / "CITATION.md", citation.as_markdown())
     done: dict[str, list[ScoreRow]] = {}
-    failed = []
+    failed, busy = [], []
     for label in labels:
         subject = planned.dataset.subject(label)
         tree = OutputTree(config.output_dir, label, subject.task, subject.space)
         run_id = new_run_id()
-        with log_to_file(tree.path("log", run_id=run_id)):
-            LOG.info(checked)
-            try:
-                done[label] = _run_subject(subject, tree, run_id, planned, models, config)
-                update_participants(config.output_dir, [label], source_dir=root)
-            except Exception as error:  # one bad subject must not stop the others
-                failed.append(label)
-                _record_failure(subject, tree, error, config)
+        try:
+            with (
+                subject_lock(label, config.output_dir, config.work_dir),
+                log_to_file(tree.path("log", run_id=run_id)),
+            ):
+                LOG.info(checked)
+                try:
+                    clear_leftovers(label, config.output_dir, config.work_dir)
+                    done[label] = _run_subject(subject, tree, run_id, planned, models, config)
+                    update_participants(config.output_dir, [label], source_dir=root)
+                except Exception as error:  # one bad subject must not stop the others
+                    if stopped := received():
+                        raise stopped from error  # a library made an error of the signal
+                    failed.append(label)
+                    _record_failure(subject, tree, error, config)
+                except (Stopped, KeyboardInterrupt):
+                    LOG.warning("sub-%s: stopped before it was done; the same command goes on", label)
+                    raise
+        except Busy as error:  # nothing of it was touched
+            busy.append(label)
+            LOG.error("%s", error)
         if failed and config.stop_on_first_crash:
             break
-    if failed:
-        LOG.error("Failed: %s. Done: %s.", ", ".join(failed), ", ".join(done) or "none")
-    return (ExitCode.SUBJECT_FAILED if failed else ExitCode.OK), done
+    if failed or busy:
+        groups = {"Failed": failed, "Left to other jobs": busy, "Done": list(done)}
+        LOG.error("%s.", ". ".join(f"{name}: {', '.join(of) or 'none'}" for name, of in groups.items()))
+    code = ExitCode.SUBJECT_FAILED if failed else ExitCode.TRY_AGAIN if busy else ExitCode.OK
+    return code, done
 
 
 def _run_subject(

@@ -112,7 +112,7 @@ def reconstruct(
     -------
     Reconstruction
     """
-    stages = Stages(config.work_dir / f"sub-{subject.label}")
+    stages = Stages(config.work_dir / f"sub-{subject.label}", config.force)
 
     # Responses: voxels of the region of interest, repeats averaged, z-scored by the training images.
     mask = load_mask(masks)

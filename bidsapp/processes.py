@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -32,3 +35,30 @@ def is_gone(where: str, pid: int) -> bool:
     except (PermissionError, OverflowError):
         return False
     return False
+
+
+_temporaries: set[Path] = set()
+
+
+@contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """Remember a temporary file or folder while the body runs, and remove it in the end if it is there."""
+    _temporaries.add(path)
+    try:
+        yield path
+    finally:
+        _remove(path)
+        _temporaries.discard(path)
+
+
+def remove_temporaries() -> None:
+    """Remove all temporary files and folders of this process; for one that is about to end by force."""
+    for path in tuple(_temporaries):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

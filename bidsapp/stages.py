@@ -17,25 +17,11 @@ import numpy as np
 
 from bidsapp import __version__
 from bidsapp.io import PARTIAL
-from bidsapp.processes import here, is_gone
+from bidsapp.processes import here, is_gone, temporary
 from bidsapp.stage_record import changes, check_file, content_key, flat_inputs, record_array
 
 LOG = logging.getLogger("bidsapp")
 
-#: What ``--force`` may name. A run has several stages of a kind where it makes something under several
-#: conditions (``stage1_brain``, ``stage1_null``, ...); they are forced together.
-KINDS = (
-    "betas",
-    "responses",
-    "zscore",
-    "halves",
-    "alphas",
-    "ridge",
-    "latents",
-    "quality",
-    "stage1",
-    "stage2",
-)
 #: After this many seconds a temporary folder of another machine counts as left behind.
 _DAY = 24 * 3600.0
 
@@ -69,7 +55,8 @@ class Stages:
     folder : Path
         Work folder of one subject; made where missing. One process at a time may use it.
     force : collection of str
-        Kinds of stages (:data:`KINDS`) to compute again though they are there; ``all`` for every one.
+        Kinds of stages (:data:`bidsapp.config.STAGES`) to compute again though they are there; ``all``
+        for every one.
     """
 
     def __init__(self, folder: Path, force: Collection[str] = ()) -> None:
@@ -109,7 +96,7 @@ class Stages:
         partial = self.folder / f"{name}{PARTIAL}{here()}-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        try:
+        with temporary(partial):
             arrays = compute(partial)
             for array_name, array in arrays.items():
                 path = partial / f"{array_name}.npy"
@@ -127,8 +114,6 @@ class Stages:
             (final / "done.json").unlink(missing_ok=True)  # half removed is never taken for complete
             shutil.rmtree(final, ignore_errors=True)
             partial.replace(final)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         self.seconds[name] = time.monotonic() - start
         LOG.info("%s: done in %.1f s", name, self.seconds[name])
         try:

@@ -19,6 +19,7 @@ import numpy as np
 import bidsapp
 from bidsapp.bids.descriptions import update_participants
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.group_checks import subject_entry
 from bidsapp.group_settings import differing_settings
 from bidsapp.io import read_tsv, write_json, write_tsv
 from bidsapp.report import (
@@ -26,7 +27,6 @@ from bidsapp.report import (
     Estimate,
     GroupReport,
     MissingSubject,
-    SubjectEntry,
     write_group_report,
 )
 from bidsapp.report.labels import CONDITION_TITLES, STAGE_TITLES, metric_label
@@ -133,7 +133,7 @@ def run_group(
     write_json(table.with_suffix(".json"), _describe(columns))
     _update_participants(root)
     report = GroupReport(
-        subjects=tuple(_entry(root, s, values[s], got.n_images) for s, got in scores.items()),
+        subjects=tuple(subject_entry(root, s, values[s], got.n_images, columns) for s, got in scores.items()),
         columns=tuple(columns),
         estimates=estimates,
         chance=_chance(scores, columns),
@@ -377,22 +377,8 @@ def _update_participants(root: Path) -> None:
         log.warning("participants.tsv was left as it is: %s", error)
 
 
-def _entry(root: Path, label: str, values: Mapping[str, float], n_images: int) -> SubjectEntry:
-    page = root / f"sub-{label}.html"
-    figures = sorted((root / f"sub-{label}" / "figures").glob("*_desc-median1_recon.png"))
-    return SubjectEntry(
-        label=label,
-        values={name: value for name, value in values.items() if math.isfinite(value)},
-        n_images=n_images,
-        report=page.name if page.is_file() else None,
-        figure=figures[0].relative_to(root).as_posix() if figures else None,
-    )
-
-
 def _nothing(root: Path, missing: Sequence[MissingSubject]) -> str:
     lines = [f"{root}: no subject has scores, so there is nothing to gather."]
     lines += [f"    sub-{m.label}: {m.why}" for m in missing]
-    lines.append(
-        "Run the participant level into this folder first: bidsapp-recon BIDS_DIR OUTPUT_DIR participant"
-    )
-    return "\n".join(lines)
+    mend = "Run the participant level into this folder first: bidsapp-recon BIDS_DIR OUTPUT_DIR participant"
+    return "\n".join([*lines, mend])

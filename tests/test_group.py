@@ -270,3 +270,63 @@ def test_the_validator_accepts_what_is_written(out: Path) -> None:
     done = subprocess.run([str(VALIDATOR), str(out)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "[ERROR]" not in done.stdout
+
+
+def add_checks(root: Path, label: str, severities: tuple[str, ...], p: float, task: str = "scenes") -> None:
+    """Write a table of findings, and a table of means with the subject's own test."""
+    func = root / f"sub-{label}" / "func"
+    stages = [f"stage {i}" for i in range(len(severities))]
+    sentences = [f"sentence {i} of {label}" for i in range(len(severities))]
+    codes = [f"code{i}" for i in range(len(severities))]
+    findings = {"code": codes, "severity": severities, "stage": stages, "sentence": sentences}
+    write_tsv(func / f"sub-{label}_task-{task}_desc-findings_metrics.tsv", findings)
+    low, high = 0.4, 0.4 + p
+    names = [f.name for f in dataclasses.fields(ScoreRow)]
+    rows = [
+        ScoreRow(c, "stage2", "two_way_clip", 0.5, chance=0.5, chance_low=low, chance_high=high, p=q)
+        for c, q in (("brain", p), ("null", 0.777))
+    ]
+    table = {name: [getattr(r, name) for r in rows] for name in names}
+    write_tsv(func / f"sub-{label}_task-{task}_desc-summary_metrics.tsv", table)
+
+
+def checks_shown(root: Path) -> dict[str, list[str]]:
+    """Cells of the report's table of checks by subject."""
+    text = (root / "group.html").read_text()
+    table = re.search(r'aria-label="Checks of each subject".*?</table>', text, re.S)
+    assert table is not None
+    rows = re.findall(r'<th scope="row">.*?(sub-\w+)(?:</a>)?</th>(.*?)</tr>', table[0], re.S)
+    return {name: re.findall(r">([^<]*)</td>", cells) for name, cells in rows}
+
+
+def test_findings_and_the_subjects_own_test_are_shown(out: Path) -> None:
+    add_checks(out, "01", ("ok", "ok", "limit"), 0.004)
+    add_checks(out, "02", ("broken", "unknown", "unknown", "ok"), 0.25)
+    run_group(out)
+    # Broken, limit, sound, not judged, p; the third subject's run was older and wrote neither.
+    assert checks_shown(out) == {
+        "sub-01": ["0", "1", "2", "0", "0.004"],
+        "sub-02": ["1", "0", "1", "2", "0.25"],
+        "sub-03": ["–"] * 5,
+    }
+    text = (out / "group.html").read_text()
+    assert "<strong>sub-02, stage 0</strong>sentence 0 of 02" in text
+    assert "sentence 1 of 02" not in text
+    assert "0.777" not in text
+    # Chance of a subject's own score: the mean of the ends of what subjects have.
+    assert f"a subject's chance 40.0 to {40 + 50 * 0.254:.1f}".replace("'", "&#39;") in text
+    assert 'class="oracleband"' in text
+
+
+def test_damaged_findings_do_not_take_the_subject_out(out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add_checks(out, "01", ("ok",), 0.001)
+    (out / "sub-01" / "func" / "sub-01_task-scenes_desc-findings_metrics.tsv").write_bytes(b"a\tb\n1\n\xff")
+    with caplog.at_level(logging.WARNING):
+        assert "01" in run_group(out).subjects
+    assert "desc-findings_metrics.tsv" in caplog.text
+    assert checks_shown(out)["sub-01"] == ["–"] * 4 + ["0.001"]
+
+
+def test_without_checks_there_is_no_table_of_them(out: Path) -> None:
+    run_group(out)
+    assert "Checks of each subject" not in (out / "group.html").read_text()

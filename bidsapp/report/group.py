@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from bidsapp.report import words
+from bidsapp.report.checks import SEVERITY_TITLES
 from bidsapp.report.figures import GAP, SIDE
 from bidsapp.report.labels import (
     STAGE_TITLES,
@@ -51,6 +52,7 @@ def write_group_report(path: str | Path, report: GroupReport) -> Path:
         headline=headline,
         sentences=sentences,
         subjects=_cards(report, brain),
+        checks=_checks(report, brain),
         any_figure=any(s.figure for s in report.subjects),
         tile_size=(3 * SIDE + 2 * GAP, SIDE),
         legend_items=_legend(report, conditions),
@@ -68,7 +70,46 @@ def write_group_report(path: str | Path, report: GroupReport) -> Path:
 def _legend(report: GroupReport, conditions: list[str]) -> list[tuple[str, str]]:
     texts = {"brain": "Brain, mean", "null": "Null, mean", "oracle": "Oracle, mean"}
     items = [("subject", "A subject"), *((c, texts.get(c, c)) for c in conditions)]
+    if len(report.subjects) > 1 and "oracle" in conditions:
+        items = [("oracleband", "Oracle, mean and interval") if i[0] == "oracle" else i for i in items]
+    if any(s.checks.chance for s in report.subjects):
+        return [*items, ("band", "Chance and a subject's 95 % range")]
     return items + ([("chance", "Chance")] if report.chance else [])
+
+
+def _main_column(brain: list[Column]) -> Column | None:
+    """Give the column that a subject's own test is shown for: the main metric's last stage."""
+    metric = primary_metric(tuple(dict.fromkeys(c.metric for c in brain)))
+    return max((c for c in brain if c.metric == metric), key=lambda c: c.stage, default=None)
+
+
+def _checks(report: GroupReport, brain: list[Column]) -> SimpleNamespace:
+    """Rows of the table of checks: findings of each severity, the subject's own p; and what is broken."""
+    column = _main_column(brain)
+    rows, broken = [], []
+    for s in report.subjects:
+        counts = [str(s.checks.counts.get(k, 0)) if s.checks.counts else "–" for k in SEVERITY_TITLES]
+        p = s.checks.p.get(column.name) if column else None
+        rows.append(
+            SimpleNamespace(
+                name=f"sub-{s.label}",
+                report=s.report,
+                counts=counts,
+                broken=bool(s.checks.broken),
+                p="–" if p is None else f"{p:.2g}",
+            )
+        )
+        broken += [(f"sub-{s.label}", stage, sentence) for stage, sentence in s.checks.broken]
+    name = ""
+    if column:
+        name = f"{metric_label(column.metric).title}, {STAGE_TITLES.get(column.stage, column.stage).lower()}"
+    return SimpleNamespace(
+        any=any(s.checks.counts or s.checks.p for s in report.subjects),
+        severities=[t.capitalize() for t in SEVERITY_TITLES.values()],
+        rows=rows,
+        broken=broken,
+        test=name,
+    )
 
 
 def _cards(report: GroupReport, brain: list[Column]) -> list[SimpleNamespace]:

@@ -46,6 +46,7 @@ class Lane:
     chance: str | None
     band: tuple[str, str] | None
     text: str
+    oracle: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,7 @@ def _score_lane(label: MetricLabel, axis: Axis, stage: str, rows: Mapping[str, S
     chance = _first(r.chance for r in (main, *rows.values()))
     band = None
     if main.chance_low is not None and main.chance_high is not None:
-        left = axis.at(main.chance_low)
-        band = (f"{left:.2f}%", f"{max(axis.at(main.chance_high) - left, 0.0):.2f}%")
+        band = _band(axis, main.chance_low, main.chance_high)
     parts = [m.text for m in reversed(marks)]
     if chance is not None:
         parts.append(f"chance {format_value(label, chance)}")
@@ -193,9 +193,31 @@ def _group_lane(
         parts.append(f"chance {format_value(label, chance)}")
     title = STAGE_TITLES.get(stage, stage)
     place = None if chance is None else axis.place(chance)
-    return Lane(
-        title, value, interval, tuple(marks), place, None, f"{label.title}, {title}: {'; '.join(parts)}."
-    )
+    bands = {}
+    if (luck := _mean_range(report, columns)) is not None:
+        bands["chance"] = _band(axis, *luck)
+        parts.append(f"a subject's chance {format_interval(label, *luck)}")
+    oracle = report.estimates.get(columns["oracle"].name) if "oracle" in columns else None
+    if oracle is not None and oracle.low is not None and oracle.high is not None:
+        bands["oracle"] = _band(axis, oracle.low, oracle.high)
+    said = f"{label.title}, {title}: {'; '.join(parts)}."
+    return Lane(title, value, interval, tuple(marks), place, bands.get("chance"), said, bands.get("oracle"))
+
+
+def _mean_range(report: GroupReport, columns: Mapping[str, Column]) -> tuple[float, float] | None:
+    """Give what chance gives a subject's own brain score: the mean over subjects of its range's ends."""
+    if "brain" not in columns:
+        return None
+    found = [r for s in report.subjects if (r := s.checks.chance.get(columns["brain"].name))]
+    if not found:
+        return None
+    return sum(low for low, _ in found) / len(found), sum(high for _, high in found) / len(found)
+
+
+def _band(axis: Axis, low: float, high: float) -> tuple[str, str]:
+    """Place and width of a band."""
+    left = axis.at(low)
+    return f"{left:.2f}%", f"{max(axis.at(high) - left, 0.0):.2f}%"
 
 
 def _subject_marks(report: GroupReport, label: MetricLabel, axis: Axis, name: str) -> list[Mark]:

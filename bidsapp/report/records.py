@@ -215,6 +215,28 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class SubjectChecks:
+    """What one subject's run found out about itself.
+
+    Attributes
+    ----------
+    counts : mapping of str to int
+        Findings of each severity (:class:`bidsapp.evidence.Finding`); empty where there is no table of them.
+    broken : tuple of (str, str)
+        Stage and sentence of each finding that is ``broken``, the first cause first.
+    p : mapping of str to float
+        Permutation p of the subject's own test, by column name; only those that there are.
+    chance : mapping of str to (float, float)
+        The 95 % range of the subject's mean score under random pairings, by column name.
+    """
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    broken: tuple[tuple[str, str], ...] = ()
+    p: Mapping[str, float] = field(default_factory=dict)
+    chance: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class SubjectEntry:
     """One subject of the group: its values by column name and what can be linked.
 
@@ -226,6 +248,7 @@ class SubjectEntry:
     n_images: int
     report: str | None = None
     figure: str | None = None
+    checks: SubjectChecks = field(default_factory=SubjectChecks)
 
 
 @dataclass(frozen=True)

@@ -56,5 +56,7 @@ def ladder_pictures(found: Reconstruction, stimuli: StimulusSet) -> LadderPictur
     if not found.rungs:
         return None
     captions = tuple((stimuli.captions(i) or ("",))[0] for i in found.ladder_ids)
-    rungs = {name: np.asarray(rung.stage2) for name, rung in found.rungs.items()}
-    return LadderPictures(found.ladder_ids, captions, rungs)
+    last = {n: r.stage1 if r.stage2 is None else r.stage2 for n, r in found.rungs.items()}
+    first_only = tuple(name for name, rung in found.rungs.items() if rung.stage2 is None)
+    made = {name: images for name, images in last.items() if images is not None}
+    return LadderPictures(found.ladder_ids, captions, made, first_only)

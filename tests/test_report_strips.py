@@ -47,6 +47,13 @@ def test_each_strip_shows_the_chosen_images_of_its_rung(tmp_path: Path) -> None:
         assert all(IDS[i] in strip.alt for i in chosen)
 
 
+def test_a_rung_without_a_second_stage_says_so(tmp_path: Path) -> None:
+    found = dataclasses.replace(pictures("brain", "random"), first_only=("random",))
+    shown = write_strips(tmp_path, SubjectReport(subject="01", ladder=found))
+    assert shown is not None
+    assert [s.title for s in shown.rows] == ["Brain", "Random responses, stage 1"]
+
+
 def test_the_choice_depends_on_the_seed_alone() -> None:
     one, other = pictures("truth"), pictures("truth", "brain")
     assert choose(one, 3) == choose(other, 3)

@@ -110,11 +110,14 @@ class LadderPictures:
         One entry an image (``captions`` may be empty).
     rungs : mapping of str to ndarray of uint8, (n, H, W, 3)
         Last stage of each rung, in the order to show; names of :data:`bidsapp.evidence.RUNGS`.
+    first_only : tuple of str
+        Rungs that went no further than stage 1.
     """
 
     ids: tuple[str, ...]
     captions: tuple[str, ...]
     rungs: Mapping[str, NDArray[np.uint8]]
+    first_only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def write_strips(root: Path, report: SubjectReport) -> Strips | None:
         save_png(path, pixels)
         written.add(path.name)
         src, title = path.relative_to(root).as_posix(), RUNG_TITLES.get(rung, rung)
+        title += ", stage 1" if found is not None and rung in found.first_only else ""
         rows.append(Strip(title, src, _alt(title, found, chosen), pixels.shape[1]))
     for old in folder.glob(f"{start}*_ladder.png"):
         if old.name not in written:
@@ -72,7 +73,7 @@ def write_strips(root: Path, report: SubjectReport) -> Strips | None:
     n, of = len(chosen), len(found.ids)
     rule = (
         f"{n} of the ladder's {of} test images, drawn at random (seed {report.seed}) without looking at any "
-        "score. Each line shows them in the same order, after the last stage of its rung."
+        "score. Each line shows them in the same order, after the last stage that its rung makes."
     )
     return Strips(tuple(rows), tuple((found.ids[i], captions[i]) for i in chosen), rule)
 

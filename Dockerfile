@@ -26,16 +26,16 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=cache,target=/root/.cache/pip \
     sh /build/container/install.sh
 
-FROM dependencies AS wheel
+# Into a folder of its own, so that a change of the app leaves the large layer of its dependencies as it is.
+FROM dependencies AS package
 COPY pyproject.toml README.md LICENSE /build/
 COPY bidsapp /build/bidsapp
-RUN /opt/venv/bin/python -m pip wheel --no-index --no-deps --no-build-isolation --wheel-dir /wheel /build
+RUN /opt/venv/bin/python -m pip install --no-index --no-deps --no-build-isolation --prefix /opt/package /build
 
 FROM python AS app
 COPY --from=dependencies /opt/venv /opt/venv
-RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
-    /opt/venv/bin/python -m pip install --no-cache-dir --no-index --no-deps /wheel/*.whl \
-    && /opt/venv/bin/python -m pip check
+COPY --from=package /opt/package /opt/venv
+RUN /opt/venv/bin/python -m pip check
 # Nothing is written outside /tmp and the folders that are mounted; the app sets the threads itself (--n-cpus).
 ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     LANG=C.UTF-8 \

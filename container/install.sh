@@ -6,7 +6,8 @@ umask 022
 cd "$(dirname "$0")"
 venv=/opt/venv
 python3 -m venv "$venv"
-pip="$venv/bin/python -m pip --disable-pip-version-check --no-input"
+pip="$venv/bin/python -m pip"
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_PROGRESS_BAR=off
 
 # torch by itself and first: what comes after finds it there and can't bring another build. Its own needs
 # (CUDA's packages for a CUDA build) are left to the second step, which goes to pip's usual index.

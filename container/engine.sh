@@ -50,6 +50,7 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 END
+  buildah rm --all >/dev/null  # what a failed build left
   if ! podman image exists "$base"; then debian_base; fi
 }
 

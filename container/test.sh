@@ -98,7 +98,12 @@ sif_build() {
 
 # Layers of earlier locks are of no more use, and each set of them takes gigabytes.
 key=$(cat "$repo"/{Dockerfile,container/requirements.txt,container/install.sh} | sha256sum)
-if [[ $(cat "$cache/key" 2>/dev/null) != "$key" ]]; then rm -rf "$cache"/{podman,sif}; fi
+if [[ $(cat "$cache/key" 2>/dev/null) != "$key" ]]; then
+  # A build that failed leaves its layers mounted.
+  awk -v folder="$cache/podman/" 'index($2, folder) == 1 { print $2 }' /proc/mounts \
+    | xargs --no-run-if-empty umount --lazy 2>/dev/null || true
+  rm -rf "$cache"/{podman,sif}
+fi
 rm -rf "$work"
 mkdir -p "$cache"/{sif,tmp} "$work"
 echo "$key" >"$cache/key"

@@ -61,12 +61,12 @@ plain_run() { # ARGUMENTS after BIDS_DIR and OUTPUT_DIR
   bidsapp-recon "$work/data" "$work/plain" "$@"
 }
 docker_run() {
-  local options=()
+  local name options=()
   while read -r name; do options+=(--env "$name"); done < <(blas_settings)
   image_run "$image" "${options[@]}" -v "$work/data:/data:ro" -v "$work/docker:/out" -- /data /out "$@"
 }
 apptainer_run() {
-  local options=()
+  local name options=()
   while read -r name; do options+=(--env "$name=${!name}"); done < <(blas_settings)
   with_apptainer "$cache" -- apptainer run --containall --no-home --cleanenv --net --network none "${options[@]}" \
     -B "$work/data:/data:ro" -B "$work/apptainer:/out" "$sif" /data /out "$@"

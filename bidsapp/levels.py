@@ -144,7 +144,7 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
         if failed and config.stop_on_first_crash:
             break
     if failed or busy:
-        groups = {"Failed": failed, "Left to other jobs": busy, "Done": list(done)}
+        groups = {"Failed": failed} | ({"Left to other jobs": busy} if busy else {}) | {"Done": list(done)}
         LOG.error("%s.", ". ".join(f"{name}: {', '.join(of) or 'none'}" for name, of in groups.items()))
     code = ExitCode.SUBJECT_FAILED if failed else ExitCode.TRY_AGAIN if busy else ExitCode.OK
     return code, done

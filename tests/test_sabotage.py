@@ -88,7 +88,9 @@ def test_clip_input_rescaled_twice(bids, recipe, healthy, tmp_path, monkeypatch)
         return torch.from_numpy((between_0_and_1 / 255 - mean) / std)
 
     monkeypatch.setattr(ClipTokens, "pixels", twice)
-    found = run(bids, recipe, tmp_path / "work", tmp_path / "out")
+    # canaries find it before a run begins; here they passed before the damage
+    work = copy_work(healthy, tmp_path / "work", "sub-01", "targets-*")
+    found = run(bids, recipe, work, tmp_path / "out")
     assert found["broken"] == ["clip-input"]
     assert "Either pixels are scaled twice" in found["sentences"][0]
 

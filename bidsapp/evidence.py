@@ -321,6 +321,27 @@ class RegionScore:
 
 
 @dataclass(frozen=True)
+class ProtocolScores:
+    """Scores of the brain's final pictures by one published protocol.
+
+    Attributes
+    ----------
+    protocol, title : str
+    values : mapping of str to Value
+        Mean over all test images of each metric.
+    skipped : mapping of str to str
+        Metrics that were not scored, and the checkpoint that is not there.
+    n_images : int
+    """
+
+    protocol: str
+    title: str
+    values: Mapping[str, Value]
+    skipped: Mapping[str, str]
+    n_images: int
+
+
+@dataclass(frozen=True)
 class RoiAnalysis:
     """Regions one at a time: the pictures of their synthetic activations, and what they carry.
 
@@ -351,6 +372,8 @@ class Evidence:
     caption_match: CaptionMatch | None = None
     spuriousness: Spuriousness | None = None
     findings: tuple[Finding, ...] = ()
+    #: the recipe's own protocol, then the others; empty where the recipe's is no published one
+    protocols: tuple[ProtocolScores, ...] = ()
     #: what options ask for: empty without them
     generator_seeds: tuple[SeedSpread, ...] = ()
     cluster_holdout: tuple[HoldoutScores, ...] = ()

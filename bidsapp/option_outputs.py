@@ -11,7 +11,7 @@ from bidsapp.report.figures import save_png, triplet
 from bidsapp.report.records import ExtraFigure
 
 if TYPE_CHECKING:
-    from bidsapp.evidence import HoldoutScores, RegionScore, RoiAnalysis, SeedSpread
+    from bidsapp.evidence import HoldoutScores, ProtocolScores, RegionScore, RoiAnalysis, SeedSpread
     from bidsapp.participant import Reconstruction
 
 SEED_COLUMNS = {
@@ -26,6 +26,15 @@ SEED_COLUMNS = {
     "n_images": "Number of images.",
 }
 
+
+PROTOCOL_COLUMNS = {
+    "protocol": "Published protocol that scored the final pictures of the brain.",
+    "metric": "Name of the metric.",
+    "mean": "Mean over all test images.",
+    "low": "Lower end of its 95 % interval (bootstrap over images).",
+    "high": "Upper end of that interval.",
+    "n_images": "Number of test images.",
+}
 
 HOLDOUT_COLUMNS = {
     "target": "Target of the regression.",
@@ -85,6 +94,7 @@ def write_options(found: Reconstruction, tree: OutputTree) -> OptionOutputs:
     """Write the tables and figures of what options asked for; nothing without them."""
     evidence = found.evidence
     tables: dict[str, tuple[Mapping[str, Any], list[tuple[Any, ...]]]] = {
+        "protocols": (PROTOCOL_COLUMNS, protocol_rows(evidence.protocols)),
         "seeds": (SEED_COLUMNS, seed_rows(evidence.generator_seeds)),
         "holdout": (HOLDOUT_COLUMNS, holdout_rows(evidence.cluster_holdout)),
         "regions": (REGION_COLUMNS, region_rows(evidence.roi_analysis)),
@@ -141,6 +151,15 @@ def region_rows(found: RoiAnalysis | None) -> list[tuple[Any, ...]]:
         )
         for s in (found.scores if found else ())
     ]  # fmt: skip
+
+
+def protocol_rows(found: Sequence[ProtocolScores]) -> list[tuple[Any, ...]]:
+    """Give the scores by each protocol as rows of :data:`PROTOCOL_COLUMNS`."""
+    return [
+        (p.protocol, metric, v.mean, v.low, v.high, p.n_images)
+        for p in found
+        for metric, v in p.values.items()
+    ]
 
 
 def seed_rows(spreads: Sequence[SeedSpread]) -> list[tuple[Any, ...]]:

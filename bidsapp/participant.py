@@ -23,6 +23,7 @@ from bidsapp.decoding_steps import choose_alphas, fit_ridge, predict_and_calibra
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.evidence import Evidence
 from bidsapp.metrics.protocol import Scores
+from bidsapp.protocols_beside import score_by_each
 from bidsapp.records import Split, SubjectInputs
 from bidsapp.stages import StageResult, Stages
 from bidsapp.steps import BRAIN, NULL, ORACLE
@@ -157,10 +158,11 @@ def reconstruct(
     table = ladder.tabulate(rungs, config.seed)
     evidence = selfcheck.gather(done, betas, halves, subject, stimuli, models, table, config)
 
-    # What options add: the same images under further seeds of the generator; whole clusters left out;
-    # regions one at a time.
+    # The final images by each published protocol. What options add: the same images under further seeds of
+    # the generator; whole clusters left out; regions one at a time.
     evidence = replace(
         evidence,
+        protocols=score_by_each(judged[1], second["images"], shown, models, config),
         generator_seeds=generator_seeds.vary_seeds(done, rungs, rows, shown, models, config),
         cluster_holdout=cluster_holdout.hold_out_clusters(done, responses, models, config),
         roi_analysis=roi_analysis.analyse_regions(done, responses, mask, regions or {}, models, config),

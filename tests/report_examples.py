@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from bidsapp.demo import scenes
@@ -12,6 +14,7 @@ from bidsapp.evidence import (
     Evidence,
     GroupQuality,
     LadderRow,
+    ProtocolScores,
     Reliability,
     Spuriousness,
     TargetQuality,
@@ -79,7 +82,13 @@ def evidence(n: int = 30, seed: int = 0) -> Evidence:
         caption_match=CaptionMatch(Value(0.98), 0.0005, n),
         spuriousness=likeness,
     )
-    return Evidence(**{**vars(found), "findings": rules.find(found)})
+    values = {m: Value(0.5, 0.45, 0.55) for m in ("pixcorr", "ssim", "ssim_columnwise", "two_way_clip")}
+    protocols = (
+        ProtocolScores("bd2023", "Brain-Diffuser", values, {}, n),
+        ProtocolScores("mindeye", "MindEye", values, {"distance_effnet": "efficientnet.pth"}, n),
+    )
+    found = replace(found, protocols=protocols)
+    return replace(found, findings=rules.find(found))
 
 
 def full_subject_report(root, n: int = 30) -> SubjectReport:

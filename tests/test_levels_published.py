@@ -64,6 +64,23 @@ def test_every_output_is_there(out, validate):
     assert validate(out) == []
 
 
+def test_the_same_images_are_scored_by_each_published_protocol(out):
+    func = out / "sub-01" / "func"
+    table = read_tsv(next(func.glob("*_desc-protocols_metrics.tsv")))
+    rows = list(zip(table["protocol"], table["metric"], table["mean"], strict=True))
+    own = {metric: mean for protocol, metric, mean in rows if protocol == "bd2023"}
+    other = {metric: mean for protocol, metric, mean in rows if protocol == "mindeye"}
+    summary = read_tsv(next(func.glob("*_desc-summary_metrics.tsv")))
+    columns = (summary[k] for k in ("condition", "stage", "metric", "mean"))
+    told = {m: v for c, s, m, v in zip(*columns, strict=True) if (c, s) == ("brain", "stage2")}
+    assert own == told
+    assert set(other) == METRICS - {"ssim_columnwise"}
+    assert other["pixcorr"] != own["pixcorr"]  # of other sizes
+    page = (out / "sub-01.html").read_text()
+    assert "Beside published scores" in page
+    assert "0.254" in page  # Brain-Diffuser's PixCorr
+
+
 def test_the_models_answers_are_recorded(out, models):
     lock = json.loads((models / LOCK).read_text())
     names = {"evaluation#alexnet2", "evaluation#alexnet5"}

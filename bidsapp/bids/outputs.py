@@ -50,6 +50,7 @@ DESCRIPTIONS = {
     "targets": "How well each target was predicted, before any picture.",
     "findings": "What limits the pictures, a sentence for each stage.",
     "holdout": "Identification by targets that were predicted without the test image's cluster.",
+    "protocols": "The final pictures scored by each published protocol.",
     "regions": "Identification from each region of interest alone, and without it.",
     "seeds": "How far scores move with the generator's seed.",
     "ridge": "Ridge regressions from responses to latents and tokens.",

@@ -107,13 +107,19 @@ class Models:
             names = self.recipe.metrics.networks
             clip_here = self.clip if "small_clip" in names else None
             return load_networks(names, clip_here, self.device, self.batches)
-        clip = None
-        if any(use.architecture == CLIP for use in self.uses.values()):
-            clip = self.judging_clip(self.clip.vision if weights.brings_clip(self.recipe) else None)
+        return self.judges(self.uses)
+
+    def judges(self, uses: Mapping[str, NetworkUse]) -> dict[str, FeatureNetwork]:
+        """Load judging networks of a published protocol; those whose weights are not here are left out."""
+        clip = self._judging_clip if any(use.architecture == CLIP for use in uses.values()) else None
         with fitting("the judging networks", self.device):
             return load_protocol_networks(
-                self.uses, self.evaluation, clip_vision=clip, device=self.device, batches=self.batches
+                uses, self.evaluation, clip_vision=clip, device=self.device, batches=self.batches
             )
+
+    @cached_property
+    def _judging_clip(self) -> nn.Module:
+        return self.judging_clip(self.clip.vision if weights.brings_clip(self.recipe) else None)
 
     def load_vdvae(self) -> VDVAE:
         """Load the VDVAE; :attr:`vdvae` keeps it.

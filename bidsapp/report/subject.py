@@ -19,6 +19,7 @@ from bidsapp.report.labels import (
 from bidsapp.report.methods import describe, voxel_count
 from bidsapp.report.page import render
 from bidsapp.report.plots import ordered, score_plots
+from bidsapp.report.published import beside
 from bidsapp.report.records import CONDITIONS, STAGES, ScoreRow, SubjectReport
 from bidsapp.report.strips import write_strips
 
@@ -80,6 +81,7 @@ def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
         ladder_table=checks.ladder_table(evidence),
         rungs=[checks.RUNG_TITLES[r] for r in checks.rungs(evidence)],
         n_ladder=max((r.n_images for r in evidence.ladder), default=0),
+        published=beside(evidence, report.subject),
         strips=write_strips(path.parent, report),
         curves=checks.curves(evidence),
         target_rows=checks.target_rows(evidence),

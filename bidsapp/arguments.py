@@ -142,6 +142,7 @@ def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="STAGE",
             help=f"Compute a stage again though it is there: {', '.join(STAGES)}, or all (repeatable).",
         ),
+        click.option("--keep-work", is_flag=True, help="Keep the stages of subjects that are done."),
     ):
         command = option(command)
     return command

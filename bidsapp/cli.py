@@ -191,6 +191,7 @@ def make_config(options: dict[str, Any]) -> Any:
         skip_bids_validation=options["skip_bids_validation"],
         stop_on_first_crash=options["stop_on_first_crash"],
         force=options["force"],
+        keep_work=options["keep_work"],
         verbose=options["verbose"],
         command=command_line(),
     )

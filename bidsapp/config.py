@@ -189,6 +189,8 @@ class RunConfig:
     stop_on_first_crash: bool = False
     #: kinds of :data:`STAGES`, or "all": computed again though they are there
     force: tuple[str, ...] = ()
+    #: leave the stages of a subject that is done
+    keep_work: bool = False
     verbose: int = 0
     command: str = ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 from bidsapp import __version__
 from bidsapp.config import RunConfig
 from bidsapp.errors import AppError, ExitCode, InputProblems
+from bidsapp.estimate import as_text
+from bidsapp.io import bytes_there
 from bidsapp.planning import Plan, judging_networks, plan, split_notes, unknown_names
 from bidsapp.records import SubjectInputs
 from bidsapp.signals import Stopped, received
@@ -88,6 +91,7 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
 
     from bidsapp.bids.descriptions import update_participants, write_dataset_files
     from bidsapp.bids.outputs import OutputTree
+    from bidsapp.completion import Completion
     from bidsapp.io import write_text
     from bidsapp.models.devices import choose_device, choose_dtype, set_threads
     from bidsapp.models.startup import check_models
@@ -128,12 +132,23 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
                 LOG.info(checked)
                 try:
                     clear_leftovers(label, config.output_dir, config.work_dir)
-                    done[label] = _run_subject(subject, tree, run_id, planned, models, config)
-                    update_participants(config.output_dir, [label], source_dir=root)
+                    split = planned.splits[label]
+                    completion = Completion(tree, subject, split, planned.stimuli, models, config)
+                    if not config.force and (there := completion.find()):
+                        done[label], earlier = there
+                        what = "the same inputs, settings and weights, and all outputs are there"
+                        LOG.info("sub-%s: already done by run %s: %s", label, earlier, what)
+                    else:
+                        completion.withdraw()
+                        done[label] = _run_subject(subject, tree, run_id, planned, models, config)
+                        update_participants(config.output_dir, [label], source_dir=root)
+                        completion.record(done[label], run_id)
+                    _leave_work(config.work_dir / f"sub-{label}", config)
                 except Exception as error:  # one bad subject must not stop the others
                     if stopped := received():
                         raise stopped from error  # a library made an error of the signal
                     failed.append(label)
+                    done.pop(label, None)
                     _record_failure(subject, tree, error, config)
                 except (Stopped, KeyboardInterrupt):
                     LOG.warning("sub-%s: stopped before it was done; the same command goes on", label)
@@ -186,6 +201,22 @@ def _run_subject(
     rows = write_subject(found, tree, planned.dataset, planned.stimuli, config, run_id, seconds, warnings)
     LOG.info("sub-%s: done in %.0f s, %s", label, time.monotonic() - start, tree.path("report"))
     return rows
+
+
+def _leave_work(folder: Path, config: RunConfig) -> None:
+    """Remove the stages of a subject that is done, unless they are to be kept; what subjects share stays."""
+    if not folder.is_dir():
+        return
+    n_files = sum(len(files) for _, _, files in os.walk(folder))
+    left = f"{as_text(bytes_there(folder))} in {n_files} files"
+    if config.keep_work:
+        LOG.info("%s: kept, %s", folder, left)
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        LOG.warning("%s: not all of it could be removed; it may be deleted", folder)
+    else:
+        LOG.info("%s: removed, %s (--keep-work keeps them)", folder, left)
 
 
 def _warnings(planned: Plan, models: Models, config: RunConfig) -> tuple[str, ...]:

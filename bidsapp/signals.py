@@ -82,6 +82,9 @@ def ending_cleanly(grace_s: float = GRACE_S) -> Iterator[None]:
     watcher.start()
     try:
         yield
+    except Stopped:
+        remove_temporaries()  # of threads too
+        raise
     finally:
         ended.set()
         signal.set_wakeup_fd(old_waker)

@@ -95,8 +95,8 @@ class Stages:
         start = time.monotonic()
         partial = self.folder / f"{name}{PARTIAL}{here()}-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        with temporary(partial):
+        with temporary(partial):  # before it is made: a signal may come in between
+            partial.mkdir()
             arrays = compute(partial)
             for array_name, array in arrays.items():
                 path = partial / f"{array_name}.npy"

@@ -36,7 +36,7 @@ def bids(tiny_dataset) -> Path:
 
 def run(bids: Path, out: Path, recipe: Path, *words: object) -> None:
     common = (bids, out, "participant", "--recipe", recipe, "--device", "cpu", "--n-cpus", 1)
-    assert cli.main([*map(str, common), "--skip-bids-validation", *map(str, words)]) == 0
+    assert cli.main([*map(str, common), "--skip-bids-validation", "--keep-work", *map(str, words)]) == 0
 
 
 @pytest.fixture(scope="module")

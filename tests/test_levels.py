@@ -57,7 +57,7 @@ def bids(tiny_dataset) -> Path:
 def out(bids, tmp_path_factory) -> Path:
     """Output of both levels, embedded recipe."""
     folder = tmp_path_factory.mktemp("whole") / "out"
-    assert run(bids, folder, "participant", "--recipe", "embedded") == 0
+    assert run(bids, folder, "participant", "--recipe", "embedded", "--keep-work") == 0
     assert run(bids, folder, "group") == 0
     return folder
 
@@ -148,7 +148,10 @@ def test_a_second_run_finds_every_stage(out, bids, capsys):
     before = hashes(out, "*.png", "*.tsv", "*.h5", "*.nii.gz")
     model = next(out.glob("sub-01/func/*_model.h5"))
     written = model.stat().st_mtime_ns
-    assert run(bids, out, "participant", "--participant-label", "sub-01", "--recipe", "embedded") == 0
+    (record,) = (out / "logs" / "sub-01").glob("*_done.json")
+    record.unlink()  # otherwise the stages are not asked
+    words = ("participant", "--participant-label", "sub-01", "--recipe", "embedded", "--keep-work")
+    assert run(bids, out, *words) == 0
     said = capsys.readouterr().err
     assert said.count("found from an earlier run") >= 10
     assert model.stat().st_mtime_ns == written
@@ -270,7 +273,7 @@ def test_the_model_file_alone_predicts_the_latents(roi, n_trials, tiny_dataset, 
     bids, work = tiny_dataset(n_subjects=1, n_trials=n_trials), tmp_path / "work"
     recipe = recipe_file(tmp_path, diffusion={"steps": 2}, controls={"null": False, "oracle": False})
     words = (bids, tmp_path / "out", "participant", "--recipe", recipe, "--roi", roi, "-w", work)
-    assert run(*words, "--skip-bids-validation", "--save-weights") == 0
+    assert run(*words, "--skip-bids-validation", "--save-weights", "--keep-work") == 0
     x = averaged_betas(bids, "01", [f"pic{i:03d}" for i in range(n_trials // 3)])
     with load_model(next((tmp_path / "out").glob("sub-01/func/*_model.h5"))) as model:
         responses = x[:, model.voxel_index]

@@ -51,7 +51,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(laion: Laion, recipe: Path, out: Path, *words: object, base: Path | None = None) -> int:
-    common = ("--recipe", recipe, "-w", laion.root.parent / "work", "--skip-bids-validation")
+    common = ("--recipe", recipe, "-w", laion.root.parent / "work", "--skip-bids-validation", "--keep-work")
     rois = ("-d", f"atlases={laion.root / 'derivatives' / 'atlases'}", "--roi", "hlvis")
     machine = ("--n-cpus", "1", "--device", "cpu")
     given = (base or laion.root, out, "participant", *common, *rois, *machine, *words)

@@ -41,7 +41,7 @@ def outputs(tiny_dataset, tmp_path_factory) -> tuple[Path, Path]:
     write_settings(folder / "quick.toml", content)
     plain, full = folder / "plain", folder / "full"
     words = ["participant", "--recipe", folder / "quick.toml", "-w", folder / "work", "--device", "cpu"]
-    words = [str(w) for w in (*words, "--n-cpus", "1", "--skip-bids-validation")]
+    words = [str(w) for w in (*words, "--n-cpus", "1", "--skip-bids-validation", "--keep-work")]
     assert cli.main([str(bids), str(plain), *words]) == 0
     assert (
         cli.main(

@@ -109,6 +109,7 @@ def test_another_number_format_is_recorded_and_computed_anew(bids, models, tmp_p
     recipe = write_recipe(tmp_path, controls={"null": False, "oracle": False})
     work = tmp_path / "work"
     words = (bids, tmp_path / "out", "participant", "--recipe", recipe, "--skip-bids-validation", "-w", work)
+    words = (*words, "--keep-work")
     keys, stores = {}, {}
     for dtype in ("auto", "bfloat16", "float32"):
         assert run(*words, "--models-dir", models, "--dtype", dtype) == 0

@@ -53,7 +53,7 @@ def healthy(bids, recipe) -> Path:
 def run(bids: Path, recipe: Path, work: Path, out: Path) -> dict[str, list[str]]:
     """Run the participant level; codes of its findings by severity, and sentences of broken stages."""
     words = (bids, out, "participant", "--recipe", recipe, "-w", work, "--device", "cpu")
-    assert cli.main([*map(str, words), "--skip-bids-validation"]) == 0
+    assert cli.main([*map(str, words), "--skip-bids-validation", "--keep-work"]) == 0
     table = read_tsv(next(out.glob("sub-01/func/*_desc-findings_metrics.tsv")))
     found: dict[str, list[str]] = {s: [] for s in ("broken", "limit", "ok", "unknown", "sentences")}
     for code, severity, sentence in zip(table["code"], table["severity"], table["sentence"], strict=True):

@@ -30,6 +30,7 @@ from bidsapp.arguments import (
     work_options,
 )
 from bidsapp.errors import AppError, ExitCode, InputProblems
+from bidsapp.full_disk import cannot_write, reason
 from bidsapp.signals import AGAIN, Stopped, ending_cleanly
 from bidsapp.verbs import VERBS
 
@@ -254,6 +255,9 @@ def _explain(error: Exception) -> tuple[str, ExitCode]:
         return error.as_text(width), error.exit_code
     if isinstance(error, AppError):
         return str(error), error.exit_code
+    if reason(error) is not None:
+        full = cannot_write(getattr(error, "filename", None) or "a file", error)
+        return str(full), full.exit_code
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}. Run again with -vv for a traceback.", ExitCode.IO_ERROR

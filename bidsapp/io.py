@@ -6,7 +6,6 @@ a job that was killed and started again) never meets half a file under its final
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -19,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.full_disk import cannot_write, is_about_writing, reason
 from bidsapp.processes import here, is_gone, temporary
 
 #: What marks a name as unfinished; see :func:`atomic_path`.
 PARTIAL = ".partial-"
 
 _COMPRESSION = {".gz", ".bz2", ".xz", ".zst"}
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 _DAY = 24 * 3600.0
 
 
@@ -51,24 +49,24 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises
     ------
-    AppError
+    CannotWrite
         Exit code 73 where the file can't be created, 74 where the disk is full.
     """
     final = Path(path)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_write(final, error) from error
+        raise cannot_write(final, error) from error
     unfinished = final.with_name(_partial_name(final.name))
     try:
         with temporary(unfinished):
             yield unfinished
             os.replace(unfinished, final)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         # The body may also fail in reading its input; only what can be about writing is translated.
-        about_us = error.errno in _FULL or error.filename in (os.fspath(unfinished), None)
-        if about_us and error.errno in _FULL | _FORBIDDEN:
-            raise _cannot_write(final, error) from error
+        about_us = reason(error) or getattr(error, "filename", None) in (os.fspath(unfinished), None)
+        if about_us and is_about_writing(error):
+            raise cannot_write(final, error) from error
         raise
 
 
@@ -78,15 +76,6 @@ def _partial_name(name: str) -> str:
         suffix = Path(name.removesuffix(suffix)).suffix + suffix
     stem = name.removesuffix(suffix)
     return f".{stem}{PARTIAL}{here()}-{os.getpid()}-{secrets.token_hex(3)}{suffix}"
-
-
-def _cannot_write(path: Path, error: OSError) -> AppError:
-    reason = error.strerror or str(error)
-    if error.errno in _FULL:
-        mend = "Free some space there (or choose another folder) and run the same command again."
-        return AppError(f"Cannot write {path}: {reason}. {mend}", exit_code=ExitCode.IO_ERROR)
-    mend = "Choose a folder that this user may write to; in a container, check that it is bound read-write."
-    return AppError(f"Cannot write {path}: {reason}. {mend}", exit_code=ExitCode.CANNOT_CREATE)
 
 
 @contextmanager
@@ -125,7 +114,7 @@ def locked(path: str | os.PathLike[str], *, timeout: float = 600.0) -> Iterator[
         message = f"{lock_file}: another process holds this lock. {mend}"
         raise AppError(message, exit_code=ExitCode.TRY_AGAIN) from error
     except OSError as error:
-        raise _cannot_write(lock_file, error) from error
+        raise cannot_write(lock_file, error) from error
     try:
         yield
     finally:

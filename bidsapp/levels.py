@@ -15,6 +15,7 @@ from bidsapp import __version__
 from bidsapp.config import RunConfig
 from bidsapp.errors import AppError, ExitCode, InputProblems
 from bidsapp.estimate import as_text
+from bidsapp.full_disk import CannotWrite
 from bidsapp.io import bytes_there
 from bidsapp.planning import Plan, judging_networks, plan, split_notes, unknown_names
 from bidsapp.records import SubjectInputs
@@ -83,7 +84,9 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
     Returns
     -------
     code : ExitCode
-        OK if every subject is done, SUBJECT_FAILED otherwise.
+        OK if every subject is done; SUBJECT_FAILED if one failed; TRY_AGAIN if others were left to other jobs
+        and none failed. Where the output or work folder can't be written (a full disk), no further subject is
+        begun, and the code is that of the error (IO_ERROR, CANNOT_CREATE).
     scores : dict of list of ScoreRow
         Summary table of each subject that is done.
     """
@@ -120,6 +123,7 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
     write_text(config.output_dir / "logs" / "CITATION.md", citation.as_markdown())
     done: dict[str, list[ScoreRow]] = {}
     failed, busy = [], []
+    unwritable: CannotWrite | None = None
     for label in labels:
         subject = planned.dataset.subject(label)
         tree = OutputTree(config.output_dir, label, subject.task, subject.space)
@@ -149,6 +153,7 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
                         raise stopped from error  # a library made an error of the signal
                     failed.append(label)
                     done.pop(label, None)
+                    unwritable = error if isinstance(error, CannotWrite) else None
                     _record_failure(subject, tree, error, config)
                 except (Stopped, KeyboardInterrupt):
                     LOG.warning("sub-%s: stopped before it was done; the same command goes on", label)
@@ -156,11 +161,15 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
         except Busy as error:  # nothing of it was touched
             busy.append(label)
             LOG.error("%s", error)
-        if failed and config.stop_on_first_crash:
+        if unwritable or (failed and config.stop_on_first_crash):
             break
     if failed or busy:
         groups = {"Failed": failed} | ({"Left to other jobs": busy} if busy else {}) | {"Done": list(done)}
+        rest = [label for label in labels if label not in {*failed, *busy, *done}]
+        groups |= {"Not begun": rest} if rest else {}
         LOG.error("%s.", ". ".join(f"{name}: {', '.join(of) or 'none'}" for name, of in groups.items()))
+    if unwritable:
+        return unwritable.exit_code, done
     code = ExitCode.SUBJECT_FAILED if failed else ExitCode.TRY_AGAIN if busy else ExitCode.OK
     return code, done
 
@@ -252,6 +261,7 @@ def _record_failure(subject: SubjectInputs, tree: OutputTree, error: Exception, 
     trace = error if not known or config.verbose > 0 else None
     LOG.error("sub-%s failed: %s", label, text, exc_info=trace)
     try:
+        remove_outputs(tree, kinds=("metrics",))  # the group must not count what this report disowns
         write_subject_report(
             tree.path("report"),
             SubjectReport(
@@ -266,7 +276,6 @@ def _record_failure(subject: SubjectInputs, tree: OutputTree, error: Exception, 
                 errors=(text,),
             ),
         )
-        remove_outputs(tree, kinds=("metrics",))  # the group must not count what this report disowns
         if tree.path("model").parent.is_dir():
             update_participants(config.output_dir, [label])
     except Exception as second:  # the first error is the one that matters

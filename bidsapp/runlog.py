@@ -6,12 +6,14 @@ import json
 import logging
 import re
 import secrets
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bidsapp.full_disk import reason, writing
 from bidsapp.io import write_text
 
 LOG = logging.getLogger("bidsapp")
@@ -34,16 +36,32 @@ def set_up_logging(verbose: int) -> None:
 
 @contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
-    """Also write the app's log lines to a file, for the length of the block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Also write the app's log lines to a file, for the length of the block.
+
+    Where the disk gets full meanwhile, lines are missing from the file; the run itself says what is wrong.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     LOG.addHandler(handler)
     try:
         yield
     finally:
         LOG.removeHandler(handler)
-        handler.close()
+        try:
+            handler.close()
+        except OSError as error:
+            if reason(error) is None:
+                raise
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave a line out where the disk is full, in place of a traceback for each."""
+        error = sys.exc_info()[1]
+        if error is None or reason(error) is None:
+            super().handleError(record)
 
 
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bidsapp import __version__
+from bidsapp.full_disk import writing
 from bidsapp.io import PARTIAL
 from bidsapp.processes import here, is_gone, temporary
 from bidsapp.stage_record import changes, check_file, content_key, flat_inputs, record_array
@@ -83,6 +84,11 @@ class Stages:
         Returns
         -------
         StageResult
+
+        Raises
+        ------
+        CannotWrite
+            Exit code 74 where the disk is full; nothing is left of the stage then.
         """
         key = stage_key(name, inputs)
         if {"all", name, name.partition("_")[0]} & self.force:
@@ -95,7 +101,8 @@ class Stages:
         start = time.monotonic()
         partial = self.folder / f"{name}{PARTIAL}{here()}-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
-        with temporary(partial):  # before it is made: a signal may come in between
+        # temporary() before it is made: a signal may come in between
+        with writing(self.folder / name), temporary(partial):
             partial.mkdir()
             arrays = compute(partial)
             for array_name, array in arrays.items():

@@ -83,24 +83,40 @@ class TargetBlock:
 class ArrayOnDisk:
     """A ``.npy`` file that is written by slices and never lies in memory.
 
-    A memory map keeps the pages that were written; here each write maps the file anew, so that what is
-    written leaves the process at once.
+    It is written, never assigned to through a memory map: a map keeps the pages that were written in the
+    process, and where the disk is full it ends the process without a word (SIGBUS) in place of an error.
 
     Parameters
     ----------
     path : Path
         The file, made now.
     shape : tuple of int
+        (rows, columns).
     dtype : dtype-like
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> None:
+    def __init__(self, path: Path, shape: tuple[int, int], dtype: npt.DTypeLike = np.float32) -> None:
         self.path = path
         self.shape = shape
-        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        self._dtype = np.dtype(dtype)
+        descr = np.lib.format.dtype_to_descr(self._dtype)
+        with open(path, "wb") as stream:
+            np.lib.format.write_array_header_1_0(
+                stream, {"descr": descr, "fortran_order": False, "shape": shape}
+            )
+            self._start = stream.tell()
+            stream.truncate(self._start + shape[0] * shape[1] * self._dtype.itemsize)
 
-    def __setitem__(self, key: Any, value: npt.ArrayLike) -> None:
-        np.lib.format.open_memmap(self.path, mode="r+")[key] = value
+    def __setitem__(self, key: tuple[slice, slice], value: npt.ArrayLike) -> None:
+        """Write some rows of some neighbouring columns (OSError where the disk is full)."""
+        rows, columns = (range(n)[part] for part, n in zip(key, self.shape, strict=True))
+        if columns.step != 1:
+            raise ValueError("columns that are written must be neighbours")
+        values = np.broadcast_to(np.asarray(value, dtype=self._dtype), (len(rows), len(columns)))
+        with open(self.path, "r+b") as stream:
+            for row, content in zip(rows, values, strict=True):
+                stream.seek(self._start + (row * self.shape[1] + columns.start) * self._dtype.itemsize)
+                stream.write(np.ascontiguousarray(content).data)
 
     def __getitem__(self, key: Any) -> npt.NDArray[Any]:
         return np.array(np.lib.format.open_memmap(self.path, mode="r")[key])

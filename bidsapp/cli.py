@@ -29,7 +29,7 @@ from bidsapp.arguments import (
     prepare,
     work_options,
 )
-from bidsapp.errors import AppError, ExitCode, InputProblems
+from bidsapp.errors import AppError, ExitCode, InputProblems, as_shown
 from bidsapp.full_disk import cannot_write, reason
 from bidsapp.signals import AGAIN, Stopped, ending_cleanly
 from bidsapp.verbs import VERBS
@@ -149,7 +149,7 @@ def app(**options: Any) -> int:
     from bidsapp.planning import plan
 
     if options["dry_run"]:
-        click.echo(plan(config).describe(config))
+        click.echo(as_shown(plan(config).describe(config)))
         return ExitCode.OK
     code, _ = run_participants(config)
     return code
@@ -209,12 +209,12 @@ def _by_name(pairs: Sequence[tuple[str, Path]]) -> dict[str, Path]:
 
 def default_recipe(bids_dir: Path) -> str:
     """Choose the paper's recipe, or the embedded one for a dataset that the verb ``demo`` simulated."""
-    import json
+    from bidsapp.io import read_json
 
     try:
-        description = json.loads((bids_dir / "dataset_description.json").read_text(encoding="utf-8"))
+        description = read_json(bids_dir / "dataset_description.json")
         simulated = description["GeneratedBy"][0]["Name"] == "bidsapp-recon demo"
-    except (OSError, ValueError, LookupError, TypeError):
+    except (AppError, LookupError, TypeError):
         simulated = False  # whatever is wrong with it is said when the dataset is opened
     return "embedded" if simulated else "brain-diffuser"
 
@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message, code = _explain(error)
         if _wants_traceback(words):
             traceback.print_exception(error)
-        click.echo(f"Error: {message}", err=True)
+        click.echo(f"Error: {as_shown(message)}", err=True)
         return int(code)
 
 

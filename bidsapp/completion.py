@@ -16,7 +16,7 @@ from bidsapp import __version__
 from bidsapp.bids.outputs import OutputTree
 from bidsapp.config import RunConfig
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.io import write_text
+from bidsapp.io import read_json, write_text
 from bidsapp.records import Split, SubjectInputs
 from bidsapp.report import ScoreRow
 from bidsapp.stage_record import changes, flat_inputs
@@ -81,7 +81,7 @@ class Completion:
         Every output must be there, of the length that it was written with.
         """
         try:
-            record = json.loads(self.path.read_text(encoding="utf-8"))
+            record = read_json(self.path)
             if changes(record["inputs"], self.inputs):
                 return None
             for name, size in record["outputs"].items():
@@ -89,7 +89,7 @@ class Completion:
                     return None
             rows = [ScoreRow(**row) for row in record["scores"]]
             scored, run_id = set(record["networks"]), str(record["run"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (AppError, OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         # One that was not installed then may be now; only this question needs the networks loaded.
         if set(self._wanted) - scored and set(self._models.networks) != scored:

@@ -6,10 +6,11 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, get_type_hints
 
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.io import read_text
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -218,9 +219,9 @@ def load_recipe(name_or_path: str) -> Recipe:
             exit_code=ExitCode.USAGE,
         )
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_text(path))
         recipe: Recipe = _build(Recipe, content, "")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, _Misfit) as error:
+    except (ValueError, RecursionError) as error:  # TOML's own error and _Misfit are of the first
         raise AppError(
             f"--recipe {path}: not a recipe: {error}. Start from a copy of {RECIPES / 'embedded.toml'}.",
             exit_code=ExitCode.BAD_DATA,
@@ -285,7 +286,16 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return number
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise _Misfit(f"{where} should be of type {hint.__name__}, got {value!r}")
+    if hint is int and abs(value) >= 1 << 63:
+        raise _Misfit(f"{where} should be a number that fits into 64 bits")
     return value
+
+
+def _inside(name: str) -> bool:
+    """Whether a path stays in the folder that it starts in."""
+    path = PurePosixPath(name)
+    plain = not any(c in name for c in "\0\\:")
+    return bool(path.parts) and plain and not path.is_absolute() and ".." not in path.parts
 
 
 def _check(recipe: Recipe, path: Path) -> None:
@@ -315,6 +325,11 @@ def _check(recipe: Recipe, path: Path) -> None:
             wrong.append(f"diffusion.{name} should be at least 1")
     if recipe.vdvae.layers < 1 or recipe.vdvae.batch < 1 or recipe.vdvae.temperature < 0:
         wrong.append("vdvae.layers and vdvae.batch should be at least 1, vdvae.temperature at least 0")
+    for name in ("vdvae", "diffusion"):
+        if not _inside(getattr(recipe.models, name)):
+            wrong.append(
+                f"models.{name} should be the path of a folder in the models folder, with no '..' in it"
+            )
     if recipe.models.location not in ("package", "models-dir"):
         wrong.append("models.location should be 'package' or 'models-dir'")
     if recipe.calibration.max_rows < 2 or recipe.controls.max_images < 2:

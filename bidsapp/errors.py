@@ -6,6 +6,7 @@ An error message says what is wrong, where (a path), why, and how to mend it.
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,29 @@ PRECEDENCE = (
 )
 
 
+#: Characters of one line of a message; a cell of a table may have millions.
+_LONGEST_LINE = 6000
+#: Control characters, which can rewrite what a terminal shows, and marks that turn the direction of writing.
+_UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def as_shown(text: str) -> str:
+    """Give a text that may hold words out of files as it is safe to show in a terminal and in a log.
+
+    Control characters become escapes in letters; of a line of more than 6000 characters the middle is left
+    out.
+    """
+    if max(map(len, text.split("\n"))) > _LONGEST_LINE:
+        text = "\n".join(map(_cut, text.split("\n")))
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _cut(line: str) -> str:
+    half = _LONGEST_LINE // 2
+    left_out = len(line) - 2 * half
+    return f"{line[:half]} ... {left_out} characters ... {line[-half:]}" if left_out > 0 else line
+
+
 class AppError(Exception):
     """An error meant for the user: a message that names the fix, and an exit code.
 
@@ -61,7 +85,7 @@ class AppError(Exception):
         exit_code: ExitCode | None = None,
         path: str | os.PathLike[str] | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(as_shown(message))
         self.path = None if path is None else os.fspath(path)
         if exit_code is not None:
             self.exit_code = exit_code
@@ -132,7 +156,7 @@ class InputProblems(AppError):
                     lines += _folded(f"To mend: {problem.mend}", width) if problem.mend else []
                 if len(problems) > _MOST_OF_A_FILE:
                     lines += _folded(f"... and {len(problems) - _MOST_OF_A_FILE} more here.", width)
-        return "\n".join(lines)
+        return as_shown("\n".join(lines))
 
 
 class Gatherer:

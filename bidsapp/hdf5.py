@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.io import kind_of
 
 #: Names that are taken for HDF5.
 SUFFIXES = (".h5", ".hdf5")
@@ -52,9 +53,8 @@ def open_array(path: Path, name: str = BETAS, n_axes: int = 4) -> Iterator[Any]:
     """
     import h5py
 
-    if not path.is_file():
-        link = " (a link to nothing: if this is a DataLad dataset, run `datalad get` on it)"
-        raise _bad(path, "there is no such file" + (link if path.is_symlink() else ""), ExitCode.NO_INPUT)
+    if kind := kind_of(path):
+        raise _bad(path, kind, ExitCode.NO_INPUT)
     try:
         # Without locks: inputs may lie on disks that are read-only or have none.
         file = h5py.File(path, "r", locking=False)

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,10 @@ PARTIAL = ".partial-"
 
 _COMPRESSION = {".gz", ".bz2", ".xz", ".zst"}
 _DAY = 24 * 3600.0
+#: Longest text that is read, in bytes: captions of all of COCO have a fifth of it.
+_MOST_TEXT = 1 << 28
+#: Most columns of a table; their names are looked at one by one.
+_MOST_COLUMNS = 10_000
 
 
 @contextmanager
@@ -191,12 +196,12 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     AppError
-        Exit code 66 where there is no such file, 65 where it is not a JSON object; the message has
-        the path, and the line where that is known.
+        Exit code 66 where there is no such file, 65 where it is not a JSON object, or an object in it
+        has a key twice; the message has the path, and the line where that is known.
     """
     text = read_text(path)
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise _bad(path, error.lineno, f"is not valid JSON ({error.msg})") from error
     except (RecursionError, ValueError) as error:
@@ -207,15 +212,51 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return value
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its keys: JSON allows one twice, but readers differ in which of the two counts."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
+        raise ValueError(f"it has the key {twice[:80]!r} twice")
+    return content
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """Say what stands where a file should be, "" for a regular file (links are followed).
+
+    Only regular files are read: a pipe would let a run wait forever, a device never ends.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except ValueError:  # a NUL byte in the path
+        return "cannot be the name of a file"
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "is a link that leads back to itself"
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            return f"cannot be read ({error.strerror})"
+        link = " (a link to nothing: if this is a DataLad dataset, run `datalad get` on it)"
+        return "there is no such file" + (link if Path(path).is_symlink() else "")
+    if stat.S_ISREG(mode):
+        return ""
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    return f"is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file; save its content as a file"
+
+
 def read_text(path: str | os.PathLike[str]) -> str:
     """Read a UTF-8 text file (a byte-order mark is dropped, Windows line ends become Unix ones).
 
     Raises
     ------
     AppError
-        Exit code 66 where there is no such file, 65 where it is not UTF-8, 74 where reading fails.
+        Exit code 66 where there is no such file, or something else than a file (a pipe, a device), 65
+        where it is not UTF-8 or longer than 256 MiB, 74 where reading fails.
     """
+    if (kind := kind_of(path)).startswith("is "):
+        raise AppError(f"{os.fspath(path)}: {kind}.", exit_code=ExitCode.NO_INPUT, path=path)
     try:
+        if (size := Path(path).stat().st_size) > _MOST_TEXT:
+            raise _bad(path, None, f"has {size} bytes; tables and texts of up to {_MOST_TEXT} are read")
         raw = Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         message = f"{os.fspath(path)}: there is no such file. Check the path and, in a container, the mounts."
@@ -300,6 +341,8 @@ def read_tsv(path: str | os.PathLike[str]) -> dict[str, list[str]]:
     names = lines[0].split("\t")
     if not lines[0].strip():
         raise _bad(path, 1, "has no header row")
+    if len(names) > _MOST_COLUMNS:
+        raise _bad(path, 1, f"has {len(names)} columns; up to {_MOST_COLUMNS} are read")
     for index, name in enumerate(names):
         if not name.strip():
             raise _bad(path, 1, f"column {index + 1} has no name")

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bidsapp.errors import as_shown
 from bidsapp.full_disk import reason, writing
 from bidsapp.io import write_text
 
@@ -24,10 +25,17 @@ def new_run_id() -> str:
     return f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
 
 
+class _Plain(logging.Formatter):
+    """Lines whose words from files can't steer a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return as_shown(super().format(record))
+
+
 def set_up_logging(verbose: int) -> None:
     """Plain lines on standard error; ``-v`` adds libraries' warnings, ``-vv`` debugging lines."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING if verbose else logging.ERROR)
@@ -43,7 +51,7 @@ def log_to_file(path: Path) -> Iterator[None]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = _LogFile(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s"))
     LOG.addHandler(handler)
     try:
         yield

@@ -131,6 +131,12 @@ def build_index(root: Path) -> Index:
     # Here, not at the top: it takes most of a second, and --help must not wait for it.
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
+    description = root / "dataset_description.json"
+    if os.path.lexists(description):  # pybids reads it too, whatever it is
+        try:
+            read_json(description)
+        except AppError as error:
+            raise AppError(str(error), exit_code=ExitCode.INVALID_BIDS, path=description) from error
     loops = [re.compile("^" + re.escape("/" + rel) + "(/|$)") for rel in _looping_links(root)]
     indexer = BIDSLayoutIndexer(
         validate=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from bidsapp.errors import AppError, ExitCode
@@ -45,7 +46,7 @@ def read_trials(path: Path) -> tuple[str, ...]:
     except ValueError as error:
         raise _bad(path, f"column beta_index must hold whole numbers ({error})") from error
     if sorted(order) != list(range(len(ids))):
-        twice = sorted({i for i in order if order.count(i) > 1})[:3] if len(order) < 100_000 else []
+        twice = sorted(i for i, n in Counter(order).items() if n > 1)[:3]
         why = f"; {', '.join(map(str, twice))} appears twice" if twice else ""
         span = f"it runs from {min(order)} to {max(order)} over {len(ids)} rows{why}"
         raise _bad(path, f"column beta_index must number the volumes 0 to {len(ids) - 1}, each once; {span}")

@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.hdf5 import DAMAGED
+from bidsapp.io import kind_of
 
 #: An image of more pixels than this is taken for a decompression bomb and not decoded.
 MAX_PIXELS = 64_000_000
+#: Longest image file, in bytes, that is read: twice what the pixels of the largest can take.
+MAX_FILE = 1 << 30
 #: Largest HDF5 chunk, in bytes, that is inflated to read one image.
 MAX_CHUNK = 1 << 30
 #: What transparent pixels lie on: the mid-grey of a screen, as LAION-fMRI showed its images
@@ -79,7 +83,7 @@ class Bricks:
         images = self._brick(path).images
         try:
             return np.asarray(images[row], np.uint8)
-        except OSError as error:
+        except DAMAGED as error:
             raise _bad(path, f"row {row} cannot be read ({error})") from error
 
 
@@ -89,8 +93,21 @@ def _open_brick(path: Path) -> _Brick:
     require(path)
     try:
         file = h5py.File(path, "r")
-    except OSError as error:
+    except DAMAGED as error:
         raise _bad(path, f"is no readable HDF5 file ({error})") from error
+    try:
+        return _find_images(file, path)
+    except DAMAGED as error:
+        file.close()
+        raise _bad(path, f"is damaged ({error})") from error
+    except AppError:
+        file.close()
+        raise
+
+
+def _find_images(file: Any, path: Path) -> _Brick:
+    import h5py
+
     # Links to other files are passed over: they may lead anywhere on the machine.
     own = [file[k] for k in file if isinstance(file.get(k, getlink=True), h5py.HardLink)]
     arrays = [d for d in own if isinstance(d, h5py.Dataset)]
@@ -107,7 +124,6 @@ def _open_brick(path: Path) -> _Brick:
     elif found[0].chunks and math.prod(found[0].chunks) * found[0].dtype.itemsize > MAX_CHUNK:
         what = f"is stored in chunks of {math.prod(found[0].chunks)} bytes, too large to read one image"
     if what:
-        file.close()
         raise _bad(path, what)
     return _Brick(file, found[0], not pixels)
 
@@ -142,9 +158,16 @@ def size_of(path: Path, row: int | None = None, stored: bytes | None = None) -> 
         return image.height, image.width
 
 
+def require_image(path: Path) -> None:
+    """Raise AppError where there is no such file, or one too long for an image of the largest size."""
+    require(path)
+    if (size := path.stat().st_size) > MAX_FILE:
+        raise _bad(path, f"has {size} bytes; image files of up to {MAX_FILE} are read")
+
+
 def _opened(path: Path, row: int | None, stored: bytes | None) -> Any:
     if stored is None:
-        require(path)
+        require_image(path)
     try:
         return Image.open(path if stored is None else io.BytesIO(stored), formats=_FORMATS)
     except Exception as error:  # damaged files raise a dozen kinds
@@ -157,10 +180,8 @@ def _which(row: int | None) -> str:
 
 def require(path: Path) -> None:
     """Raise AppError (exit code 66) where there is no such file."""
-    if not path.is_file():
-        link = " (a link to nothing: if this is a DataLad dataset, run `datalad get` on it)"
-        what = f"{path}: there is no such file{link if path.is_symlink() else ''}."
-        raise AppError(what, exit_code=ExitCode.NO_INPUT)
+    if kind := kind_of(path):
+        raise AppError(f"{path}: {kind}.", exit_code=ExitCode.NO_INPUT)
 
 
 def _bad(path: Path, what: str) -> AppError:

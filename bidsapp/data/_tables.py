@@ -11,6 +11,7 @@ from bidsapp.io import read_text, read_tsv
 
 #: Longest cell of a CSV that is read, in characters: a stray quote can make a cell of half a file.
 _LONGEST_CELL = 1 << 17
+_MOST_COLUMNS = 10_000
 
 
 def read_table(path: Path) -> dict[str, list[str]]:
@@ -59,6 +60,8 @@ def read_table(path: Path) -> dict[str, list[str]]:
 
 
 def _names(path: Path, row: list[str]) -> list[str]:
+    if len(row) > _MOST_COLUMNS:
+        raise _bad(path, 1, f"has {len(row)} columns; up to {_MOST_COLUMNS} are read")
     for index, name in enumerate(row):
         if not name.strip() and (index or len(row) == 1):
             raise _bad(path, 1, f"column {index + 1} has no name")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bidsapp.data._pixels import MAX_PIXELS, Bricks, decode, size_of
+from bidsapp.data._pixels import MAX_PIXELS, Bricks, decode, require_image, size_of
 from bidsapp.data._stimulus_table import Place
 from bidsapp.errors import AppError, Problem
 
@@ -66,8 +66,10 @@ def _look(place: Place, bricks: Bricks, *, whole: bool) -> None:
             bricks.row(place.path, place.row)
         else:
             bricks.require(place.path, place.row)
-    elif whole or not _ends_well(place.path):
-        decode(place.path)
+    else:
+        require_image(place.path)
+        if whole or not _ends_well(place.path):
+            decode(place.path)
 
 
 def _ends_well(path: Path) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bidsapp.data._pixels import Bricks, decode, require, size_of
+from bidsapp.data._pixels import Bricks, decode, require_image, size_of
 from bidsapp.data._stimulus_table import Place, find_table, read_stimulus_table
 from bidsapp.data.captions import CAPTION_TABLES, read_captions
 from bidsapp.data.image_check import check_images
@@ -222,7 +222,7 @@ class StimulusSet:
     def _digest(self, stimulus: str, bricks: Bricks) -> str:
         place = self._place(stimulus)
         if place.row is None:
-            require(place.path)
+            require_image(place.path)
         stored = place.path.read_bytes() if place.row is None else bricks.stored(place.path, place.row)
         digest = hashlib.sha256(stored)
         for caption in self.captions(stimulus):

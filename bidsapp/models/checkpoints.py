@@ -97,11 +97,25 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
 
             state = load_file(path)
         else:
+            _check_zip(path)
             mapped = mapped and zipfile.is_zipfile(path)
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise _unreadable(path, "it holds something else than named tensors")
     return dict(state)
+
+
+def _check_zip(path: Path) -> None:
+    """Refuse a torch file that would inflate: its zip stores tensors as they are, each once."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    packed = next((e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED), None)
+    if packed is not None:
+        raise _unreadable(path, f"{packed!r} in it is compressed, which torch's own files never are")
+    if sum(e.file_size for e in entries) > path.stat().st_size:
+        raise _unreadable(path, "it declares more data than it holds")
 
 
 def load_strictly(
@@ -170,7 +184,11 @@ def load_component(kind: Any, folder: Path, **options: Any) -> Any:
     """
     read_json(folder / "config.json")
     weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), folder)
+    if index := next(iter(sorted(folder.glob("*.index.json"))), None):
+        # Its entries are paths, which may lead anywhere; the models that recipes use are whole files.
+        raise _unreadable(index, "weights that an index divides into several files are not supported")
     with readable(weights), quiet_libraries():
+        _check_zip(weights)
         model, report = kind.from_pretrained(
             folder,
             local_files_only=True,

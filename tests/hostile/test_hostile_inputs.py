@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hostile_arrays
 import hostile_tables
 import pytest
 from damage import copy_by_links, snapshot
@@ -17,7 +18,7 @@ from bidsapp.models.suite import EMBEDDED
 
 pytestmark = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded weights are not there")
 
-CASES = {**hostile_tables.CASES}
+CASES = {**hostile_tables.CASES, **hostile_arrays.CASES}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ a job that was killed and started again) never meets half a file under its final
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math

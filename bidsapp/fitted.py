@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +36,16 @@ def write_model(found: Reconstruction, tree: OutputTree, config: RunConfig, sour
     A file that an earlier run wrote from the same fit is left as it is: writing one takes minutes.
     """
     path, scored, latents = tree.path("model"), found.zscored, found.latents
-    key = stage_key("model file", {"after": latents.key, "save_weights": config.save_weights})
+    # What the file holds is told by contents, never by keys: these know where the dataset lies, and the file,
+    # in which this is written, has to be the same wherever that is.
+    made_of = {
+        "voxels": [hashlib.sha256(found.mask.flat_index.tobytes()).hexdigest(), found.mask.data.shape],
+        "responses": scored.content,
+        "latents": latents.content,
+        "penalties": {name: asdict(s) for name, s in found.penalties.items()},
+        "save_weights": config.save_weights,
+    }
+    key = stage_key("model file", made_of)
     if made_from(path) == key:
         LOG.info("model file: found from an earlier run")
         return

@@ -32,11 +32,14 @@ class StageResult:
     """Arrays that a stage made (memory-mapped, read-only), and a key that names them.
 
     The key is a hash of all that the stage was made of and of what the arrays hold, so stages that
-    come after are computed again wherever a stage came out differently, for whatever reason.
+    come after are computed again wherever a stage came out differently, for whatever reason. ``content``
+    is a hash of the arrays alone: unlike the key, which knows the input files' paths and times, it is the
+    same wherever the dataset lies.
     """
 
     key: str
     arrays: dict[str, np.ndarray]
+    content: str = ""
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.arrays[name]
@@ -158,7 +161,8 @@ def _open(folder: Path, key: str, record: Mapping[str, Any], *, read: bool) -> S
         if str(array.dtype) != saved["dtype"] or list(array.shape) != saved["shape"]:
             raise ValueError(f"{name} has another shape than was written")
         arrays[name] = array
-    return StageResult(content_key(key, record["arrays"]), arrays)
+    saved = record["arrays"]
+    return StageResult(content_key(key, saved), arrays, content_key("", saved))
 
 
 def clear_folders(folder: Path) -> list[Path]:

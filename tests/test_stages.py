@@ -46,6 +46,15 @@ def test_a_stage_runs_once(tmp_path, counted):
     assert names(tmp_path) == ["mean", "mean/a.npy", "mean/b.npy", "mean/done.json"]
 
 
+def test_content_is_the_same_wherever_the_input_lies(tmp_path, counted):
+    here = Stages(tmp_path / "1").run("mean", {"path": "/data"}, counted)
+    there = Stages(tmp_path / "2").run("mean", {"path": "/elsewhere"}, counted)
+    assert here.key != there.key
+    assert here.content == there.content != ""
+    counted.arrays["b"] = np.array([True, True])
+    assert Stages(tmp_path / "3").run("mean", {"path": "/data"}, counted).content != here.content
+
+
 def test_results_are_read_only_and_on_disk(tmp_path, counted):
     got = Stages(tmp_path).run("mean", {}, counted)["a"]
     assert isinstance(got, np.memmap)

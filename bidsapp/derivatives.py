@@ -218,7 +218,7 @@ _SUMMARY_COLUMNS = {
     "n_images": "Number of test images.",
     "p": "Permutation p of the pairing of reconstructions and stimuli, (1 + #) / (1 + N).",
     "reverse": "Two-way identification the other way round: each stimulus among the reconstructions.",
-    "ties": "Comparisons of two-way identification that were tied, and counted as lost; 0 for other metrics.",
+    "ties": "Ties of two-way identification, each counted one half; 0 for other metrics.",
 }
 
 

@@ -189,7 +189,8 @@ class Spuriousness:
         Two-way identification among stimuli of the same cluster, and of other clusters.
     n_within : int
         Test images that share their cluster with another.
-    n_clusters : int
+    n_clusters, n_wanted : int
+        Clusters that there are, and that were asked for: fewer captions than that are all there can be.
     """
 
     space: str
@@ -202,6 +203,7 @@ class Spuriousness:
     between_cluster: Value | None
     n_within: int
     n_clusters: int
+    n_wanted: int = 0
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ def checks(evidence: Evidence) -> dict[str, Any]:
             "NearestTrainingImage": _mean(s.nearest_train),
             "CloserToTraining": s.closer_to_training.mean,
             "Clusters": s.n_clusters,
+            "ClustersWanted": s.n_wanted,
         }
         for name, value in (("WithinCluster", s.within_cluster), ("BetweenCluster", s.between_cluster)):
             if value is not None:

@@ -11,7 +11,7 @@ from bidsapp.report.figures import save_png, triplet
 from bidsapp.report.records import ExtraFigure
 
 if TYPE_CHECKING:
-    from bidsapp.evidence import HoldoutScores, ProtocolScores, RegionScore, RoiAnalysis, SeedSpread
+    from bidsapp.evidence import HoldoutScores, ProtocolScores, RoiAnalysis, SeedSpread
     from bidsapp.participant import Reconstruction
 
 SEED_COLUMNS = {
@@ -120,26 +120,17 @@ def write_region_figures(found: RoiAnalysis | None, tree: OutputTree) -> tuple[E
         written.add(path.name)
         figures.append(
             ExtraFigure(
-                section="data",
+                section="regions",
                 path=path.relative_to(tree.out_dir).as_posix(),
-                title=f"Region {name}",
+                title=name,
                 alt=f"Decoded from activity in {name} alone: VDVAE decode, then latent diffusion.",
-                caption=f"Synthetic activation of {name} ({size} voxels at 1, all others at 0). "
-                + " ".join(_carried(s) for s in found.scores if s.region == name),
+                caption=f"Synthetic activation: its {size:,} voxels at 1, all others at 0.",
             )
         )
     for old in tree.path("figures").glob(f"{stem}*_synthetic.png"):
         if old.name not in written:
             old.unlink(missing_ok=True)
     return tuple(figures)
-
-
-def _carried(score: RegionScore) -> str:
-    how = "alone" if score.analysis == "keep" else "left out"
-    null = f"{score.null.low:.2f} to {score.null.high:.2f}"
-    return (
-        f"{score.target}, {how}: {score.two_way.mean:.2f} two-way (random voxels {null}, p = {score.p:.3g})."
-    )
 
 
 def region_rows(found: RoiAnalysis | None) -> list[tuple[Any, ...]]:

@@ -28,7 +28,7 @@ from bidsapp.evidence import (
 )
 from bidsapp.ladder import Decoded
 from bidsapp.metrics import spuriousness
-from bidsapp.metrics.identification import similarity, top1, two_way, two_way_null
+from bidsapp.metrics.identification import TIE, similarity, top1, two_way, two_way_null
 from bidsapp.metrics.shares import mean_with_interval
 from bidsapp.metrics.statistics import permutation_p
 from bidsapp.models.embeddings import caption_embeddings, embedding_columns, image_embeddings
@@ -111,7 +111,7 @@ def target_quality(done: Decoded, name: str, models: Models, config: RunConfig) 
     to_test = np.asarray(arrays[f"{name}_to_test"], dtype=np.float64).T
     to_training = np.asarray(arrays[f"{name}_to_training"], dtype=np.float64)
     found = two_way(to_test)
-    ranks = rank_among(np.diagonal(to_test), to_training)
+    places = rank_among(np.diagonal(to_test), to_training)
     return TargetQuality(
         target=name,
         r=np.asarray(r),
@@ -121,8 +121,8 @@ def target_quality(done: Decoded, name: str, models: Models, config: RunConfig) 
         two_way=mean_with_interval(found.per_image, seed),
         two_way_p=permutation_p(found.mean, two_way_null(to_test, seed, _PERMUTATIONS)),
         top1=mean_with_interval(top1(to_test), seed),
-        among_training=mean_with_interval((ranks == 1).astype(float), seed),
-        median_rank=float(np.median(ranks)),
+        among_training=mean_with_interval(places.first, seed),
+        median_rank=float(np.median(places.rank)),
         n_dims=len(r),
         n_images=to_test.shape[0],
         n_training=to_training.shape[1],
@@ -185,10 +185,11 @@ def flattery(done: Decoded, models: Models, config: RunConfig) -> Spuriousness:
     own = spuriousness.own_similarity(made, test)
     seed, n = config.seed, len(test)
     within = between = None
-    n_within = 0
+    n_within = n_clusters = 0
     labels = stimulus_clusters(done, models, seed)
     if labels is not None:
         found = spuriousness.two_way_by_cluster(similarity(test, made), labels[0])
+        n_clusters = len(np.unique(np.concatenate(labels)))
         n_within = int(np.isfinite(found.within).sum())
         within = mean_with_interval(found.within, seed) if n_within else None
         between = mean_with_interval(found.between, seed)
@@ -198,11 +199,12 @@ def flattery(done: Decoded, models: Models, config: RunConfig) -> Spuriousness:
         nearest_ids=tuple(done.split.train[i] for i in near.place),
         own=own,
         closest_train=near_made.similarity,
-        closer_to_training=mean_with_interval((near_made.similarity > own).astype(float), seed),
+        closer_to_training=mean_with_interval((near_made.similarity > own + TIE).astype(float), seed),
         within_cluster=within,
         between_cluster=between,
         n_within=n_within,
-        n_clusters=0 if labels is None else _n_clusters(n),
+        n_clusters=n_clusters,
+        n_wanted=0 if labels is None else _n_clusters(n),
     )
 
 
@@ -213,13 +215,13 @@ def _n_clusters(n_test: int) -> int:
 def stimulus_clusters(
     done: Decoded, models: Models, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
-    """Cluster of each test and of each training image; None where test images are too few for two."""
+    """Cluster of each test and of each training image; None where images or captions are too few for two."""
     n = len(done.split.test)
     if (k := _n_clusters(n)) < 2:
         return None
     features = np.concatenate([mean_tokens(rows, models) for rows in (done.test, done.train)])
     labels = spuriousness.clusters(features, k, seed_for(seed, "clusters") % 2**32)
-    return labels[:n], labels[n:]
+    return None if labels.max() < 1 else (labels[:n], labels[n:])
 
 
 def mean_tokens(rows: Mapping[str, TargetRows], models: Models) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,13 @@ from bidsapp.evidence import (
     CaptionMatch,
     Evidence,
     GroupQuality,
+    HoldoutScores,
     LadderRow,
     ProtocolScores,
+    RegionScore,
     Reliability,
+    RoiAnalysis,
+    SeedSpread,
     Spuriousness,
     TargetQuality,
     TrialOrder,
@@ -87,8 +92,33 @@ def evidence(n: int = 30, seed: int = 0) -> Evidence:
         ProtocolScores("bd2023", "Brain-Diffuser", values, {}, n),
         ProtocolScores("mindeye", "MindEye", values, {"distance_effnet": "efficientnet.pth"}, n),
     )
-    found = replace(found, protocols=protocols)
+    found = replace(found, protocols=protocols, **options(n))
     return replace(found, findings=rules.find(found))
+
+
+def options(n: int) -> dict[str, Any]:
+    """What all options together add to the evidence."""
+    ways = {"all": Value(0.8, 0.75, 0.85), "other_clusters": Value(0.7, 0.6, 0.8), "random_rest": Value(0.78)}
+    holdout = tuple(
+        HoldoutScores(t, way, v, Value(0.6, 0.5, 0.7), v, 0.0 if way == "all" else 221.4, 10, n)
+        for t in ("vdvae", "clip_vision", "clip_text")
+        for way, v in ways.items()
+    )
+    seeds = tuple(
+        SeedSpread(stage, m, Value(0.7, 0.6, 0.8), 0.04, 0.01, 3, 12)
+        for stage in ("stage1", "stage2")
+        for m in METRICS
+    )
+    names = ("V1", "a-region-whose-name-does-not-end", "hV4")
+    scores = tuple(
+        RegionScore(r, 1204, t, a, Value(0.65, 0.6, 0.7), Value(0.6, 0.55, 0.66), 0.0149, 0.8, n, 200)
+        for r in names
+        for t in ("vdvae", "clip_vision", "clip_text")
+        for a in ("keep", "lesion")
+    )
+    pictures = np.full((3, 8, 8, 3), 90, np.uint8)
+    roi = RoiAnalysis(names, (1204, 1204, 1204), pictures, pictures, scores)
+    return {"cluster_holdout": holdout, "generator_seeds": seeds, "roi_analysis": roi}
 
 
 def full_subject_report(root, n: int = 30) -> SubjectReport:
@@ -127,7 +157,7 @@ def full_subject_report(root, n: int = 30) -> SubjectReport:
         errors=(f"{_LONG} is truncated.\nCopy it again: {_LONG}",),
         warnings=("Two voxels were dropped.",),
         figures=tuple(ExtraFigure(s, "sub-01/figures/wide.png", "Voxels used", "Slices", "All of them.")
-                      for s in ("reconstructions", "scores", "data")),
+                      for s in ("reconstructions", "scores", "regions", "data")),
         ladder=LadderPictures(ids[:12], captions[:12], rungs, ("random",)),
         evidence=evidence(n),
         run_id="20260101T000000-abcdef",

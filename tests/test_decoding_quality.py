@@ -10,6 +10,7 @@ from sklearn.metrics import r2_score
 
 from bidsapp.decoding import quality
 from bidsapp.decoding.decoder import RidgeDecoder
+from bidsapp.metrics.identification import two_way
 
 
 @pytest.fixture
@@ -85,6 +86,19 @@ def test_constant_rows_are_like_nothing(rng):
     assert (total.result() == 0).all()
 
 
-def test_ranks_count_ties_against():
+def test_ranks_count_a_tie_one_half():
     others = np.array([[0.1, 0.5, 0.5], [0.9, 0.2, 0.1], [0.0, 0.0, 0.0]])
-    assert quality.rank_among(np.array([0.5, 0.3, 0.1]), others).tolist() == [3, 2, 1]
+    for noise in (0, 1e-8):  # equal targets' similarities differ by rounding
+        found = quality.rank_among(np.array([0.5, 0.3, 0.1]), others - noise)
+        assert found.rank.tolist() == [2, 2, 1]
+        np.testing.assert_allclose(found.first, [1 / 3, 0, 1])
+
+
+def test_equal_targets_tie_in_identification(rng):
+    """As the text targets of images with the same caption do."""
+    true, training = rng.standard_normal((9, 500)), rng.standard_normal((30, 500)).astype(np.float32)
+    true[4], true[7] = true[1], true[1]
+    predicted = true + rng.standard_normal(true.shape)
+    found = two_way(quality.score_latents(predicted, true, training, block=64).to_test.astype(np.float32).T)
+    assert found.ties == 6
+    np.testing.assert_allclose(found.per_image[[1, 4, 7]], 7 / 8)

@@ -101,9 +101,8 @@ def test_regions_are_decoded_one_at_a_time(outputs):
     assert table["analysis"] == ["keep", "lesion"] * 6
     quality = read_tsv(full / FUNC.format("targets"))
     whole = [float(v) for v, part in zip(quality["two_way"], quality["part"], strict=True) if part == "all"]
-    # Captions repeat, so the text's targets tie, which quality settles by rounding.
-    np.testing.assert_allclose([float(v) for v in table["whole"][::4]], whole, atol=0.02)
-    np.testing.assert_allclose([float(v) for v in table["whole"][:8:4]], whole[:2], atol=1e-6)
+    # The text's targets too: captions repeat, and ties count one half in both.
+    np.testing.assert_allclose([float(v) for v in table["whole"][::4]], whole, atol=1e-6)
     # What one of two regions keeps is what a lesion of the other leaves.
     kept, left = (np.array(table["two_way"][k::2], dtype=float).reshape(3, 2) for k in (0, 1))
     np.testing.assert_allclose(kept, left[:, ::-1], atol=0.01)

@@ -85,7 +85,8 @@ def test_constant_reconstructions_show_their_ties():
     truth = _images(5)
     scores = score(np.full_like(truth, 128), truth, {"net": _mean_colours}, size=32)
     assert scores.summary["two_way_net"].ties == 20
-    assert scores.summary["two_way_net"].mean == 0
+    assert scores.summary["two_way_net"].mean == 0.5
+    assert scores.summary["two_way_net"].p == 1
     assert scores.summary["pixcorr"].mean == 0
 
 

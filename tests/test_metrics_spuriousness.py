@@ -59,6 +59,16 @@ def test_alone_in_its_cluster_has_no_score_within():
         spuriousness.two_way_by_cluster(r, np.array([0, 1]))
 
 
+def test_no_more_clusters_than_different_rows(rng, recwarn):
+    rows = rng.standard_normal((3, 8))
+    x = np.repeat(rows, 10, axis=0) * (1 + rng.uniform(-1e-7, 1e-7, (30, 1)))
+    found = spuriousness.clusters(x, 7, seed=0)
+    assert len(np.unique(found)) == 3
+    assert (found.reshape(3, 10) == found[::10, None]).all()
+    assert (spuriousness.clusters(np.ones((5, 4)), 2, seed=0) == 0).all()
+    assert not recwarn.list
+
+
 def test_clusters_find_blobs_and_repeat_themselves(rng):
     truth = np.repeat(np.arange(3), 15)
     x = (rng.standard_normal((3, 8)) * 10)[truth] + rng.standard_normal((45, 8))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ Matrix = npt.NDArray[np.float64]
 
 #: A dimension whose spread is below this share of its size varies by rounding only.
 _CONSTANT = 1e-6
+#: Similarities that differ by less tie: those of equal targets differ by float32's rounding only.
+_TIE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,14 @@ class Similarity:
         return np.asarray(np.clip(found, -1.0, 1.0))
 
 
-def rank_among(own: Vector, others: Matrix) -> npt.NDArray[np.int64]:
+class Places(NamedTuple):
+    """Where each prediction's own target stands among others: see :func:`rank_among`."""
+
+    rank: Vector
+    first: Vector
+
+
+def rank_among(own: Vector, others: Matrix) -> Places:
     """Give the place of each prediction's own target among others (1: more similar than all).
 
     Parameters
@@ -177,9 +186,17 @@ def rank_among(own: Vector, others: Matrix) -> npt.NDArray[np.int64]:
     own : ndarray of float64, (n,)
         Similarity of each prediction to its own target.
     others : ndarray of float64, (n, m)
-        To the targets that it competes with. Ties count against it.
+        To the targets that it competes with.
+
+    Returns
+    -------
+    Places
+        ``rank``, (n,): a tie (a stimulus with the same caption has the same text target) counts one half.
+        ``first``, (n,): 1 where the rank is 1, and 1 / k where k targets tie for the first place.
     """
-    return np.asarray(1 + np.count_nonzero(others >= own[:, None], axis=1))
+    above = np.count_nonzero(others > own[:, None] + _TIE, axis=1)
+    ties = np.count_nonzero(others >= own[:, None] - _TIE, axis=1) - above
+    return Places(1 + above + ties / 2, (above == 0) / (1 + ties))
 
 
 def _spread(squares: Vector, sums: Vector, d: int) -> Vector:

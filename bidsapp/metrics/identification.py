@@ -20,8 +20,11 @@ Vector = npt.NDArray[np.float64]
 _BLOCK = 1 << 23
 #: A feature vector whose spread is below this share of its size varies by rounding only.
 _CONSTANT = 1e-10
-#: Correlations are rounded to this many decimals, so that equal images tie rather than differ by rounding.
+#: Correlations are rounded to this many decimals.
 _DECIMALS = 12
+#: Similarities that differ by less tie: equal images' features come out alike to float32's rounding only,
+#: which depends on their place in a batch.
+TIE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,12 @@ class TwoWay:
     ----------
     per_image : ndarray of float64, (n,)
         For each reconstruction the share of the other ground truths that are less similar to it than
-        its own.
+        its own; a tie counts one half.
     mean : float
-        Chance is 0.5 (less half the share of ties).
+        Chance is 0.5.
     ties : int
-        Pairs of a reconstruction and another ground truth exactly as similar as its own; they count
-        as lost, so many ties mean that the score says little. There are ``n * (n - 1)`` pairs.
+        Pairs of a reconstruction and another ground truth as similar to it as its own, within rounding;
+        there are ``n * (n - 1)`` pairs. Many ties mean that the score says little.
     """
 
     per_image: Vector
@@ -92,8 +95,29 @@ def _inverse_norm(squares: Vector, mean: Vector, d: int) -> Vector:
     return np.where(flat, 0.0, 1.0 / np.where(flat, 1.0, norm))
 
 
+def comparisons(r: npt.NDArray[Any]) -> Matrix:
+    """Compare each reconstruction's own ground truth with every other.
+
+    Parameters
+    ----------
+    r : ndarray, (n, n)
+        From :func:`similarity`; ground truths in rows.
+
+    Returns
+    -------
+    ndarray of float64, (n, n)
+        1 where ground truth i is less similar to reconstruction j than its own, 0 where it is more, 0.5
+        where they tie, as on the diagonal.
+    """
+    own = np.diagonal(r)
+    return np.asarray(((r < own - TIE) + 1.0 * (r <= own + TIE)) / 2)
+
+
 def two_way(r: npt.NDArray[Any]) -> TwoWay:
     """Two-way identification, ``sum_i(r[i, j] < r[j, j]) / (n - 1)`` for each reconstruction j.
+
+    A tie counts one half, so that chance is 0.5 however many images are alike. (The code published with
+    the papers counts it as lost; photographs do not tie.)
 
     Parameters
     ----------
@@ -110,16 +134,16 @@ def two_way(r: npt.NDArray[Any]) -> TwoWay:
         For a matrix that is not square, of one image only, or not finite.
     """
     n = check_square(r)
-    own = np.diagonal(r)
-    per_image = np.count_nonzero(r < own, axis=0) / (n - 1)
-    ties = int(np.count_nonzero(r == own)) - n
+    won = comparisons(r)
+    per_image = (won.sum(axis=0) - 0.5) / (n - 1)
+    ties = int(np.count_nonzero(won == 0.5)) - n
     return TwoWay(per_image=per_image, mean=float(per_image.mean()), ties=ties)
 
 
 def top1(r: npt.NDArray[Any]) -> Vector:
     """Top-1 retrieval: 1 where a reconstruction is most similar to its own ground truth, else 0.
 
-    A tie counts as lost. Chance is 1 / n.
+    Where k ground truths tie for the first place, its own among them, it is 1 / k. Chance is 1 / n.
 
     Parameters
     ----------
@@ -129,8 +153,9 @@ def top1(r: npt.NDArray[Any]) -> Vector:
     -------
     ndarray of float64, (n,)
     """
-    n = check_square(r)
-    return np.asarray(np.count_nonzero(r < np.diagonal(r), axis=0) == n - 1, dtype=np.float64)
+    check_square(r)
+    won = comparisons(r)
+    return np.asarray((won > 0).all(axis=0) / np.count_nonzero(won == 0.5, axis=0))
 
 
 def two_way_table(r: npt.NDArray[Any]) -> Matrix:
@@ -138,18 +163,25 @@ def two_way_table(r: npt.NDArray[Any]) -> Matrix:
 
     Its diagonal is ``two_way(r).per_image``.
     """
-    n = check_square(r)
-    table = np.empty((n, n))
-    for j in range(n):
-        # How many lie strictly below: the place of the first equal in the sorted column.
-        table[:, j] = np.searchsorted(np.sort(r[:, j]), r[:, j], side="left")
-    return table / (n - 1)
+    below, to = _places(r)
+    return np.asarray((below + (to - below - 1) / 2) / (len(r) - 1))
 
 
 def top1_table(r: npt.NDArray[Any]) -> Matrix:
     """Top-1 score of reconstruction j were ground truth i its own, for all i and j, (n, n)."""
+    below, to = _places(r)
+    return np.asarray((to == len(r)) / (to - below))
+
+
+def _places(r: npt.NDArray[Any]) -> tuple[Matrix, Matrix]:
+    """How many ground truths are less similar than each, and how many no more similar than it (ties too)."""
     n = check_square(r)
-    return (two_way_table(r) * (n - 1) > n - 1.5).astype(np.float64)
+    below, to = np.empty((n, n)), np.empty((n, n))
+    for j in range(n):
+        column, rising = r[:, j], np.sort(r[:, j])
+        below[:, j] = np.searchsorted(rising, column - TIE, side="left")
+        to[:, j] = np.searchsorted(rising, column + TIE, side="right")
+    return below, to
 
 
 def two_way_null(r: npt.NDArray[Any], seed: int, n_permutations: int = 1000) -> Vector:

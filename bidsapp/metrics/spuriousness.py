@@ -12,8 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bidsapp.metrics.identification import comparisons
+
 Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
+
+
+#: Decimals, relative to the largest deviation from the mean, to which features of one caption are alike.
+_ALIKE = 4
 
 
 class Nearest(NamedTuple):
@@ -49,7 +55,7 @@ def own_similarity(reconstructions: npt.ArrayLike, stimuli: npt.ArrayLike) -> Ve
 
 
 def clusters(features: npt.ArrayLike, n_clusters: int, seed: int) -> npt.NDArray[np.int64]:
-    """Put stimuli into clusters by k-means (scikit-learn, 4 starts).
+    """Put stimuli into clusters by k-means (scikit-learn, 4 starts), no more than there are distinct rows.
 
     Parameters
     ----------
@@ -61,12 +67,15 @@ def clusters(features: npt.ArrayLike, n_clusters: int, seed: int) -> npt.NDArray
     Returns
     -------
     ndarray of int64, (n,)
-        Cluster of each stimulus, from 0.
+        Cluster of each stimulus, from 0. Rows that differ by rounding only, as those of equal captions may,
+        are one.
     """
     from sklearn.cluster import KMeans
 
     x = np.asarray(features, dtype=np.float64)
-    found = KMeans(n_clusters=n_clusters, n_init=4, random_state=seed).fit_predict(x)
+    size = float(np.abs(x - x.mean(axis=0)).max()) or 1.0
+    distinct = len(np.unique(np.round((x - x.mean(axis=0)) / size, _ALIKE), axis=0))
+    found = KMeans(n_clusters=min(n_clusters, distinct), n_init=4, random_state=seed).fit_predict(x)
     return np.asarray(found, dtype=np.int64)
 
 
@@ -93,21 +102,21 @@ def two_way_by_cluster(r: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> Cl
     -------
     ClusterScores
         Each (n,): the share of the compared stimuli that are less similar to reconstruction j than its
-        own. Ties count as lost.
+        own. Ties count one half.
     """
     n = len(labels)
     if r.shape != (n, n):
         raise ValueError(f"similarities of shape {r.shape} for {n} stimuli")
-    wins = r < np.diagonal(r)
+    wins = comparisons(r)
     same = labels[:, None] == labels
     mates = same & ~np.eye(n, dtype=bool)
     return ClusterScores(_share(wins, mates), _share(wins, ~same))
 
 
-def _share(wins: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_]) -> Vector:
+def _share(wins: Matrix, among: npt.NDArray[np.bool_]) -> Vector:
     counts = among.sum(axis=0)
     share = np.full(len(counts), np.nan)
-    np.divide((wins & among).sum(axis=0), counts, out=share, where=counts > 0)
+    np.divide((wins * among).sum(axis=0), counts, out=share, where=counts > 0)
     return share
 
 

@@ -48,7 +48,8 @@ _TALL = 40.0
 class Curve:
     """Correlation along the parts of a target, as points of an SVG line (100 wide, 40 high).
 
-    ``ceiling`` is "" where repeats allow none; ``ticks`` are the values drawn as lines, with their heights.
+    ``ceiling`` is "" where repeats allow none; ``ticks`` are the values drawn as lines, with their heights;
+    ``ends`` name the first and the last part.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Curve:
     ceiling: str
     ticks: tuple[tuple[str, str], ...]
     text: str
+    ends: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,9 @@ def _curve(target: TargetQuality) -> Curve:
     )
     text += f"highest, {means[best]:.2f}, in {target.groups[best].name}."
     ticks = tuple((f"{v:g}".replace("-", "−"), f"{_height(v, low, high):.2f}") for v in (low, high))
+    ends = (f"{kind} 1", f"{kind} {len(means)}")
     parts = f"{kind}s 1 to {len(means)}"
-    return Curve(title, parts, _points(means, low, high), _points(ceilings, low, high), ticks, text)
+    return Curve(title, parts, _points(means, low, high), _points(ceilings, low, high), ticks, text, ends)
 
 
 def _height(value: float, low: float, high: float) -> float:
@@ -225,8 +228,11 @@ def training_sentences(evidence: Evidence) -> tuple[str, ...]:
         "to their own stimulus.",
     ]
     if found.within_cluster is not None and found.between_cluster is not None:
+        few = ""
+        if found.n_clusters < found.n_wanted:
+            few = f" ({found.n_wanted} were asked for, but there are no more different captions)"
         said.append(
-            f"Stimuli fall into {found.n_clusters} clusters by their captions. Among stimuli of other "
+            f"Stimuli fall into {found.n_clusters} clusters by their captions{few}. Among stimuli of other "
             f"clusters, reconstructions are identified {_share(found.between_cluster)} of the time; among "
             f"those of their own cluster, {_share(found.within_cluster)} ({found.n_within} images). A "
             "decoder that knew nothing but the cluster would stay at half there."
@@ -241,9 +247,13 @@ def trial_rows(evidence: Evidence) -> tuple[list[str], list[tuple[str, list[str]
         return [], []
     lags = [f"{lag:+d}".replace("-", "−") if lag else "0" for lag in orders[0].lags]
     return lags, [
-        (f"ses-{t.session}", [f"{v:.3f}".replace("-", "−") for v in t.correlation.tolist()], str(t.n_trials))
-        for t in orders
+        (f"ses-{t.session}", [_signed(v) for v in t.correlation.tolist()], str(t.n_trials)) for t in orders
     ]
+
+
+def _signed(value: float) -> str:
+    text = f"{value:.3f}"
+    return "0.000" if text == "-0.000" else text.replace("-", "−")
 
 
 def _share(value: Value) -> str:

@@ -39,7 +39,7 @@ class ScoreRow:
     n_images : int or None
         Number of test images in the mean.
     ties : int
-        Ties in two-way identification, which count as lost.
+        Ties in two-way identification, which count one half.
     p : float or None
         Permutation p of the pairing.
     reverse : float or None
@@ -86,7 +86,7 @@ class ExtraFigure:
     Attributes
     ----------
     section : str
-        Where it is shown: ``reconstructions``, ``scores`` or ``data``.
+        Where it is shown: ``reconstructions``, ``scores``, ``regions`` or ``data``.
     path : str
         Relative to the folder of the report, with forward slashes.
     title, alt, caption : str

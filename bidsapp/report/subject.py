@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from bidsapp.evidence import Evidence
-from bidsapp.report import checks, words
+from bidsapp.report import analyses, checks, distributions, words
 from bidsapp.report.figures import GAP, SIDE, write_tiles
 from bidsapp.report.labels import (
     CONDITION_TITLES,
@@ -29,12 +29,13 @@ _SECTIONS = (
     "Ladder",
     "Decoding",
     "Scores",
+    "Analyses",
     "Data",
     "Methods",
     "About",
     "Errors",
 )
-_FIGURE_SECTIONS = ("reconstructions", "scores", "data")
+_FIGURE_SECTIONS = ("reconstructions", "scores", "regions", "data")
 
 _TARGET_TITLES = {
     "vdvae": "VDVAE latents",
@@ -73,6 +74,8 @@ def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
     conditions = ordered({r.condition for r in report.scores}, CONDITIONS)
     evidence = report.evidence or Evidence()
     lags, trial_rows = checks.trial_rows(evidence)
+    panels = analyses.panels(evidence)
+    sections = [s for s in _SECTIONS if panels or s != "Analyses"]
     render(
         path,
         "subject.html.j2",
@@ -81,8 +84,10 @@ def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
         ladder_table=checks.ladder_table(evidence),
         rungs=[checks.RUNG_TITLES[r] for r in checks.rungs(evidence)],
         n_ladder=max((r.n_images for r in evidence.ladder), default=0),
+        panels=panels,
         published=beside(evidence, report.subject),
         strips=write_strips(path.parent, report),
+        histograms=distributions.histograms(evidence),
         curves=checks.curves(evidence),
         target_rows=checks.target_rows(evidence),
         training=checks.training_sentences(evidence),
@@ -90,7 +95,7 @@ def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
         trial_rows=trial_rows,
         title=f"sub-{report.subject}",
         version=version,
-        sections=[(s.lower(), s, len(report.errors) if s == "Errors" else 0) for s in _SECTIONS],
+        sections=[(s.lower(), s, len(report.errors) if s == "Errors" else 0) for s in sections],
         labels=[text for text in (report.task, report.space, report.recipe) if text],
         headline=headline,
         sentences=sentences,
@@ -171,7 +176,7 @@ def _legend(rows: tuple[ScoreRow, ...], conditions: list[str]) -> list[tuple[str
 
 
 def score_table(rows: tuple[ScoreRow, ...], conditions: list[str]) -> list[SimpleNamespace]:
-    """Return the rows of the score table: one a metric and stage, a cell a condition and one for chance."""
+    """Return the rows of the score table: one a metric and stage; conditions, chance, reverse, p."""
     cells = {(r.metric, r.stage, r.condition): r for r in rows}
     table = []
     for metric in dict.fromkeys(r.metric for r in rows):
@@ -192,6 +197,9 @@ def score_table(rows: tuple[ScoreRow, ...], conditions: list[str]) -> list[Simpl
                 if chance
                 else ("–", "")
             )
+            brain = cells.get((metric, stage, "brain"))
+            shown.append((format_value(label, brain.reverse if brain else None), ""))
+            shown.append(("–" if brain is None or brain.p is None else f"{brain.p:.2g}", ""))
             table.append(
                 SimpleNamespace(
                     metric=label.title,

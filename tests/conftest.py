@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import logging
@@ -13,12 +14,53 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BIDSAPP_RECON_MODELS")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+for _name in _THREADS:  # before NumPy and torch are imported: arrays are small, and workers share the CPUs
+    os.environ.setdefault(_name, "1")
+
+import numpy as np  # noqa: E402
+
+from bidsapp.cpus import available_cpus  # noqa: E402
+from bidsapp.memory import available_memory  # noqa: E402
+
+_VARIABLES = (*_THREADS, "BIDSAPP_RECON_MODELS")
+#: What a worker may hold, with the commands it starts: less free memory, fewer workers.
+_WORKER_BYTES = 3 * 2**30
+#: Files of whole runs, longest first: begun first, they do not leave one worker alone at the end.
+_LONGEST = (
+    "test_levels.py",
+    "test_models_startup.py",
+    "test_levels_published.py",
+    "test_recipes_as_shipped.py",
+    "test_levels_options.py",
+    "test_levels_killed.py",
+    "test_sabotage.py",
+    "test_levels_laion.py",
+    "test_nsd_end_to_end.py",
+    "test_outlook.py",
+)
 TASK, SPACE = "tiny", "func3mm"
 AFFINE = np.array([[-3.0, 0, 0, 12], [0, 3, 0, -13], [0, 0, 3, -10], [0, 0, 0, 1]])
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Workers for ``-n auto``: one for each CPU that this process may use, none for a single file."""
+    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
+        return None  # pytest-xdist takes that number
+    free = available_memory()
+    room = free // _WORKER_BYTES if free is not None else 1
+    files = {word.partition("::")[0] for word in config.args}
+    alone = all(word.endswith(".py") for word in files) and len(files) == 1
+    n_workers = min(available_cpus(), room, 8)
+    return 0 if alone or n_workers < 2 else n_workers
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; the order within a file stays."""
+    place = {name: i for i, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.fixture(scope="session")
@@ -188,6 +230,13 @@ def _save(path: Path, data: np.ndarray, sidecar: dict[str, Any]) -> None:
 def _json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_objects_to_look_through() -> None:
+    """Spare ``gc.collect``, which runs call often, the modules: they are millions of objects that stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")

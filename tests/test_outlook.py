@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 from damage import snapshot
 
 from bidsapp import cli, planning
-from bidsapp.config import RunConfig, load_recipe
+from bidsapp.config import RECIPES, RunConfig, load_recipe
 from bidsapp.estimate import needs
 from bidsapp.models.suite import EMBEDDED
+from bidsapp.runlog import write_settings
 from bidsapp.stages import NotThere, Stages, Survey
 
 pytestmark = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded weights are not there")
@@ -28,14 +30,20 @@ def bids(tiny_dataset: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def done(bids: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the work folder of a run of the first subject."""
+    """Folder with the work folder of a run of the first subject, and its quick recipe."""
     folder = tmp_path_factory.mktemp("done")
-    assert run(bids, folder, "--participant-label", "01") == 0
+    content = tomllib.loads((RECIPES / "embedded.toml").read_text())
+    content["diffusion"] |= {"steps": 2}
+    content["metrics"] |= {"networks": ["small_clip"]}
+    write_settings(folder / "quick.toml", content)
+    assert run(bids, folder, "--participant-label", "01", "--keep-work") == 0
     return folder
 
 
 def run(bids: Path, folder: Path, *words: object) -> int:
-    common = ("--recipe", "embedded", "--skip-bids-validation", "--device", "cpu", "--n-cpus", "1")
+    quick = folder / "quick.toml"
+    recipe = quick if quick.exists() else "embedded"
+    common = ("--recipe", recipe, "--skip-bids-validation", "--device", "cpu", "--n-cpus", "1")
     given = [bids, folder / "out", "participant", "-w", folder / "work", *common, *words]
     return cli.main([str(w) for w in given])
 
@@ -95,6 +103,7 @@ def test_what_other_options_make_useless_is_not_promised(bids, done, capsys, wor
 def test_the_plan_and_the_run_agree(bids, done, tmp_path, capsys):
     """What the plan says is found is what a run finds."""
     shutil.copytree(done / "work", tmp_path / "work")
+    shutil.copy(done / "quick.toml", tmp_path)
     capsys.readouterr()
     assert run(bids, tmp_path, "--participant-label", "01", "--seed", "3") == 0
     said = capsys.readouterr().err

@@ -31,6 +31,7 @@ from bidsapp.arguments import (
 )
 from bidsapp.errors import AppError, ExitCode, InputProblems, as_shown
 from bidsapp.full_disk import cannot_write, reason
+from bidsapp.run_words import App
 from bidsapp.signals import AGAIN, Stopped, ending_cleanly
 from bidsapp.verbs import VERBS
 
@@ -40,8 +41,8 @@ from bidsapp.verbs import VERBS
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Verbs: 'bidsapp-recon demo DIR' simulates a dataset and runs everything on it, "
     "'bidsapp-recon fetch-models' downloads a recipe's weights, 'bidsapp-recon nsd2bids NSD_DIR BIDS_DIR' "
-    "converts the Natural Scenes Dataset ('bidsapp-recon VERB --help'). A BIDS_DIR "
-    "that is called like a verb is reached as ./demo.",
+    "converts the Natural Scenes Dataset, 'bidsapp-recon slurm BIDS_DIR OUTPUT_DIR' runs both levels on a "
+    "cluster ('bidsapp-recon VERB --help'). A BIDS_DIR that is called like a verb is reached as ./demo.",
 )
 @click.argument("bids_dir", type=click.Path(path_type=Path))
 @click.argument("output_dir", type=click.Path(path_type=Path))
@@ -228,7 +229,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with ending_cleanly():
             args = normalise(words, command)
-            return int(command.main(args=args, prog_name=_name(command), standalone_mode=False) or 0)
+            whole = App(app, make_config)  # for verbs that start runs
+            code = command.main(args=args, prog_name=_name(command), standalone_mode=False, obj=whole)
+            return int(code or 0)
     except Stopped as stop:
         click.echo(f"\n{stop}", err=True)
         return 128 + stop.number

@@ -1,4 +1,4 @@
-"""The helper verbs: ``bidsapp-recon demo``, ``bidsapp-recon fetch-models``, ``bidsapp-recon nsd2bids``."""
+"""The helper verbs: ``bidsapp-recon demo``, ``fetch-models``, ``nsd2bids`` and ``slurm``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 from bidsapp.arguments import command_line, common, models_dir_option, prepare
 from bidsapp.errors import ExitCode
 from bidsapp.nsd_verb import nsd2bids
+from bidsapp.slurm_verb import slurm
 
 
 @click.command("demo", context_settings={"help_option_names": ["-h", "--help"]})
@@ -67,4 +68,9 @@ def fetch_models(recipe: str, models_dir: Path | None, verify: bool, verbose: in
     return ExitCode.OK
 
 
-VERBS: dict[str, click.Command] = {"demo": demo, "fetch-models": fetch_models, "nsd2bids": nsd2bids}
+VERBS: dict[str, click.Command] = {
+    "demo": demo,
+    "fetch-models": fetch_models,
+    "nsd2bids": nsd2bids,
+    "slurm": slurm,
+}

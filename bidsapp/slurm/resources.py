@@ -1,0 +1,109 @@
+"""What a job asks of the cluster: time and memory of the dry run's estimates, with a margin."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.estimate import Needs
+
+#: The estimates of time are wrong by a factor of two or more (docs/usage.md), those of memory by far less.
+TIME_MARGIN, MEMORY_MARGIN = 3.0, 1.25
+#: Imports, checks of the input and loading the models, which the estimates leave out; minutes.
+STARTING = 15
+_STEP = 15
+#: The group level reads tables and draws a page: minutes and MiB, several times what it takes.
+GROUP_TIME, GROUP_MEMORY = 30, 4096
+#: Parts of a run (:attr:`bidsapp.estimate.Needs.seconds`) by the step of a run in shards that does them.
+STEPS = {
+    "prepare": ("betas", "targets", "ridge", "latents", "stage 1"),
+    "shard": ("stage 2",),
+    "gather": ("scores", "outputs"),
+}
+_TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a task of a job asks for.
+
+    Attributes
+    ----------
+    time : str
+        As sbatch takes it.
+    memory : int
+        MiB, SLURM's "M".
+    cpus : int
+    gres : str or None
+        Generic resources, ``gpu:1`` for one.
+    """
+
+    time: str
+    memory: int
+    cpus: int
+    gres: str | None = None
+
+    @property
+    def gpu(self) -> bool:
+        """Whether a GPU is asked for."""
+        return self.gres is not None and self.gres.startswith("gpu")
+
+
+def is_time(text: str) -> bool:
+    """Tell whether sbatch takes this as a time limit: minutes, [H:]MM:SS, D-H[:MM[:SS]]."""
+    return _TIME.fullmatch(text) is not None
+
+
+def time_limit(needs: Iterable[Needs], step: str | None = None, shards: int = 1) -> str:
+    """Give the time limit of an array's tasks: of the subject that takes longest.
+
+    Parameters
+    ----------
+    needs : iterable of Needs
+        Of each subject.
+    step : str or None
+        One of :data:`STEPS`; the whole run by default.
+    shards : int
+        Into how many tasks the step ``shard`` is split.
+
+    Returns
+    -------
+    str
+        ``TIME_MARGIN`` times the estimate and ``STARTING`` minutes, rounded up to a quarter of an hour,
+        as ``D-HH:MM:SS``.
+
+    Raises
+    ------
+    AppError
+        Exit code 64 where the estimate is not known.
+    """
+    longest = 0.0
+    for need in needs:
+        names = STEPS[step] if step else tuple(need.seconds)
+        parts = [need.seconds[name] for name in names]
+        known = [s for s in parts if s is not None]
+        if len(known) < len(parts):
+            raise AppError(
+                "How long a task takes is not known: these models were not measured on such a device. Give "
+                "--time, generously: what a task has made when it is stopped is kept, and the same "
+                "submission goes on from there.",
+                exit_code=ExitCode.USAGE,
+            )
+        longest = max(longest, sum(known) / (shards if step == "shard" else 1))
+    minutes = math.ceil((TIME_MARGIN * longest / 60 + STARTING) / _STEP) * _STEP
+    return as_limit(minutes)
+
+
+def as_limit(minutes: int) -> str:
+    """Write minutes as ``D-HH:MM:SS``."""
+    days, rest = divmod(minutes, 24 * 60)
+    return f"{days}-{rest // 60:02d}:{rest % 60:02d}:00"
+
+
+def memory_limit(needs: Iterable[Needs]) -> int:
+    """Give the memory of an array's tasks in MiB: the largest estimate with its margin, whole GiB."""
+    most = max(need.memory for need in needs)
+    return 1024 * math.ceil(MEMORY_MARGIN * most / 1024**3)

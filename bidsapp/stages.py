@@ -146,7 +146,7 @@ class Stages:
             why = changes(record["inputs"], flat_inputs(inputs))
             why = why or f"version of this app ({record['version']}, now {__version__})"
             LOG.info("%s: computing again, changed since an earlier run: %s", name, why)
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             LOG.warning("%s: what an earlier run left is damaged (%s); computing again", name, error)
         return None
 
@@ -226,7 +226,7 @@ class Survey(Stages):
             if record["key"] != key:
                 raise NotThere(name)
             done = _open(self.folder / name, key, record, read=False)
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise NotThere(name) from error
         self.found.add(name)
         return done

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ _NUMERIC = ("double", "single", "logical", *(f"{u}int{n}" for u in ("", "u") for
 #: NSD's file is below 1 MB and its largest variable has 80,000 numbers.
 _MOST_BYTES = 1 << 24
 _MOST_NUMBERS = 10_000_000
+_MOST_INFLATED = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,8 @@ def _load(path: Path) -> dict[str, NDArray[np.int64]]:
     size = path.stat().st_size
     if size > _MOST_BYTES:
         raise _bad(path, f"has {size} bytes, far more than NSD's own")
+    if _inflates_to_more(path):
+        raise _bad(path, f"inflates to more than {_MOST_INFLATED} bytes, far more than NSD's own")
     try:
         listed = {name: (shape, kind) for name, shape, kind in whosmat(path, appendmat=False)}
         wanted = _wanted(path, listed)
@@ -158,6 +163,29 @@ def _load(path: Path) -> dict[str, NDArray[np.int64]]:
             raise _bad(path, f"{name} must hold whole numbers")
         arrays[name] = value.astype(np.int64)
     return arrays
+
+
+def _inflates_to_more(path: Path) -> bool:
+    """Whether a compressed variable is longer than it should be, whatever it declares.
+
+    A file of version 5 is a header of 128 bytes and elements, each with its type and length before it;
+    type 15 is compressed by zlib (MathWorks, "MAT-File Format").
+    """
+    content, place, left = path.read_bytes(), 128, _MOST_INFLATED
+    order = ">" if content[126:128] == b"MI" else "<"
+    while place + 8 <= len(content):
+        kind, length = struct.unpack_from(f"{order}II", content, place)
+        place += 8
+        if kind == 15:
+            inflated = zlib.decompressobj()
+            try:
+                left -= len(inflated.decompress(content[place : place + length], left + 1))
+            except zlib.error:
+                return False  # its reader says so
+            if left < 0:
+                return True
+        place += length
+    return False
 
 
 def _wanted(path: Path, listed: Mapping[str, tuple[tuple[int, ...], str]]) -> list[str]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import hostile_arrays
+import hostile_models
+import hostile_outputs
 import hostile_tables
 import pytest
 from damage import copy_by_links, snapshot
@@ -18,7 +20,12 @@ from bidsapp.models.suite import EMBEDDED
 
 pytestmark = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded weights are not there")
 
-CASES = {**hostile_tables.CASES, **hostile_arrays.CASES}
+CASES = {
+    **hostile_tables.CASES,
+    **hostile_arrays.CASES,
+    **hostile_models.CASES,
+    **hostile_outputs.CASES,
+}
 
 
 @pytest.fixture(scope="module")

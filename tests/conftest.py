@@ -30,14 +30,14 @@ _VARIABLES = (*_THREADS, "BIDSAPP_RECON_MODELS")
 _WORKER_BYTES = 3 * 2**30
 #: Files of whole runs, longest first: begun first, they do not leave one worker alone at the end.
 _LONGEST = (
+    "test_sabotage.py",
     "test_levels.py",
+    "test_levels_killed.py",
     "test_models_startup.py",
     "test_levels_published.py",
     "test_recipes_as_shipped.py",
-    "test_levels_options.py",
-    "test_levels_killed.py",
-    "test_sabotage.py",
     "test_levels_laion.py",
+    "test_levels_options.py",
     "test_nsd_end_to_end.py",
     "test_outlook.py",
 )

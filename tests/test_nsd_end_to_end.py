@@ -42,7 +42,7 @@ def run(nsd, tmp_path_factory, validate) -> Path:
     recipe["metrics"]["networks"] = ["small_clip"]
     write_settings(folder / "quick.toml", recipe)
     options = ["--recipe", str(folder / "quick.toml"), "-w", str(folder / "work"), "--skip-bids-validation"]
-    assert cli.main([*words, "participant", *options]) == 0
+    assert cli.main([*words, "participant", *options, "--keep-work"]) == 0
     assert cli.main([*words, "group"]) == 0
     return folder
 

@@ -202,6 +202,15 @@ def ladder_size(config: RunConfig, n_test: int) -> int:
     return min(wanted, n_test)
 
 
+#: Clusters of stimuli (Shirakawa et al. 2024 use 40), and the test images a cluster should have at least.
+_CLUSTERS, _PER_CLUSTER = 40, 10
+
+
+def cluster_count(n_test: int) -> int:
+    """Count the clusters that stimuli are put into: below two there are none."""
+    return min(_CLUSTERS, n_test // _PER_CLUSTER)
+
+
 def load_recipe(name_or_path: str) -> Recipe:
     """Read a recipe by its name or from a TOML file.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bidsapp import option_costs
 from bidsapp.config import RunConfig, ladder_size
 
 #: Interpreter, libraries and small models, in bytes: measured on the demo, rounded up.
@@ -43,6 +44,8 @@ class Sizes:
         Bytes of memory that one image of stage 2 takes while it is made.
     stimulus_bytes : int
         Bytes of one test image as it was shown; they are in memory together while images are compared.
+    region_voxels : tuple of int
+        Voxels of each region that ``--roi-analysis`` decodes.
     """
 
     n_sessions: int
@@ -55,6 +58,7 @@ class Sizes:
     sides: tuple[int, int] = (0, 0)
     image_cost: int = 0
     stimulus_bytes: int = 0
+    region_voxels: tuple[int, ...] = ()
 
     @property
     def image_bytes(self) -> int:
@@ -115,7 +119,8 @@ def needs(config: RunConfig, sizes: Sizes) -> Needs:
         operators of a penalty), the predictions (the same operators and blocks of targets), and the model
         file (Gram matrix, factor and blocks); they do not grow with the number of targets beyond a block. The
         fourth is a batch of images, on the CPU (the recipe's, halved where ``--mem`` asks for it), while the
-        images that were shown are in memory.
+        images that were shown are in memory. Options have moments of their own
+        (:func:`bidsapp.option_costs.moments`).
     """
     penalties = len({alpha for t in config.recipe.targets.values() for alpha in t.alphas})
     n_train, n_test, n_voxels = sizes.n_train, sizes.n_test, sizes.n_voxels
@@ -128,6 +133,9 @@ def needs(config: RunConfig, sizes: Sizes) -> Needs:
     block = n_train * min(_WIDTH, largest) * _FLOAT32
     predicting = 2 * operators + _PREDICTING * block
     moments = [responses + m for m in (gram + 3 * operators, predicting, gram + _WRITING * block)]
+    moments += [
+        responses + m for m in option_costs.moments(config, n_train, n_test, n_voxels, gram, 2 * block)
+    ]
     parameters = _parameter_bytes(config)
     batch = 0
     if config.device == "cpu":
@@ -138,7 +146,7 @@ def needs(config: RunConfig, sizes: Sizes) -> Needs:
     on_disk = (2 * (n_train + n_test) + sizes.n_trials) * n_voxels * _FLOAT32
     kept = sum(n * _STORED[config.recipe.targets[name].stored] for name, n in sizes.targets.items())
     latents = (n_train + n_test) * kept + 6 * n_test * dims * _FLOAT32 + 4 * dims * _FLOAT64
-    pictures = images_made(config, n_test) * sizes.image_bytes
+    pictures = images_made(config, n_test, len(sizes.region_voxels)) * sizes.image_bytes
     model = model_file_bytes(n_train, n_voxels, dims, penalties, save_weights=config.save_weights)
     return Needs(
         memory=BASE_MEMORY + parameters + max(moments),
@@ -180,14 +188,15 @@ def model_file_bytes(
     return size + 4 * n_voxels * _FLOAT64 + (n_dims * n_voxels * _FLOAT32 if save_weights else 0)
 
 
-def images_made(config: RunConfig, n_test: int) -> int:
-    """Count the images of stage 2: the test images, and those of the ladder's rungs (bidsapp.ladder)."""
+def images_made(config: RunConfig, n_test: int, n_regions: int = 0) -> int:
+    """Count the images of stage 2: test images, those of the ladder (bidsapp.ladder), and options'."""
     controls = config.recipe.controls
     rungs = controls.null + controls.oracle
     if controls.ladder:
         rungs += 2 * controls.oracle  # true tokens and true stage 1; other rungs have stage 1 only
     n = ladder_size(config, n_test)
-    return n_test + (rungs * n + controls.ladder if n > 1 else 0)
+    ladder = rungs * n + controls.ladder if n > 1 else 0
+    return n_test + ladder + option_costs.further_images(config, n_test, n_regions)
 
 
 def value_bytes(config: RunConfig) -> int:
@@ -219,7 +228,8 @@ def _seconds(config: RunConfig, sizes: Sizes, rows: int, penalties: int) -> dict
     predictions = products(conditions * 2.0 * (n_test + rows) * n * dims)
     coefficients = products(2.0 * side**2 * dims) + side * dims * _FLOAT32 / rates["write"]
     at_once = max(1, min(config.n_cpus, sizes.n_sessions))
-    made, steps = images_made(config, n_test), config.recipe.diffusion
+    regions = len(sizes.region_voxels)
+    made, steps = images_made(config, n_test, regions), config.recipe.diffusion
     parts: dict[str, float | None] = {
         "betas": sizes.betas_bytes / (rates["inflate"] * at_once),
         "targets": models and (n + n_test) * models["target"] / faster,
@@ -228,9 +238,12 @@ def _seconds(config: RunConfig, sizes: Sizes, rows: int, penalties: int) -> dict
         "stage 1": models and made * models["stage1"] / faster,
         "stage 2": models
         and made * (models["fixed"] + int(steps.steps * steps.strength) * models["step"]) / faster,
-        "scores": models and 2 * made * models["score"] / faster,
-        "outputs": coefficients,
+        "scores": models and 2 * (made - regions * config.roi_analysis) * models["score"] / faster,
     }
+    if config.cluster_holdout or config.roi_analysis:
+        counted = option_costs.operations(config, n, n_test, p, dims, penalties, sizes.region_voxels)
+        parts["options"] = products(counted)
+    parts["outputs"] = coefficients
     return {name: None if seconds is None else float(seconds) for name, seconds in parts.items()}
 
 

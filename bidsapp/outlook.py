@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bidsapp.config import RunConfig, ladder_size
+from bidsapp.config import RunConfig, cluster_count, ladder_size
 from bidsapp.estimate import Needs, Sizes, as_duration, as_text, images_made
+from bidsapp.option_costs import RANDOM_SETS, further_images
 from bidsapp.records import Split, SubjectInputs
 from bidsapp.stages import NotThere, Survey
 
@@ -117,7 +118,9 @@ def _rows(
 ) -> list[tuple[str, str, str]]:
     """Name, size and state of each part of the run."""
     recipe = config.recipe
-    made = images_made(config, sizes.n_test)
+    regions = len(sizes.region_voxels)
+    made = images_made(config, sizes.n_test, regions)
+    scored = 2 * (made - regions * config.roi_analysis)
     dims = sum(sizes.targets.values())
     penalties = len({alpha for t in recipe.targets.values() for alpha in t.alphas})
     conditions = 1 + recipe.controls.null
@@ -131,9 +134,14 @@ def _rows(
         "latents": f"{sizes.n_test} test images x {dims:,} values, conditions: {conditions}",
         "stage 1": first,
         "stage 2": f"{second}, {steps} steps",
-        "scores": f"{2 * made} images, {', '.join(recipe.metrics.networks)}",
+        "scores": f"{scored} images, {', '.join(recipe.metrics.networks)}",
+        **({"options": asked} if (asked := _options(config, sizes)) else {}),
         "outputs": f"{as_text(needed.output)}, of which the model file has {as_text(needed.model_file)}",
     }
+    further = further_images(config, sizes.n_test, regions)
+    if further:
+        for name in ("stage 1", "stage 2"):
+            sizes_of[name] += f" ({further} of them for options)"
     folder = config.work_dir / f"sub-{label}"
     patterns = {"latents": "latents_brain", "stage 1": "stage1_brain", "stage 2": "stage2_brain"}
     states = {name: _MAY_BE for name, stage in patterns.items() if (folder / stage / "done.json").is_file()}
@@ -141,3 +149,14 @@ def _rows(
     states |= {"betas": _THERE} if {"betas", "responses", "zscore"} <= there else {}
     states |= {"ridge": _THERE} if "ridge" in there else {}
     return [(name, what, states.get(name, "")) for name, what in sizes_of.items()]
+
+
+def _options(config: RunConfig, sizes: Sizes) -> str:
+    """Say what options compute beside images; "" without them."""
+    said = []
+    if config.cluster_holdout:
+        k = cluster_count(sizes.n_test)
+        said.append(f"{k} clusters left out" if k > 1 else "too few test images for clusters")
+    if config.roi_analysis:
+        said.append(f"{len(sizes.region_voxels)} regions, each beside {RANDOM_SETS} sets of random voxels")
+    return "; ".join(said)

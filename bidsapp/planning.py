@@ -83,6 +83,9 @@ def plan(config: RunConfig) -> Plan:
         if stimuli is not None and not found.problems:
             shown = {label: _stimulus_bytes(stimuli, splits[label].test) for label in sizes}
             sizes = {label: replace(size, stimulus_bytes=shown[label]) for label, size in sizes.items()}
+        if config.roi_analysis and not found.problems:
+            within = {label: _region_voxels(dataset, label, voxels[label]) for label in sizes}
+            sizes = {label: replace(size, region_voxels=within[label]) for label, size in sizes.items()}
         needed = {label: needs(here, size) for label, size in sizes.items()}
         found.add(_memory_problems(needed, config))
         found.add(_space_problems(needed, config, found.problems))
@@ -270,6 +273,18 @@ def _sizes(subject: SubjectInputs, split: Split, voxels: Voxels, config: RunConf
         sides=image_sides(config.recipe, root),
         image_cost=image_cost(config.recipe, root, value_bytes(config)),
     )
+
+
+def _region_voxels(dataset: Dataset, label: str, voxels: Voxels) -> tuple[int, ...]:
+    """Voxels of each region that ``--roi-analysis`` decodes."""
+    import numpy as np
+
+    from bidsapp.bids.regions import region_masks
+    from bidsapp.roi_analysis import voxels_of
+
+    regions = region_masks(dataset, label, voxels.inside.shape)
+    found = voxels_of(regions, np.flatnonzero(voxels.inside.ravel(order="F")))
+    return tuple(int(inside.sum()) for inside in found.values())
 
 
 def _stimulus_bytes(stimuli: StimulusSet, ids: tuple[str, ...]) -> int:

@@ -29,6 +29,7 @@ from bidsapp.ladder import Decoded
 from bidsapp.metrics.identification import two_way
 from bidsapp.metrics.shares import mean_with_interval
 from bidsapp.metrics.statistics import percentile_interval, permutation_p
+from bidsapp.option_costs import RANDOM_SETS
 from bidsapp.seeds import seed_for
 from bidsapp.stages import StageResult
 
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from bidsapp.models.suite import Models
 
 LOG = logging.getLogger("bidsapp")
-#: Random voxel sets that a region is compared with.
-_SETS = 200
 Voxels = npt.NDArray[np.bool_]
 
 
@@ -153,7 +152,11 @@ def score_regions(
             }
         return arrays
 
-    inputs: dict[str, Any] = {"after": [responses.key, done.targets_key], "alphas": alphas, "sets": _SETS}
+    inputs: dict[str, Any] = {
+        "after": [responses.key, done.targets_key],
+        "alphas": alphas,
+        "sets": RANDOM_SETS,
+    }
     inputs |= {"regions": _digests(inside), "backend": backend.name, "seed": config.seed}
     found = done.stages.run("regions", inputs, compute)
     return tuple(
@@ -175,7 +178,7 @@ def _kept_and_lesioned(
         found["lesion"].append(_identify(whole - part))
         rng = np.random.default_rng(seed_for(config.seed, "random voxels", region))
         draws = []
-        for _ in range(_SETS):
+        for _ in range(RANDOM_SETS):
             part = part_similarity(x, w, np.sort(rng.permutation(voxels.size)[: voxels.sum()]))
             draws.append((_identify(part).mean(), _identify(whole - part).mean()))
         keep, lesion = np.array(draws).T

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from bidsapp.config import RunConfig
+from bidsapp.config import RunConfig, cluster_count
 from bidsapp.decoding.quality import rank_among
 from bidsapp.decoding.streaming import BLOCK, TargetBlocks
 from bidsapp.diagnosis.rules import find
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 #: Test images whose captions are checked, at most.
 _CAPTIONS = 200
-#: Clusters of stimuli (Shirakawa et al. 2024 use 40), and the test images a cluster should have at least.
-_CLUSTERS, _PER_CLUSTER = 40, 10
 _PERMUTATIONS = 2000
 
 
@@ -204,12 +202,8 @@ def flattery(done: Decoded, models: Models, config: RunConfig) -> Spuriousness:
         between_cluster=between,
         n_within=n_within,
         n_clusters=n_clusters,
-        n_wanted=0 if labels is None else _n_clusters(n),
+        n_wanted=0 if labels is None else cluster_count(n),
     )
-
-
-def _n_clusters(n_test: int) -> int:
-    return min(_CLUSTERS, n_test // _PER_CLUSTER)
 
 
 def stimulus_clusters(
@@ -217,7 +211,7 @@ def stimulus_clusters(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
     """Cluster of each test and of each training image; None where images or captions are too few for two."""
     n = len(done.split.test)
-    if (k := _n_clusters(n)) < 2:
+    if (k := cluster_count(n)) < 2:
         return None
     features = np.concatenate([mean_tokens(rows, models) for rows in (done.test, done.train)])
     labels = spuriousness.clusters(features, k, seed_for(seed, "clusters") % 2**32)

@@ -1,17 +1,30 @@
 """What a run needs, foreseen from sizes."""
 
 import tomllib
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from bidsapp import option_costs
 from bidsapp.cli import main
 from bidsapp.config import RunConfig, load_recipe
 from bidsapp.decoding.decoder import RidgeDecoder
+from bidsapp.decoding.holdout import holdout_operator
 from bidsapp.decoding.model_writer import FittedTarget, Voxels, write_model
+from bidsapp.decoding.regions import part_similarity, similarity_weights
 from bidsapp.decoding.streaming import predict_blocks
-from bidsapp.estimate import BASE_MEMORY, RATES, Sizes, as_duration, as_text, model_file_bytes, needs
+from bidsapp.estimate import (
+    BASE_MEMORY,
+    RATES,
+    Sizes,
+    as_duration,
+    as_text,
+    images_made,
+    model_file_bytes,
+    needs,
+)
 from bidsapp.models import costs
 from bidsapp.models.sizes import image_cost, image_sides, target_sizes
 from bidsapp.models.suite import EMBEDDED, Models
@@ -184,3 +197,50 @@ def test_the_model_file_at_the_size_of_the_natural_scenes_dataset():
     dims = 91168 + (257 + 77) * 768
     assert as_text(model_file_bytes(8859, 15724, dims, 3)) == "7.8 GB"
     assert as_text(model_file_bytes(8859, 15724, dims, 3, save_weights=True)) == "29.7 GB"
+
+
+def test_options_cost_images_memory_and_time(tmp_path):
+    plain = _config(tmp_path, "brain-diffuser", n_cpus=2)
+    sizes = replace(_nsd(), region_voxels=(1000, 3000, 500))
+    asked = {"generator_seeds": 3, "cluster_holdout": True, "roi_analysis": True}
+    full = replace(plain, **asked)
+    assert images_made(full, 982, 3) - images_made(plain, 982) == 2 * 50 + 3
+    before, after = needs(plain, _nsd()), needs(full, sizes)
+    assert "options" not in before.seconds
+    assert after.seconds["options"] > before.seconds["ridge"]
+    assert after.seconds["stage 2"] - before.seconds["stage 2"] == pytest.approx(103 * (31 + 37 * 27))
+    assert after.seconds["scores"] / before.seconds["scores"] == pytest.approx((1183 + 100) / 1183)
+    assert after.disk > before.disk
+    assert after.memory >= before.memory
+    # Without a ladder there is nothing to make under further seeds; one region more is one image more.
+    assert images_made(replace(plain, generator_seeds=9, ladder_images=0), 982) == 982
+    assert images_made(full, 982, 4) - images_made(full, 982, 3) == 1
+
+
+def test_memory_of_options_is_that_of_what_they_hold(tmp_path):
+    n, m, p, d = 800, 60, 900, 2000
+    rng = np.random.default_rng(0)
+    x, new = (rng.standard_normal((k, p)).astype(np.float32) for k in (n, m))
+    y, true = (rng.standard_normal((k, d)).astype(np.float32) for k in (n, m))
+    cluster = np.arange(n) % 6
+    rows = [np.flatnonzero(cluster == c) for c in range(6)]
+    gram = 2 * n * n * 8
+
+    def hold_out():
+        decoder = RidgeDecoder(x)
+        for _ in range(2):
+            holdout_operator(decoder, new, 500.0, rows, np.arange(m) % 6)
+
+    def regions():
+        weights = similarity_weights(RidgeDecoder(x), y, true, 500.0).astype(np.float32)
+        part_similarity(new, weights, np.arange(p) < 300)
+
+    for option, work in (("cluster_holdout", hold_out), ("roi_analysis", regions)):
+        config = replace(_config(tmp_path), **{option: True})
+        (foreseen,) = option_costs.moments(config, n, m, p, gram, n * d * 4)
+        work()  # what is imported at first use does not count
+        tracemalloc.start()
+        work()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert 0.3 * foreseen < peak < 1.2 * foreseen, option

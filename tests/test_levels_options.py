@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 from bidsapp import cli
-from bidsapp.config import RECIPES
+from bidsapp.bids.outputs import OutputTree, write_metrics
+from bidsapp.config import RECIPES, RunConfig, load_recipe
 from bidsapp.demo.scenes import COLOURS, KINDS
+from bidsapp.estimate import images_made
+from bidsapp.evidence import ProtocolScores, Value
 from bidsapp.generator_seeds import spread_over_seeds
 from bidsapp.io import read_tsv
 from bidsapp.models.suite import EMBEDDED
+from bidsapp.option_outputs import PROTOCOL_COLUMNS, protocol_rows
 from bidsapp.runlog import write_settings
 
 needs_weights = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded weights are not there")
@@ -112,6 +116,30 @@ def test_regions_are_decoded_one_at_a_time(outputs):
     page = (full / "sub-01.html").read_text()
     assert all(f"sub-01/figures/{name}" in page for name in figures)
     assert not list((plain / "sub-01/figures").glob("*_synthetic.png"))
+
+
+@needs_weights
+def test_images_of_options_are_those_foreseen(outputs):
+    work = outputs[0].parent / "work" / "sub-01"
+    made = sum(len(np.load(p, mmap_mode="r")) for p in work.glob("stage2_*/images.npy"))
+    recipe = load_recipe(str(outputs[0].parent / "quick.toml"))
+    folders = outputs[0], outputs[0], outputs[0]
+    config = RunConfig(*folders, recipe, generator_seeds=3, cluster_holdout=True, roi_analysis=True)
+    assert made == images_made(config, n_test=20, n_regions=2)
+
+
+@needs_weights
+def test_everything_written_is_valid_bids(outputs, validate):
+    """What options write too, and the scores by published protocols."""
+    full = outputs[1]
+    tree = OutputTree(full, "01", "tiny", "func3mm")
+    values = {"pixcorr": Value(0.1, 0.0, 0.2)}
+    rows = protocol_rows([ProtocolScores(name, name, values, {}, 20) for name in ("bd2023", "mindeye")])
+    table = {k: [row[i] for row in rows] for i, k in enumerate(PROTOCOL_COLUMNS)}
+    write_metrics(tree, table, PROTOCOL_COLUMNS, desc="protocols")
+    names = {p.name for p in full.rglob("*_metrics.tsv")}
+    assert {Path(FUNC.format(d)).name for d in ("holdout", "regions", "seeds", "protocols")} <= names
+    assert validate(full) == []
 
 
 def test_spread_over_seeds_by_hand():

@@ -74,6 +74,17 @@ def test_the_plan_names_stages_sizes_and_needs(bids, tmp_path, capsys):
         assert "found" not in text
 
 
+def test_the_plan_names_what_options_add(bids, tmp_path, capsys):
+    words = ("--generator-seeds", "3", "--cluster-holdout", "--roi-analysis")
+    for text in plan(bids, tmp_path, capsys, *words).values():
+        lines = {line[4:12].strip(): line for line in text.split("\n")[3:12]}
+        assert list(lines) == [*PARTS[:-1], "options", "outputs"]
+        # Two further seeds of the ladder's two images, and regions V1 and hV4.
+        assert "17 images of 64 x 64, 37 steps (6 of them for options)" in lines["stage 2"]
+        assert "30 images" in lines["scores"]
+        assert "too few test images for clusters; 2 regions, each beside 200" in lines["options"]
+
+
 def test_what_is_there_is_told(bids, done, capsys):
     said = plan(bids, done, capsys)
     told = {line[4:12].strip(): line.partition("; ")[2] for line in said["01"].split("\n")[3:11]}

@@ -34,8 +34,12 @@ def test_each_analysis_has_words_plots_a_table_a_method_and_a_legend() -> None:
 def test_sentences_say_the_numbers() -> None:
     holdout, seeds, regions = panels(evidence())
     # 78 % without as many others, 70 % without the own cluster.
-    assert "VDVAE latents: 70\N{NO-BREAK SPACE}% without" in holdout.sentences[1]
-    assert "8.0 percentage points" in holdout.sentences[1]
+    assert (
+        "predicted VDVAE latents they are identified 70\N{NO-BREAK SPACE}% of the time"
+        in holdout.sentences[1]
+    )
+    assert "8.0 percentage points (CLIP image tokens 8.0, CLIP text tokens 8.0)." in holdout.sentences[1]
+    assert "two-way identification (CLIP) of stage 2" in seeds.sentences[0]
     assert "varies by 1.0 percentage points" in seeds.sentences[0]
     assert "60.0 to 80.0" in seeds.sentences[0]
     assert "hardly change" in seeds.sentences[0]

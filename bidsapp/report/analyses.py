@@ -82,7 +82,8 @@ def panels(evidence: Evidence) -> tuple[Panel, ...]:
 def _holdout(scores: Sequence[HoldoutScores]) -> Panel:
     targets = tuple(dict.fromkeys(s.target for s in scores))
     of = {(s.target, s.trained_on): s for s in scores}
-    plots, said = [], []
+    plots: list[MetricPlot] = []
+    said: list[str] = []
     for target in targets:
         label = _identification(f"by the predicted {_title(target)}")
         here = {key: of[target, key] for key in _TRAINED_ON if (target, key) in of}
@@ -91,18 +92,21 @@ def _holdout(scores: Sequence[HoldoutScores]) -> Panel:
         plots.append(MetricPlot(label, "", lanes, axis.ticks(label)))
         if {"other_clusters", "random_rest"} <= here.keys():
             without, fewer = (here[key].two_way.mean for key in ("other_clusters", "random_rest"))
-            points = f"{100 * (fewer - without):+.1f}".replace("-", "−").removeprefix("+")
-            said.append(
-                f"{_title(target)}: {_percent(without)} without the training images of their own cluster, "
-                f"{_percent(fewer)} without as many others: knowing the cluster was worth "
-                f"{points} percentage points."
-            )
+            points = f"{100 * (fewer - without):.1f}".replace("-", "−")
+            if said:
+                said.append(f"{_title(target)} {points}")
+            else:
+                said.append(
+                    f"By the predicted {_title(target)} they are identified {_percent(without)} of the time "
+                    f"without the training images of their own cluster, {_percent(fewer)} without as many "
+                    f"others: knowing the cluster was worth {points} percentage points"
+                )
     first, left = scores[0], max(s.left_out for s in scores)
     sentences = (
         f"Could the decoder have known no more than the kind of picture? Each of the {first.n_images} test "
         "images was predicted again by a ridge that never saw a training image of its own cluster: "
         f"{left:,.0f} training images fewer on average. {first.n_clusters} clusters hold test images.",
-        " ".join(said),
+        _further(said),
     )
     header = ("Predicted target", "Trained on", "Two-way", "Within cluster", "Between clusters")
     percent = _identification("")
@@ -130,6 +134,13 @@ def _holdout(scores: Sequence[HoldoutScores]) -> Panel:
         "as many at random.",
         (_SHIRAKAWA,),
     )
+
+
+def _further(said: Sequence[str]) -> str:
+    """Join what was said of the first target and the points of the others."""
+    if not said:
+        return ""
+    return f"{said[0]} ({', '.join(said[1:])})." if said[1:] else f"{said[0]}."
 
 
 def _seeds(spreads: Sequence[SeedSpread]) -> Panel:
@@ -160,7 +171,7 @@ def _seeds(spreads: Sequence[SeedSpread]) -> Panel:
     )
     sentence = (
         f"How much of a score is the generator's luck? The ladder's {n_images} images were made from the "
-        f"same predictions under {n_seeds} seeds. From seed to seed the mean {_lower(label.title)} of "
+        f"same predictions under {n_seeds} seeds. From seed to seed the mean {_in_line(label.title)} of "
         f"{STAGE_TITLES.get(last.stage, last.stage).lower()} varies by {moved} (standard deviation)"
     )
     if last.value.low is not None and last.value.high is not None:
@@ -194,8 +205,9 @@ def _seeds(spreads: Sequence[SeedSpread]) -> Panel:
             for s in spreads
         ),
         2,
-        "Predicted latents and tokens stay the same; what the seed draws is the prior of the VDVAE's later "
-        "blocks and the diffusion's first noise. Standard deviations divide by the number of seeds less one: "
+        "Predicted latents and tokens stay the same; what the seed draws is the VDVAE's blocks that are "
+        "not predicted (where there are any) and the diffusion's first noise. "
+        "Standard deviations divide by the number of seeds less one: "
         f"from {n_seeds} seeds they are rough.",
     )
 
@@ -311,8 +323,11 @@ def _title(target: str) -> str:
     return TARGET_TITLES.get(target, target)
 
 
-def _lower(title: str) -> str:
-    return title[:1].lower() + title[1:] if title[1:2].islower() or title[1:2] == "-" else title
+def _in_line(title: str) -> str:
+    """Give a metric's title within a sentence: ``two-way identification (CLIP)``."""
+    name, _, network = title.partition(", ")
+    name = name[:1].lower() + name[1:] if name[1:2].islower() else name
+    return f"{name} ({network})" if network else name
 
 
 def _percent(value: float) -> str:

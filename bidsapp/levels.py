@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bidsapp import __version__
+from bidsapp.caches import caches_in_work
 from bidsapp.config import RunConfig
 from bidsapp.errors import AppError, ExitCode, InputProblems
 from bidsapp.estimate import as_text
@@ -78,6 +79,7 @@ def fetch_weights(
     return folder, 0
 
 
+@caches_in_work
 def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreRow]]]:
     """Run the participant level for every subject.
 

@@ -243,4 +243,3 @@ def test_binds_are_few_and_reach_what_links_lead_to(tmp_path):
     assert found == [Bind(bids), Bind(deep), Bind(out, True)]
     with pytest.raises(cli.AppError, match="cannot be bound"):
         binds([tmp_path / "a:b"], [])
-

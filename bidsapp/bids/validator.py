@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ from bidsapp.errors import ExitCode, InputProblems, Problem
 LOG = logging.getLogger("bidsapp")
 _NAMES = ("bids-validator-deno", "bids-validator")
 _TIMEOUT_S = 1800
+#: Where no folder can be made: the validator then leaves no caches in the user's home.
+_NO_CACHE = f"{os.devnull}/none"
 
 
 def validate_input(bids_dir: Path) -> bool:
@@ -45,6 +48,7 @@ def validate_input(bids_dir: Path) -> bool:
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_S,
+            env={"DENO_DIR": _NO_CACHE, **os.environ},
             check=False,
         )
         issues = json.loads(done.stdout)["issues"]["issues"]

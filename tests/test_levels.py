@@ -326,7 +326,7 @@ def test_without_controls_only_the_brain_is_reported(tiny_dataset, tmp_path):
 
 def test_the_demo(tmp_path, capsys, validate):
     folder = tmp_path / "demo"
-    small = ("--n-subjects", 1, "--n-train", 24, "--n-test", 4)
+    small = ("--n-subjects", 1, "--n-train", 24, "--n-test", 5)
     assert run("demo", folder, "--simulate-only", *small) == 0
     assert validate(folder / "bids") == []
     assert not (folder / "out").exists()

@@ -7,7 +7,7 @@ output. It is written last, and withdrawn before anything of the subject is writ
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,18 +100,31 @@ class Completion:
         """Forget that the subject is done."""
         self.path.unlink(missing_ok=True)
 
-    def record(self, rows: Sequence[ScoreRow], run_id: str) -> None:
+    def record(self, rows: Sequence[ScoreRow], run_id: str, written: Collection[Path] = ()) -> None:
         """Record that the subject is done.
+
+        Parameters
+        ----------
+        rows : sequence of ScoreRow
+            The summary table.
+        run_id : str
+        written : collection of Path
+            What the run wrote; of it, the subject's outputs must be there now.
 
         Raises
         ------
         AppError
-            Exit code 74 where an output is empty.
+            Exit code 74 where an output is missing or empty.
         """
-        sizes = {str(p.relative_to(self.tree.out_dir)): p.stat().st_size for p in self._outputs()}
-        if empty := [name for name, size in sizes.items() if not size]:
+        own = self.tree.out_dir / f"sub-{self.tree.subject}"
+        outputs = sorted({*self._outputs(), *(path for path in written if path.is_relative_to(own))})
+        sizes = {str(p.relative_to(self.tree.out_dir)): _size(p) for p in outputs}
+        if lost := [name for name, size in sizes.items() if not size]:
+            path = self.tree.out_dir / lost[0]
+            what = "empty" if path.exists() else "gone"
             raise AppError(
-                f"{self.tree.out_dir / empty[0]}: Written, but empty. Is the disk full? Run it again.",
+                f"{path}: Written, but now it is {what}. Is the disk full, or does something else change the "
+                "output folder? Run it again.",
                 exit_code=ExitCode.IO_ERROR,
             )
         record: dict[str, Any] = {"run": run_id, "inputs": self.inputs}
@@ -122,8 +135,13 @@ class Completion:
     def _outputs(self) -> list[Path]:
         tree = self.tree
         start = f"sub-{tree.subject}_task-{tree.task}_" if tree.task else f"sub-{tree.subject}_"
-        folder = tree.path("model").parent
-        return [*sorted(p for p in folder.glob(f"{start}*") if p.is_file()), tree.path("report")]
+        folders = (tree.path("model").parent, tree.path("figures"))
+        found = (p for folder in folders for p in folder.glob(f"{start}*") if p.is_file())
+        return [*found, tree.path("report")]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _fingerprint(path: Path) -> list[Any]:

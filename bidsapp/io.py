@@ -68,12 +68,28 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with temporary(unfinished):
             yield unfinished
             os.replace(unfinished, final)
+            for written in _written:
+                written.add(final)
     except (OSError, RuntimeError) as error:
         # The body may also fail in reading its input; only what can be about writing is translated.
         about_us = reason(error) or getattr(error, "filename", None) in (os.fspath(unfinished), None)
         if about_us and is_about_writing(error):
             raise cannot_write(final, error) from error
         raise
+
+
+_written: list[set[Path]] = []
+
+
+@contextmanager
+def noting_written() -> Iterator[set[Path]]:
+    """Note the final names that :func:`atomic_path` makes while the body runs, in whichever thread."""
+    written: set[Path] = set()
+    _written.append(written)
+    try:
+        yield written
+    finally:
+        _written.remove(written)
 
 
 def _partial_name(name: str) -> str:

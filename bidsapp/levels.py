@@ -17,7 +17,7 @@ from bidsapp.config import RunConfig
 from bidsapp.errors import AppError, ExitCode, InputProblems
 from bidsapp.estimate import as_text
 from bidsapp.full_disk import CannotWrite
-from bidsapp.io import bytes_there
+from bidsapp.io import bytes_there, noting_written
 from bidsapp.planning import Plan, judging_networks, plan, split_notes, unknown_names
 from bidsapp.records import SubjectInputs
 from bidsapp.signals import Stopped, received
@@ -146,9 +146,10 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
                         LOG.info("sub-%s: already done by run %s: %s", label, earlier, what)
                     else:
                         completion.withdraw()
-                        done[label] = _run_subject(subject, tree, run_id, planned, models, config)
+                        with noting_written() as written:
+                            done[label] = _run_subject(subject, tree, run_id, planned, models, config)
                         update_participants(config.output_dir, [label], source_dir=root)
-                        completion.record(done[label], run_id)
+                        completion.record(done[label], run_id, written)
                     _leave_work(config.work_dir / f"sub-{label}", config)
                 except Exception as error:  # one bad subject must not stop the others
                     if stopped := received():

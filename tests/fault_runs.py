@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -39,7 +41,7 @@ class Runs:
         self._server.communicate(timeout=60)
 
     def start(self, words: list[object], log: Path, **how: Any) -> Run:
-        """Start a run; ``how`` is given to the server (``full``, ``gate``)."""
+        """Start a run; ``how`` is given to the server (``at_line``, ``gate``)."""
         pid = self.ask({"words": [str(w) for w in words], "log": str(log), **how})
         return Run(self, pid, log)
 
@@ -81,15 +83,91 @@ class Run:
         os.kill(self.pid, number)
 
 
-def quick_recipe(folder: Path, **changes: dict[str, Any]) -> Path:
-    """The embedded recipe with few steps of diffusion and one judging network."""
-    content = tomllib.loads((RECIPES / "embedded.toml").read_text())
-    quick = {"diffusion": {"steps": 2}, "metrics": {"networks": ["small_clip"]}}
-    quick["controls"] = {"max_images": 2}
-    for section, values in (*quick.items(), *changes.items()):
-        content[section] |= values
-    write_settings(folder / "quick.toml", content)
-    return folder / "quick.toml"
+class Case:
+    """One dataset, what an undisturbed run makes of it, and further runs to compare with that.
+
+    Every run's folder holds ``out`` and ``work``.
+
+    Attributes
+    ----------
+    folder : Path
+        Of the undisturbed run, its work folder kept.
+    expected : dict of str to str
+        Its outputs, see :func:`tree`; those of the group level too.
+    """
+
+    def __init__(self, runs: Runs, bids: Path, folder: Path, **changes: dict[str, Any]) -> None:
+        self.runs, self.bids, self.folder = runs, bids, folder
+        content = tomllib.loads((RECIPES / "embedded.toml").read_text())
+        quick = {"diffusion": {"steps": 2}, "metrics": {"networks": ["small_clip"]}}
+        quick["controls"] = {"max_images": 2}
+        for section, values in (*quick.items(), *changes.items()):
+            content[section] |= values
+        folder.mkdir()
+        self.recipe = folder.with_name("quick.toml")  # its path is the same for all runs
+        write_settings(self.recipe, content)
+        self.labels = sorted(path.name.removeprefix("sub-") for path in bids.glob("sub-*"))
+        self.log = self.finish(folder, "--keep-work")
+        self.expected = tree(folder / "out")
+
+    def start(self, folder: Path, *words: object, **how: Any) -> Run:
+        """Start a participant level, with the models' check of the undisturbed run where it is known."""
+        options = ["--recipe", self.recipe, "--device", "cpu", "--n-cpus", 1, "--skip-bids-validation"]
+        return self._start(folder, "participant", *options, "-w", folder / "work", *words, **how)
+
+    def start_group(self, folder: Path, **how: Any) -> Run:
+        return self._start(folder, "group", **how)
+
+    def _start(self, folder: Path, *words: object, **how: Any) -> Run:
+        log = folder / f"log-{secrets.token_hex(4)}"
+        return self.runs.start([self.bids, folder / "out", *words], log, **how)
+
+    def fresh(self, *, knowing_models: bool = True) -> Path:
+        """Make a run's folder beside the undisturbed one, so that relative paths are the same.
+
+        The models' check is known there or not.
+        """
+        folder = self.folder.with_name(f"run-{secrets.token_hex(4)}")
+        folder.mkdir()
+        if knowing_models:
+            shutil.copytree(self.folder / "work" / "canaries", folder / "work" / "canaries")
+        return folder
+
+    def finish(self, folder: Path, *words: object) -> str:
+        """Run both levels to the end; give the first one's log."""
+        run = self.start(folder, *words)
+        assert run.wait() == 0, run.said()
+        group = self.start_group(folder)
+        assert group.wait() == 0, group.said()
+        return run.said()
+
+    def stages(self) -> list[str]:
+        """Stages in the order in which they come."""
+        return list(dict.fromkeys(re.findall(r"(\w+): computing$", self.log, re.MULTILINE)))
+
+    def pages(self, part: str) -> int:
+        """Bytes that a part of the undisturbed run's folders takes on a file system of pages of 4 kB."""
+        return sum(
+            -(-p.stat().st_size // 4096) * 4096 for p in (self.folder / part).rglob("*") if p.is_file()
+        )
+
+    def check_what_is_there(self, folder: Path) -> None:
+        """Nothing half written under a final name."""
+        for name, content in tree(folder / "out").items():
+            if name.startswith("participants.") or name.endswith(".html"):
+                continue  # another subject's row may be there or not; a report may carry an error
+            assert content == self.expected[name], name
+
+    def check_resumes(self, folder: Path) -> None:
+        """The same command goes on, finds nothing damaged and makes what an undisturbed run makes."""
+        self.check_what_is_there(folder)
+        log = self.finish(folder)
+        assert "damaged" not in log
+        made = tree(folder / "out")
+        assert made.keys() == self.expected.keys(), made.keys() ^ self.expected.keys()
+        different = [name for name in made if made[name] != self.expected[name]]
+        assert different == [], different
+        assert leftovers(folder) == []
 
 
 def tree(out: Path) -> dict[str, str]:
@@ -106,7 +184,10 @@ def tree(out: Path) -> dict[str, str]:
             continue
         content = path.read_bytes()
         if path.suffix == ".html":
-            content = _TIMES.sub("TIME", content.decode().replace(str(out.parent), "FOLDER")).encode()
+            # The undisturbed run alone keeps its work folder.
+            content = _TIMES.sub(
+                "TIME", content.decode().replace(str(out.parent), "FOLDER").replace(" --keep-work", "")
+            ).encode()
         found[name] = hashlib.sha256(content).hexdigest()
     return found
 

@@ -31,25 +31,36 @@ def read_libraries() -> None:
     from bidsapp.models import startup, suite  # noqa: F401
 
 
-def fill(disk: Path, left: int) -> None:
-    """Fill a file system with one file, so that ``left`` bytes are free (a page more or less)."""
+def fill(disk: str, left: int) -> None:
+    """Fill a file system so that ``left`` bytes are free, or a page more; no further file if negative."""
+    folder = Path(disk, "filler")
+    folder.mkdir()
     free = os.statvfs(disk)
-    n_bytes = free.f_bavail * free.f_frsize - left
-    with (disk / "filler").open("wb") as stream:
-        os.posix_fallocate(stream.fileno(), 0, max(1, n_bytes))
+    if left < 0:
+        for number in range(free.f_ffree - 1):
+            (folder / str(number)).touch()
+        return
+    with (folder / "bytes").open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, max(1, free.f_bavail * free.f_frsize - left))
+
+
+def damage(pattern: str, do: str, out: str) -> None:
+    """Remove or empty the first output whose path matches."""
+    path = sorted(Path(out).glob(pattern))[0]
+    path.unlink() if do == "remove" else path.write_bytes(b"")
 
 
 class AtLine(logging.Handler):
-    """Fills the disk at the first line of the log that begins with a text."""
+    """Does something at the first line of the log that begins with a text."""
 
-    def __init__(self, text: str, disk: str, left: int) -> None:
+    def __init__(self, text: str, **what: Any) -> None:
         super().__init__()
-        self.text, self.disk, self.left, self.done = text, Path(disk), left, False
+        self.text, self.what, self.done = text, what, False
 
     def emit(self, record: logging.LogRecord) -> None:
         if not self.done and record.getMessage().startswith(self.text):
             self.done = True
-            fill(self.disk, self.left)
+            (fill if "disk" in self.what else damage)(**self.what)
 
 
 def run(asked: dict[str, Any]) -> None:
@@ -60,8 +71,8 @@ def run(asked: dict[str, Any]) -> None:
     for stream in (1, 2):
         os.dup2(log, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    if asked.get("full"):
-        logging.getLogger("bidsapp").addHandler(AtLine(**asked["full"]))
+    if asked.get("at_line"):
+        logging.getLogger("bidsapp").addHandler(AtLine(**asked["at_line"]))
     while not Path(asked["gate"]).exists() if asked.get("gate") else False:
         time.sleep(0.001)
     sys.argv = ["bidsapp-recon", *asked["words"]]

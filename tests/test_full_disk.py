@@ -16,6 +16,7 @@ from fault_runs import small_disk
 
 from bidsapp.errors import ExitCode
 from bidsapp.full_disk import CannotWrite, reason, writing
+from bidsapp.hdf5_writer import write_hdf5
 from bidsapp.io import atomic_path
 from bidsapp.runlog import log_to_file
 from bidsapp.stages import Stages
@@ -30,8 +31,8 @@ def disk(tmp_path) -> Iterator[Path]:
         yield place
 
 
-def write_hdf5(path: Path) -> None:
-    with h5py.File(path, "w") as file:
+def write_arrays(path: Path) -> None:
+    with write_hdf5(path) as (file, _):
         for i in range(9):
             file.create_dataset(f"{i}", data=MANY[:9000])
 
@@ -40,7 +41,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "bytes": lambda path: path.write_bytes(MANY.tobytes()),
     "numpy": lambda path: np.save(path, MANY),
     "numpy, all but the end": lambda path: np.save(path, MANY[:33_000]),
-    "hdf5": write_hdf5,
+    "hdf5": write_arrays,
 }
 
 
@@ -80,6 +81,48 @@ def test_an_array_on_disk_does_not_end_the_process(disk):
     )
     done = subprocess.run([sys.executable, "-c", code, str(disk / "a.npy")], check=False)
     assert done.returncode == errno.ENOSPC
+
+
+HDF5 = """
+import os, sys, pathlib, numpy as np
+from bidsapp.hdf5_writer import write_hdf5
+disk = pathlib.Path(sys.argv[1])
+for left in range(4, 200, 12):
+    (disk / "filler").write_bytes(bytes((256 - left) << 10))
+    try:
+        with write_hdf5(disk / "a.h5") as (file, check):
+            for i in range(12):
+                group = file.create_group(f"{i}")
+                group.attrs["alpha"] = 1.0
+                array = group.create_dataset("x", (3000,), "f4")
+                array[100:2000] = 1
+                group["y"] = np.zeros(200)
+    except OSError as error:
+        assert error.errno == 28, error
+        print("full")
+    (disk / "a.h5").unlink()
+"""
+
+
+def test_hdf5_does_not_end_the_process(disk):
+    """Left to itself it does, when the file is closed or the process ends: by SIGSEGV."""
+    done = subprocess.run(
+        [sys.executable, "-c", HDF5, str(disk)], check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("full") >= 10
+
+
+def test_hdf5_is_what_was_written(tmp_path):
+    with write_hdf5(tmp_path / "a.h5") as (file, check):
+        file.create_dataset("x", (30, 40), "f4")[:, 5:9] = 2
+        file.attrs["name"] = "a"
+        check()
+    with h5py.File(tmp_path / "a.h5", "r") as file:
+        assert file["x"][:].sum() == 240
+        assert file.attrs["name"] == "a"
+    with pytest.raises(KeyError), write_hdf5(tmp_path / "b.h5"):
+        raise KeyError
 
 
 def test_a_log_that_gets_full_says_nothing_and_goes_on(disk, capsys):

@@ -23,6 +23,7 @@ import numpy as np
 
 from bidsapp.data._claims import claim, claimed
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.hdf5_writer import write_hdf5
 from bidsapp.io import atomic_path, locked
 from bidsapp.progress import track
 
@@ -280,7 +281,7 @@ class TargetStore:
         import h5py
 
         name = f"part-{hashlib.sha256(''.join(digests).encode()).hexdigest()[:16]}.h5"
-        with atomic_path(self.folder / name) as temporary, h5py.File(temporary, "w") as file:
+        with atomic_path(self.folder / name) as temporary, write_hdf5(temporary) as (file, _):
             for target, values in targets.items():
                 kind = np.dtype(self._stored.get(target, "float32"))
                 with np.errstate(over="ignore"):

@@ -38,6 +38,7 @@ import numpy.typing as npt
 from bidsapp.decoding.compact import CompactForm, features, parts_of, quantise
 from bidsapp.decoding.decoder import RidgeDecoder, alpha_name
 from bidsapp.decoding.streaming import Sliceable, TargetBlock, TargetBlocks
+from bidsapp.hdf5_writer import write_hdf5
 
 LOG = logging.getLogger("bidsapp")
 
@@ -123,10 +124,13 @@ def write_model(
         Dimensions at once (see ``TargetBlocks``).
     key : str, optional
         Says what the file is made from, for :func:`made_from`.
-    """
-    import h5py
 
-    with h5py.File(path, "w") as file:
+    Raises
+    ------
+    OSError
+        Where the disk is full.
+    """
+    with write_hdf5(path) as (file, check):
         file.attrs["format"], file.attrs["version"], file.attrs["made_from"] = FORMAT, VERSION, key
         file["voxel_index"] = np.asarray(voxels.index, dtype=np.int64)
         file["voxel_index"].attrs["order"] = "Fortran"
@@ -141,6 +145,7 @@ def write_model(
             projection = file.create_dataset(f"projections/{key}", (form.n_features, form.rank), "f4")
             for rows, values in form.projection():
                 projection[rows] = values
+                check()
             new = features(checked, decoder.x_mean, projection)
             for name, target in targets.items():
                 if target.alpha == alpha:
@@ -150,6 +155,7 @@ def write_model(
                         writer.add(part)
                         if save_weights:
                             writer.add_weights(part, projection)
+                        check()
                     writer.finish(name)
 
 

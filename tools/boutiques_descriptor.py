@@ -26,6 +26,8 @@ _POSITIONALS = {
     "output_dir": "The dataset to write.",
     "analysis_level": "participant: a subject after the other. group: gathers those that are done.",
 }
+#: Of these options one at most is given.
+_PARTS = ("prepare", "shard")
 _SHOWS = {"help", "version"}
 _EXIT_CODES = {
     ExitCode.SUBJECT_FAILED: "A subject failed; its report and log say why.",
@@ -75,6 +77,8 @@ def descriptor(command: click.Command = app) -> dict[str, Any]:
         raise SystemExit(f"tools/boutiques_descriptor.py: say what the exit codes {missing} mean")
     codes = {int(code): text for code, text in _EXIT_CODES.items()} | _SIGNALS
     keys = [given["value-key"] for given in inputs]
+    parts = [given["id"] for given in inputs if given["id"] in _PARTS]
+    groups = [{"id": "parts", "name": "Parts of a run", "members": parts, "mutually-exclusive": True}]
     return {
         "name": "bidsapp-recon",
         "description": " ".join((command.help or "").split()),
@@ -83,6 +87,7 @@ def descriptor(command: click.Command = app) -> dict[str, Any]:
         "command-line": " ".join(["bidsapp-recon", *keys]),
         "container-image": {"type": "docker", "image": f"bidsapp-recon:{__version__}"},
         "inputs": inputs,
+        **({"groups": groups} if len(parts) > 1 else {}),
         "output-files": outputs,
         "error-codes": [{"code": code, "description": codes[code]} for code in sorted(codes)],
     }

@@ -209,15 +209,15 @@ def test_other_refusals(slurm, tmp_path, monkeypatch):
 
 def test_time_and_memory_have_the_stated_margin():
     def needs(memory: int, **seconds: float | None) -> Needs:
-        names = ("betas", "targets", "ridge", "latents", "stage 1", "stage 2", "scores", "outputs")
+        names = ("betas", "targets", "ridge", "latents", "stage 1", "stage 2", "scores", "options")
         return Needs(memory, 0, seconds={n: seconds.get(n.replace(" ", ""), 0.0) for n in names})
 
-    few, many = needs(10**9, stage2=600.0), needs(8 * 1024**3, stage2=36_000.0, targets=3600.0)
+    few, many = needs(10**9, stage2=600.0), needs(8 * 1024**3, stage2=36_000.0, targets=3600.0, options=60.0)
     assert time_limit([few]) == "0-00:45:00"  # 3 x 10 min + 15 min
-    assert time_limit([few, many]) == "1-09:15:00"  # 3 x 11 h + 15 min
+    assert time_limit([few, many]) == "1-09:30:00"  # 3 x (11 h + 1 min) + 15 min
     assert time_limit([many], "prepare", 4) == "0-03:15:00"
     assert time_limit([many], "shard", 4) == "0-07:45:00"
-    assert time_limit([many], "gather", 4) == "0-00:15:00"
+    assert time_limit([many], "gather", 4) == "0-00:30:00"
     assert memory_limit([few, many]) == 10 * 1024
     assert memory_limit([few]) == 2 * 1024
     assert all(map(is_time, ("90", "01:30:00", "1-0", "1-00:30", "2-00:00:00", "30:00")))

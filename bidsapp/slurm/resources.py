@@ -17,12 +17,9 @@ STARTING = 15
 _STEP = 15
 #: The group level reads tables and draws a page: minutes and MiB, several times what it takes.
 GROUP_TIME, GROUP_MEMORY = 30, 4096
-#: Parts of a run (:attr:`bidsapp.estimate.Needs.seconds`) by the step of a run in shards that does them.
-STEPS = {
-    "prepare": ("betas", "targets", "ridge", "latents", "stage 1"),
-    "shard": ("stage 2",),
-    "gather": ("scores", "outputs"),
-}
+#: Parts of a run (:attr:`bidsapp.estimate.Needs.seconds`) by the step of a run in shards that does them;
+#: the last step, ``gather``, does all others.
+STEPS = {"prepare": ("betas", "targets", "ridge", "latents", "stage 1"), "shard": ("stage 2",)}
 _TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d")
 
 
@@ -65,7 +62,7 @@ def time_limit(needs: Iterable[Needs], step: str | None = None, shards: int = 1)
     needs : iterable of Needs
         Of each subject.
     step : str or None
-        One of :data:`STEPS`; the whole run by default.
+        One of :data:`STEPS`, or ``gather``; the whole run by default.
     shards : int
         Into how many tasks the step ``shard`` is split.
 
@@ -82,8 +79,7 @@ def time_limit(needs: Iterable[Needs], step: str | None = None, shards: int = 1)
     """
     longest = 0.0
     for need in needs:
-        names = STEPS[step] if step else tuple(need.seconds)
-        parts = [need.seconds[name] for name in names]
+        parts = [seconds for name, seconds in need.seconds.items() if step in (None, _step_of(name))]
         known = [s for s in parts if s is not None]
         if len(known) < len(parts):
             raise AppError(
@@ -95,6 +91,10 @@ def time_limit(needs: Iterable[Needs], step: str | None = None, shards: int = 1)
         longest = max(longest, sum(known) / (shards if step == "shard" else 1))
     minutes = math.ceil((TIME_MARGIN * longest / 60 + STARTING) / _STEP) * _STEP
     return as_limit(minutes)
+
+
+def _step_of(part: str) -> str:
+    return next((step for step, parts in STEPS.items() if part in parts), "gather")
 
 
 def as_limit(minutes: int) -> str:

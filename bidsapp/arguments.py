@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,24 @@ class Percent(click.ParamType[float]):
         if not 0 <= number <= 100:
             self.fail(f"{value!r} is no number from 0 to 100", param, ctx)
         return number
+
+
+class Shard(click.ParamType[tuple[int, int]]):
+    """A share of the work: ``K/N``, K from 1 to N."""
+
+    name = "K/N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Parse."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", str(value), re.ASCII)
+        k, n = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not 1 <= k <= n:
+            self.fail(f"{value!r} is not K/N with K from 1 to N; write for example 2/8", param, ctx)
+        return k, n
 
 
 class NamedFolder(click.ParamType[tuple[str, Path]]):
@@ -130,6 +148,31 @@ def further_analyses(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def part_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of the participant level that do a part of a run."""
+    for option in (
+        click.option(
+            "--shard",
+            type=Shard(),
+            help="Make the K-th of N shares of stage 2 and stop; the command without it gathers them.",
+        ),
+        click.option("--prepare", is_flag=True, help="Do all that comes before stage 2 and stop."),
+    ):
+        command = option(command)
+    return command
+
+
+def check_parts(options: Mapping[str, Any]) -> None:
+    """Refuse options that do not go with ``--shard`` and ``--prepare`` (click.UsageError)."""
+    given = [f"--{name}" for name in ("prepare", "shard") if options[name]]
+    if given and options["analysis_level"] != "participant":
+        raise click.UsageError(f"{given[0]} is for the participant level only.")
+    if len(given) > 1:
+        raise click.UsageError("--prepare and --shard are two steps; give one of them.")
+    if options["shard"] and options["force"]:
+        raise click.UsageError("--force does not go with --shard; give it to --prepare, before the shards.")
 
 
 def work_options(command: Callable[..., Any]) -> Callable[..., Any]:

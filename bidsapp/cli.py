@@ -21,11 +21,13 @@ from bidsapp.arguments import (
     Memory,
     NamedFolder,
     Percent,
+    check_parts,
     command_line,
     common,
     further_analyses,
     models_dir_option,
     normalise,
+    part_options,
     prepare,
     work_options,
 )
@@ -114,6 +116,7 @@ from bidsapp.verbs import VERBS
 )
 @further_analyses
 @work_options
+@part_options
 @click.option("--skip-bids-validation", is_flag=True, help="Do not run the BIDS validator on the input.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, compute nothing.")
 @click.option("--stop-on-first-crash", is_flag=True, help="Stop when a subject fails.")
@@ -132,6 +135,7 @@ def app(**options: Any) -> int:
             f"Unknown analysis level {level!r}: choose participant or group.",
             exit_code=ExitCode.UNKNOWN_LEVEL,
         )
+    check_parts(options)
     prepare(options)
     if level == "group":
         from bidsapp.group import run_group
@@ -194,6 +198,8 @@ def make_config(options: dict[str, Any]) -> Any:
         stop_on_first_crash=options["stop_on_first_crash"],
         force=options["force"],
         keep_work=options["keep_work"],
+        prepare=options["prepare"],
+        shard=options["shard"],
         verbose=options["verbose"],
         command=command_line(),
     )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 #: Settings that no output depends on: where things lie, how the run behaves. All others count, new ones too.
 _WITHOUT_EFFECT = {"output_dir", "work_dir", "models_dir", "recipe_given", "participants", "n_cpus", "memory"}
 _WITHOUT_EFFECT |= {"skip_bids_validation", "stop_on_first_crash", "verbose", "command", "force", "keep_work"}
+_WITHOUT_EFFECT |= {"prepare", "shard"}
 
 
 class Completion:

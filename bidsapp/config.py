@@ -192,6 +192,10 @@ class RunConfig:
     force: tuple[str, ...] = ()
     #: leave the stages of a subject that is done
     keep_work: bool = False
+    #: stop before stage 2
+    prepare: bool = False
+    #: (K, N), K from 1: make the K-th of N shares of stage 2's blocks, and stop
+    shard: tuple[int, int] | None = None
     verbose: int = 0
     command: str = ""
 

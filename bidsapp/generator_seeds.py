@@ -19,6 +19,7 @@ from bidsapp.config import RunConfig
 from bidsapp.evidence import SeedSpread
 from bidsapp.metrics.shares import mean_with_interval
 from bidsapp.seeds import seed_for
+from bidsapp.stages import StageResult
 from bidsapp.steps import BRAIN
 
 if TYPE_CHECKING:
@@ -27,23 +28,43 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("bidsapp")
 
 
-def vary_seeds(
-    done: ladder.Decoded,
+def start_seeds(
+    done: ladder.Decoded, rows: Sequence[int], models: Models, config: RunConfig
+) -> dict[str, steps.Refinement]:
+    """Make stage 1 of the ladder's brain images under every seed but the run's own, by condition."""
+    if config.generator_seeds < 2 or len(rows) < 2:
+        return {}
+    ids = tuple(done.split.test[row] for row in rows)
+    latents = steps.take(done.latents, rows, config.recipe.target_names)
+    starts = {}
+    for number in range(2, config.generator_seeds + 1):
+        name, seed = f"seed{number}", seed_for(config.seed, f"generator seed {number}")
+        first = steps.first_stage(done.stages, latents, ids, done.subject, models, seed, name)
+        starts[name] = steps.Refinement(name, first, latents, ids, seed)
+    return starts
+
+
+def compare_seeds(
     rungs: Mapping[str, ladder.Rung],
     rows: Sequence[int],
+    starts: Mapping[str, steps.Refinement],
+    finals: Mapping[str, StageResult],
     shown: npt.NDArray[np.uint8],
     models: Models,
     config: RunConfig,
 ) -> tuple[SeedSpread, ...]:
-    """Make the ladder's brain images under several seeds, and compare the spread of their scores.
+    """Compare the spread of scores of the ladder's brain images under several seeds.
 
     Parameters
     ----------
-    done : Decoded
     rungs : mapping of str to Rung
         The ladder, whose rung ``brain`` is the first seed's.
     rows : sequence of int
         Test images of the ladder.
+    starts : mapping of str to Refinement
+        From :func:`start_seeds`.
+    finals : mapping of str to StageResult
+        Their stage 2.
     shown : ndarray of uint8, shape (test images, H, W, 3)
     models : Models
     config : RunConfig
@@ -54,20 +75,15 @@ def vary_seeds(
     tuple of SeedSpread
         One a metric and stage; empty where there is one seed, or no ladder.
     """
-    n_seeds = config.generator_seeds
-    if n_seeds < 2:
+    if config.generator_seeds < 2:
         return ()
     if BRAIN not in rungs:
         LOG.warning("--generator-seeds: the ladder has no images, so seeds were not varied")
         return ()
-    shown, ids = shown[list(rows)], tuple(done.split.test[row] for row in rows)
-    latents = steps.take(done.latents, rows, config.recipe.target_names)
+    shown = shown[list(rows)]
     found = [{"stage1": rungs[BRAIN].scores1, "stage2": rungs[BRAIN].scores2}]
-    for number in range(2, n_seeds + 1):
-        name, seed = f"seed{number}", seed_for(config.seed, f"generator seed {number}")
-        first = steps.first_stage(done.stages, latents, ids, done.subject, models, seed, name)
-        second = steps.second_stage(done.stages, first, latents, ids, done.subject, models, seed, name)
-        made = {"stage1": first, "stage2": second}
+    for name, start in starts.items():
+        made = {"stage1": start.initial, "stage2": finals[name]}
         found.append({k: ladder.judge(s["images"], shown, models, config) for k, s in made.items()})
     spreads = []
     for stage in ("stage1", "stage2"):

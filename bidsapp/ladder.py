@@ -60,8 +60,23 @@ class Rung:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What a rung that the generative models make has before stage 2.
+
+    Attributes
+    ----------
+    stage1 : ndarray of uint8, shape (n, H, W, 3)
+    refinement : Refinement or None
+        None for a rung without stage 2.
+    """
+
+    stage1: np.ndarray
+    refinement: steps.Refinement | None
+
+
+@dataclass(frozen=True)
 class Decoded:
-    """What the ladder starts from: the stages of one subject up to the brain's images."""
+    """What the ladder starts from: the stages of one subject up to the brain's stage 1."""
 
     stages: Stages
     subject: str
@@ -71,7 +86,6 @@ class Decoded:
     latents: StageResult
     quality: StageResult
     first: StageResult
-    second: StageResult
     train: Mapping[str, TargetRows]
     test: Mapping[str, TargetRows]
     targets_key: str
@@ -86,18 +100,24 @@ def choose_rows(n_test: int, config: RunConfig) -> tuple[int, ...]:
 def climb(
     done: Decoded,
     rows: Sequence[int],
+    starts: Mapping[str, Start],
+    finals: Mapping[str, StageResult],
     shown: np.ndarray,
     stimuli: StimulusSet,
     models: Models,
     config: RunConfig,
 ) -> dict[str, Rung]:
-    """Make and score the rungs.
+    """Score the rungs.
 
     Parameters
     ----------
     done : Decoded
     rows : sequence of int
         Test images of the ladder; with fewer than two there is none.
+    starts : mapping of str to Start
+        From :func:`start_rungs`.
+    finals : mapping of str to StageResult
+        Stage 2 of the brain and of the rungs.
     shown : ndarray of uint8, shape (test images, H, W, 3)
     stimuli : StimulusSet
     models : Models
@@ -111,10 +131,15 @@ def climb(
     if len(rows) < 2:
         return {}
     controls = config.recipe.controls
-    ids = tuple(done.split.test[row] for row in rows)
     shown = shown[list(rows)]
-    made = _generated(done, rows, ids, models, config)
-    made[BRAIN] = (done.first["images"][list(rows)], done.second["images"][list(rows)])
+    made: dict[str, _Images] = {
+        name: (start.stage1, finals[name]["images"] if start.refinement else None)
+        for name, start in starts.items()
+    }
+    made[BRAIN] = (done.first["images"][list(rows)], finals[BRAIN]["images"][list(rows)])
+    if "mean" in made:  # its picture is one and the same, whatever image it stands for
+        stage1, stage2 = (None if a is None else np.repeat(a, len(rows), axis=0) for a in made["mean"])
+        made["mean"] = (stage1, stage2)
     if controls.ladder:
         made["truth"] = (None, shown)
         made["retrieval"] = (None, steps.shown_images(stimuli, _retrieved(done, rows)))
@@ -130,30 +155,28 @@ def climb(
     }
 
 
-def _generated(
-    done: Decoded, rows: Sequence[int], ids: tuple[str, ...], models: Models, config: RunConfig
-) -> dict[str, _Images]:
-    """Images of the rungs that the generative models make."""
+def start_rungs(done: Decoded, rows: Sequence[int], models: Models, config: RunConfig) -> dict[str, Start]:
+    """Make all that comes before stage 2 of the rungs that the generative models make, by rung."""
+    if len(rows) < 2:
+        return {}
     controls = config.recipe.controls
     names = config.recipe.target_names
-    made: dict[str, _Images] = {}
+    ids = tuple(done.split.test[row] for row in rows)
+    made: dict[str, Start] = {}
     stages, ridge, brain, train, key = done.stages, done.ridge, done.latents, done.train, done.targets_key
     penalties, probe_latents = done.penalties, control_steps.probe_latents
 
     def first(name: str, latents: StageResult, of: tuple[str, ...] = ids) -> StageResult:
         return steps.first_stage(done.stages, latents, of, done.subject, models, config.seed, name)
 
-    def second(
-        name: str, initial: StageResult, latents: StageResult, of: tuple[str, ...] = ids
-    ) -> StageResult:
-        return steps.second_stage(done.stages, initial, latents, of, done.subject, models, config.seed, name)
-
-    def both(name: str, latents: StageResult) -> None:
-        initial = first(name, latents)
-        made[name] = (initial["images"], second(name, initial, latents)["images"])
+    def both(
+        name: str, latents: StageResult, initial: StageResult | None = None, of: tuple[str, ...] = ids
+    ) -> None:
+        initial = initial or first(name, latents, of)
+        made[name] = Start(initial["images"], steps.Refinement(name, initial, latents, of, config.seed))
 
     def stage1_only(name: str, latents: StageResult) -> None:
-        made[name] = (first(name, latents)["images"], None)
+        made[name] = Start(first(name, latents)["images"], None)
 
     if controls.oracle:
         true = steps.true_latents(done.stages, done.test, done.targets_key, rows)
@@ -163,21 +186,14 @@ def _generated(
     if not controls.ladder:
         return made
     if controls.oracle:
-        predicted = steps.take(done.latents, rows, names)
-        initial = steps.take(done.first, rows, ["images"])
-        made["true_tokens"] = (initial["images"], second("true_tokens", initial, true)["images"])
-        start = first(ORACLE, true)
-        made["true_stage1"] = (start["images"], second("true_stage1", start, predicted)["images"])
+        both("true_tokens", true, steps.take(done.first, rows, ["images"]))
+        both("true_stage1", steps.take(done.latents, rows, names), first(ORACLE, true))
     stage1_only(
         "recalibrated",
         control_steps.recalibrated_latents(stages, ridge, brain, train, key, penalties, config, rows),
     )
     stage1_only("random", probe_latents(stages, ridge, brain, train, key, penalties, config, "random"))
-    # The mean's picture is one and the same, whatever image it stands for.
-    mean = probe_latents(stages, ridge, brain, train, key, penalties, config, "mean")
-    initial = first("mean", mean, ids[:1])
-    final = second("mean", initial, mean, ids[:1])
-    made["mean"] = tuple(np.repeat(stage["images"], len(ids), axis=0) for stage in (initial, final))  # type: ignore[assignment]
+    both("mean", probe_latents(stages, ridge, brain, train, key, penalties, config, "mean"), of=ids[:1])
     return made
 
 

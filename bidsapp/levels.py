@@ -112,6 +112,10 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
     models = Models(config.recipe, config.models_dir, device, uses, dtype, config.memory)
     models.verify()
     checked = check_models(models, config.work_dir)
+    if config.prepare or config.shard:
+        from bidsapp.shards import run_parts
+
+        return run_parts(planned, models, config, checked), {}
     root = planned.dataset.root
     write_dataset_files(
         config.output_dir,
@@ -180,7 +184,6 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
 def _run_subject(
     subject: SubjectInputs, tree: OutputTree, run_id: str, planned: Plan, models: Models, config: RunConfig
 ) -> list[ScoreRow]:
-    from bidsapp.bids.inputs import mask_files
     from bidsapp.derivatives import settings_of, software_versions, split_record, write_subject
     from bidsapp.participant import reconstruct
     from bidsapp.runlog import write_settings
@@ -201,12 +204,7 @@ def _run_subject(
     }
     write_settings(tree.path("settings", run_id=run_id), settings)
     LOG.info("sub-%s: %d sessions", label, len(subject.sessions))
-    masks = mask_files(planned.dataset, label, config.work_dir / f"sub-{label}")
-    regions = {}
-    if config.roi_analysis:
-        from bidsapp.bids.regions import region_masks
-
-        regions = region_masks(planned.dataset, label, planned.voxels[label].inside.shape)
+    masks, regions = planned.masks_and_regions(label, config)
     found = reconstruct(subject, masks, planned.splits[label], planned.stimuli, models, config, regions)
     warnings = (*split_notes(planned.splits[label]), *_warnings(planned, models, config))
     seconds = time.monotonic() - start

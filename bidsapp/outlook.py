@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bidsapp.blocks import count_blocks
 from bidsapp.config import RunConfig, cluster_count, ladder_size
 from bidsapp.estimate import Needs, Sizes, as_duration, as_text, images_made
 from bidsapp.option_costs import RANDOM_SETS, further_images
@@ -145,6 +146,8 @@ def _rows(
     folder = config.work_dir / f"sub-{label}"
     patterns = {"latents": "latents_brain", "stage 1": "stage1_brain", "stage 2": "stage2_brain"}
     states = {name: _MAY_BE for name, stage in patterns.items() if (folder / stage / "done.json").is_file()}
+    if "stage 2" not in states and (begun := count_blocks(folder, "stage2_brain")):
+        states["stage 2"] = f"{begun[0]} of {begun[1]} blocks {_MAY_BE}"
     states |= {"targets": _MAY_BE} if any(config.work_dir.glob("targets-*/part-*.h5")) else {}
     states |= {"betas": _THERE} if {"betas", "responses", "zscore"} <= there else {}
     states |= {"ridge": _THERE} if "ridge" in there else {}

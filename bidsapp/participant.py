@@ -85,6 +85,111 @@ class Reconstruction:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Everything before stage 2 of one subject.
+
+    Attributes
+    ----------
+    mask : Mask
+    n_roi_voxels : int
+        Voxels of the ROIs' union.
+    betas, averaged, responses, halves : StageResult
+    done : Decoded
+    rows : tuple of int
+        Test images of the ladder.
+    rungs : dict of str to Start
+    seeds : dict of str to Refinement
+        Further seeds of the generator.
+    regions : RegionsStart or None
+    """
+
+    mask: Mask
+    n_roi_voxels: int
+    betas: StageResult
+    averaged: StageResult
+    responses: StageResult
+    halves: StageResult
+    done: ladder.Decoded
+    rows: tuple[int, ...]
+    rungs: dict[str, ladder.Start]
+    seeds: dict[str, steps.Refinement]
+    regions: roi_analysis.RegionsStart | None
+    seed: int
+
+    @property
+    def refinements(self) -> tuple[steps.Refinement, ...]:
+        """All that stage 2 is to be run on, in the order in which it is."""
+        done = self.done
+        brain = steps.Refinement(BRAIN, done.first, done.latents, done.split.test, self.seed)
+        rungs = [rung.refinement for rung in self.rungs.values() if rung.refinement]
+        regions = [self.regions.refinement] if self.regions else []
+        return (brain, *rungs, *self.seeds.values(), *regions)
+
+
+def prepare(
+    stages: Stages,
+    subject: SubjectInputs,
+    masks: dict[str, Path],
+    split: Split,
+    stimuli: StimulusSet,
+    models: Models,
+    config: RunConfig,
+    regions: Mapping[str, np.ndarray] | None = None,
+) -> Prepared:
+    """Do all that comes before stage 2; arguments are those of :func:`reconstruct`.
+
+    Raises
+    ------
+    NotThere
+        Where ``stages`` only look for what is there.
+    """
+    # Responses: voxels of the region of interest, repeats averaged, z-scored by the training images.
+    mask = load_mask(masks)
+    n_roi = mask.n_voxels
+    if config.min_noise_ceiling is not None:
+        mask = keep_reliable(mask, noise_ceiling_of(subject), config.min_noise_ceiling)
+    betas = steps.mask_betas(stages, subject, mask, config.n_cpus)
+    averaged = steps.average_over_repeats(stages, betas, subject, split)
+    responses = steps.zscore_by_training(stages, averaged)
+
+    # Targets: VDVAE latents, CLIP-Vision and CLIP-Text tokens of every stimulus.
+    train, test, targets_key = steps.targets_of_stimuli(config.work_dir, stimuli, models, split)
+
+    # Decoding: ridge regression, one factorisation for all targets; predictions calibrated.
+    penalties = choose_alphas(stages, responses, train, targets_key, config)
+    halves = steps.split_test_halves(stages, betas, responses, subject, split)
+    rows = ladder.choose_rows(len(split.test), config)
+    probes = control_steps.probes(halves, len(rows), config.seed)
+    ridge = fit_ridge(stages, responses, penalties, probes, [halves.key, len(rows)], config)
+    latents = predict_and_calibrate(stages, ridge, train, targets_key, penalties, config, BRAIN)
+    quality = control_steps.score_predictions(
+        stages, ridge, latents, train, test, targets_key, penalties, config
+    )
+
+    # Images: stage 1 decodes the VDVAE's latents; of the test images, and of what they are compared with:
+    # the ladder's rungs from luck to the true latents, and what options add.
+    label = subject.label
+    first = steps.first_stage(stages, latents, split.test, label, models, config.seed, BRAIN)
+    done = ladder.Decoded(
+        stages, label, split, penalties, ridge, latents, quality, first, train, test, targets_key
+    )
+    return Prepared(
+        mask=mask,
+        n_roi_voxels=n_roi,
+        betas=betas,
+        averaged=averaged,
+        responses=responses,
+        halves=halves,
+        done=done,
+        rows=rows,
+        rungs=ladder.start_rungs(done, rows, models, config),
+        seeds=generator_seeds.start_seeds(done, rows, models, config),
+        regions=roi_analysis.start_regions(done, responses, mask, regions or {}, models, config),
+        seed=config.seed,
+    )
+
+
 def reconstruct(
     subject: SubjectInputs,
     masks: dict[str, Path],
@@ -115,72 +220,55 @@ def reconstruct(
     """
     stages = Stages(config.work_dir / f"sub-{subject.label}", config.force)
 
-    # Responses: voxels of the region of interest, repeats averaged, z-scored by the training images.
-    mask = load_mask(masks)
-    n_roi = mask.n_voxels
-    if config.min_noise_ceiling is not None:
-        mask = keep_reliable(mask, noise_ceiling_of(subject), config.min_noise_ceiling)
-    betas = steps.mask_betas(stages, subject, mask, config.n_cpus)
-    averaged = steps.average_over_repeats(stages, betas, subject, split)
-    responses = steps.zscore_by_training(stages, averaged)
+    # Responses, targets, decoding, and stage 1.
+    ready = prepare(stages, subject, masks, split, stimuli, models, config, regions)
+    done, rows = ready.done, ready.rows
 
-    # Targets: VDVAE latents, CLIP-Vision and CLIP-Text tokens of every stimulus.
-    train, test, targets_key = steps.targets_of_stimuli(config.work_dir, stimuli, models, split)
-
-    # Decoding: ridge regression, one factorisation for all targets; predictions calibrated.
-    penalties = choose_alphas(stages, responses, train, targets_key, config)
-    halves = steps.split_test_halves(stages, betas, responses, subject, split)
-    rows = ladder.choose_rows(len(split.test), config)
-    probes = control_steps.probes(halves, len(rows), config.seed)
-    ridge = fit_ridge(stages, responses, penalties, probes, [halves.key, len(rows)], config)
-    latents = predict_and_calibrate(stages, ridge, train, targets_key, penalties, config, BRAIN)
-
-    # Images: stage 1 decodes the VDVAE's latents, stage 2 refines them under the predicted tokens.
-    label, seed = subject.label, config.seed
-    first = steps.first_stage(stages, latents, split.test, label, models, seed, BRAIN)
-    second = steps.second_stage(stages, first, latents, split.test, label, models, seed, BRAIN)
+    # Images: stage 2 refines stage 1 under the predicted tokens.
+    finals = {
+        work.condition: steps.second_stage(stages, work, subject.label, models) for work in ready.refinements
+    }
+    first, second = done.first, finals[BRAIN]
     shown = steps.shown_images(stimuli, split.test)
     judged = [ladder.judge(stage["images"], shown, models, config) for stage in (first, second)]
     pictures = {BRAIN: Pictures(split.test, first["images"], second["images"], *judged)}
 
-    # Checks: latents before any picture, the ladder from luck to the true latents, and what may flatter.
-    quality = control_steps.score_predictions(
-        stages, ridge, latents, train, test, targets_key, penalties, config
-    )
-    done = ladder.Decoded(
-        stages, label, split, penalties, ridge, latents, quality, first, second, train, test, targets_key
-    )
-    rungs = ladder.climb(done, rows, shown, stimuli, models, config)
+    # Checks: the ladder from luck to the true latents, and what may flatter.
+    rungs = ladder.climb(done, rows, ready.rungs, finals, shown, stimuli, models, config)
     ids = tuple(split.test[row] for row in rows)
     for condition in (NULL, ORACLE):
         if condition in rungs:
             pictures[condition] = Pictures.of_rung(ids, rungs[condition])
     table = ladder.tabulate(rungs, config.seed)
-    evidence = selfcheck.gather(done, betas, halves, subject, stimuli, models, table, config)
+    evidence = selfcheck.gather(
+        done, second, ready.betas, ready.halves, subject, stimuli, models, table, config
+    )
 
     # The final images by each published protocol. What options add: the same images under further seeds of
     # the generator; whole clusters left out; regions one at a time.
     evidence = replace(
         evidence,
         protocols=score_by_each(judged[1], second["images"], shown, models, config),
-        generator_seeds=generator_seeds.vary_seeds(done, rungs, rows, shown, models, config),
-        cluster_holdout=cluster_holdout.hold_out_clusters(done, responses, models, config),
-        roi_analysis=roi_analysis.analyse_regions(done, responses, mask, regions or {}, models, config),
+        generator_seeds=generator_seeds.compare_seeds(
+            rungs, rows, ready.seeds, finals, shown, models, config
+        ),
+        cluster_holdout=cluster_holdout.hold_out_clusters(done, ready.responses, models, config),
+        roi_analysis=roi_analysis.analyse_regions(done, ready.responses, ready.regions, finals, config),
     )
 
     return Reconstruction(
         subject=subject,
-        mask=mask,
-        n_roi_voxels=n_roi,
+        mask=ready.mask,
+        n_roi_voxels=ready.n_roi_voxels,
         split=split,
         stimuli=shown,
-        responses=averaged,
-        zscored=responses,
-        penalties=penalties,
-        ridge=ridge,
-        latents=latents,
-        train_targets=train,
-        test_targets=test,
+        responses=ready.averaged,
+        zscored=ready.responses,
+        penalties=dict(done.penalties),
+        ridge=done.ridge,
+        latents=done.latents,
+        train_targets=dict(done.train),
+        test_targets=dict(done.test),
         pictures=pictures,
         rungs=rungs,
         ladder_ids=ids,

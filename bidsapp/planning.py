@@ -13,6 +13,11 @@ from bidsapp.io import bytes_there
 from bidsapp.records import Split, SubjectInputs
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
     from bidsapp.bids.inputs import Dataset
     from bidsapp.bids.voxels import Voxels
     from bidsapp.data.stimuli import StimulusSet
@@ -34,6 +39,17 @@ class Plan:
     sizes: dict[str, Sizes]
     needs: dict[str, Needs]
     device: str
+
+    def masks_and_regions(
+        self, label: str, config: RunConfig
+    ) -> tuple[dict[str, Path], dict[str, npt.NDArray[np.bool_]]]:
+        """Give a subject's masks as files, and the regions of ``--roi-analysis`` (none without it)."""
+        from bidsapp.bids.inputs import mask_files
+        from bidsapp.bids.regions import region_masks
+
+        masks = mask_files(self.dataset, label, config.work_dir / f"sub-{label}")
+        shape = self.voxels[label].inside.shape
+        return masks, region_masks(self.dataset, label, shape) if config.roi_analysis else {}
 
     def describe(self, config: RunConfig) -> str:
         """Say the plan in words; see :func:`bidsapp.outlook.describe`."""

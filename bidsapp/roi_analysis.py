@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,17 +39,26 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("bidsapp")
 Voxels = npt.NDArray[np.bool_]
+REGIONS = "regions"
 
 
-def analyse_regions(
+@dataclass(frozen=True)
+class RegionsStart:
+    """Regions that are decoded one at a time, their voxels among those decoded, and their stage 1."""
+
+    inside: Mapping[str, Voxels]
+    refinement: steps.Refinement
+
+
+def start_regions(
     done: Decoded,
     responses: StageResult,
     mask: Mask,
     regions: Mapping[str, npt.NDArray[np.bool_]],
     models: Models,
     config: RunConfig,
-) -> RoiAnalysis | None:
-    """Decode regions of interest one at a time.
+) -> RegionsStart | None:
+    """Make stage 1 of the regions' synthetic activations.
 
     Parameters
     ----------
@@ -65,8 +75,8 @@ def analyse_regions(
 
     Returns
     -------
-    RoiAnalysis or None
-        None where there is no region.
+    RegionsStart or None
+        None without the option, and where there is no region.
     """
     if not config.roi_analysis:
         return None
@@ -76,14 +86,42 @@ def analyse_regions(
         return None
     synthetic = synthetic_latents(done, responses, inside, config)
     names, label, seed = tuple(inside), done.subject, config.seed
-    first = steps.first_stage(done.stages, synthetic, names, label, models, seed, "regions")
-    second = steps.second_stage(done.stages, first, synthetic, names, label, models, seed, "regions")
+    first = steps.first_stage(done.stages, synthetic, names, label, models, seed, REGIONS)
+    return RegionsStart(inside, steps.Refinement(REGIONS, first, synthetic, names, seed))
+
+
+def analyse_regions(
+    done: Decoded,
+    responses: StageResult,
+    start: RegionsStart | None,
+    finals: Mapping[str, StageResult],
+    config: RunConfig,
+) -> RoiAnalysis | None:
+    """Decode regions of interest one at a time.
+
+    Parameters
+    ----------
+    done : Decoded
+    responses : StageResult
+        Z-scored responses.
+    start : RegionsStart or None
+        From :func:`start_regions`; None where there is no region.
+    finals : mapping of str to StageResult
+        Stage 2 of their synthetic activations.
+    config : RunConfig
+
+    Returns
+    -------
+    RoiAnalysis or None
+    """
+    if start is None:
+        return None
     return RoiAnalysis(
-        names=names,
-        n_voxels=tuple(int(v.sum()) for v in inside.values()),
-        stage1=first["images"],
-        stage2=second["images"],
-        scores=score_regions(done, responses, inside, config),
+        names=start.refinement.ids,
+        n_voxels=tuple(int(v.sum()) for v in start.inside.values()),
+        stage1=start.refinement.initial["images"],
+        stage2=finals[REGIONS]["images"],
+        scores=score_regions(done, responses, start.inside, config),
     )
 
 

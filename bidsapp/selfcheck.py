@@ -48,6 +48,7 @@ _PERMUTATIONS = 2000
 
 def gather(
     done: Decoded,
+    second: StageResult,
     betas: StageResult,
     halves: StageResult,
     subject: SubjectInputs,
@@ -61,6 +62,8 @@ def gather(
     Parameters
     ----------
     done : Decoded
+    second : StageResult
+        The brain's stage 2.
     betas, halves : StageResult
         Single trials, and halves of the test images' repeats.
     subject : SubjectInputs
@@ -79,7 +82,7 @@ def gather(
         reliability=reliability(halves, config.seed),
         trial_order=trial_order(betas, subject),
         caption_match=caption_match(done, stimuli, models, config.seed),
-        spuriousness=flattery(done, models, config),
+        spuriousness=flattery(done, second, models, config),
     )
     return replace(evidence, findings=find(evidence))
 
@@ -174,11 +177,11 @@ def caption_match(done: Decoded, stimuli: StimulusSet, models: Models, seed: int
     return CaptionMatch(mean_with_interval(found.per_image, seed), p, len(rows))
 
 
-def flattery(done: Decoded, models: Models, config: RunConfig) -> Spuriousness:
+def flattery(done: Decoded, second: StageResult, models: Models, config: RunConfig) -> Spuriousness:
     """Compare reconstructions with training images, and with stimuli of their own cluster."""
     target, columns = embedding_columns(models)
     test, train = (np.asarray(rows[target][:, columns]) for rows in (done.test, done.train))
-    made = image_embeddings(models, np.asarray(done.second["images"]))
+    made = image_embeddings(models, np.asarray(second["images"]))
     near, near_made = spuriousness.nearest(test, train), spuriousness.nearest(made, train)
     own = spuriousness.own_similarity(made, test)
     seed, n = config.seed, len(test)

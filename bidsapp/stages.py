@@ -94,7 +94,7 @@ class Stages:
             Exit code 74 where the disk is full; nothing is left of the stage then.
         """
         key = stage_key(name, inputs)
-        if {"all", name, name.partition("_")[0]} & self.force:
+        if self.forced(name):
             LOG.info("%s: computing, because of --force", name)
         else:
             done = self._load(name, key, inputs)
@@ -121,8 +121,7 @@ class Stages:
             record = {"key": key, "version": __version__, "inputs": flat_inputs(inputs), "arrays": records}
             (partial / "done.json").write_text(json.dumps(record), encoding="utf-8")
             final = self.folder / name
-            (final / "done.json").unlink(missing_ok=True)  # half removed is never taken for complete
-            shutil.rmtree(final, ignore_errors=True)
+            self.drop(name)
             partial.replace(final)
         self.seconds[name] = time.monotonic() - start
         LOG.info("%s: done in %.1f s", name, self.seconds[name])
@@ -132,6 +131,24 @@ class Stages:
             raise OSError(
                 f"{final}: written, but can't be read back ({error}); is the disk sound?"
             ) from error
+
+    def forced(self, name: str) -> bool:
+        """Say whether a stage is to be computed though it is there."""
+        return bool({"all", name, name.partition("_")[0]} & self.force)
+
+    def drop(self, name: str) -> None:
+        """Remove what an earlier run made."""
+        final = self.folder / name
+        (final / "done.json").unlink(missing_ok=True)  # half removed is never taken for complete
+        shutil.rmtree(final, ignore_errors=True)
+
+    def is_there(self, name: str, inputs: Mapping[str, Any]) -> bool:
+        """Say whether an earlier run made this; compares files' lengths, reads nothing large."""
+        try:
+            _open_recorded(self.folder / name, stage_key(name, inputs))
+        except NotThere:
+            return False
+        return True
 
     def _load(self, name: str, key: str, inputs: Mapping[str, Any]) -> StageResult | None:
         """Give what is there if it is right; otherwise None, and the log says why it is not used."""
@@ -197,7 +214,13 @@ class NotThere(Exception):
 class Survey(Stages):
     """Looks for what an earlier run left of a subject; computes nothing and writes nothing.
 
-    Files' lengths are compared, not their checksums: nothing large is read.
+    Files' lengths are compared, and their checksums where that is asked for; without, nothing large is read.
+
+    Parameters
+    ----------
+    folder : Path
+    read : bool
+        Whether to compare checksums.
 
     Attributes
     ----------
@@ -205,8 +228,8 @@ class Survey(Stages):
         Stages that are there under the key that a run would have now.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, read: bool = False) -> None:
+        self.folder, self._read = folder, read
         self.force = frozenset()
         self.seconds = {}
         self.found: set[str] = set()
@@ -220,16 +243,20 @@ class Survey(Stages):
         ------
         NotThere
         """
-        try:
-            record = json.loads((self.folder / name / "done.json").read_text(encoding="utf-8"))
-            key = stage_key(name, inputs)
-            if record["key"] != key:
-                raise NotThere(name)
-            done = _open(self.folder / name, key, record, read=False)
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise NotThere(name) from error
+        done = _open_recorded(self.folder / name, stage_key(name, inputs), read=self._read)
         self.found.add(name)
         return done
+
+
+def _open_recorded(folder: Path, key: str, *, read: bool = False) -> StageResult:
+    """Map what an earlier run made into memory (NotThere where it is not there, or something else)."""
+    try:
+        record = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+        if record["key"] != key:
+            raise NotThere(folder.name)
+        return _open(folder, key, record, read=read)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise NotThere(folder.name) from error
 
 
 def stage_key(name: str, inputs: Mapping[str, Any]) -> str:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bidsapp.blocks import Blocks
 from bidsapp.data.betas import Mask
 from bidsapp.data.halves import split_halves
 from bidsapp.data.responses import average_repeats, count_dropped, zscore
 from bidsapp.data.sessions import mask_sessions
 from bidsapp.data.targets import TargetRows, TargetStore
-from bidsapp.progress import track
+from bidsapp.progress import counter, track
 from bidsapp.records import Split, SubjectInputs
 from bidsapp.seeds import image_generators
 from bidsapp.stages import StageResult, Stages, stage_key
@@ -198,32 +200,86 @@ def first_stage(
     return stages.run(f"stage1_{condition}", inputs, compute)
 
 
-def second_stage(
-    stages: Stages,
-    initial: StageResult,
-    latents: StageResult,
-    ids: Sequence[str],
-    subject: str,
-    models: Models,
-    seed: int,
-    condition: str,
-) -> StageResult:
-    """Stage 2: latent diffusion from stage 1 under the tokens, ``images`` uint8 (n, S, S, 3)."""
+@dataclass(frozen=True)
+class Refinement:
+    """What stage 2 starts from under one condition.
 
-    def compute(_: Path) -> dict[str, np.ndarray]:
-        generators = image_generators(seed, subject, ids, "stage 2")
-        n = len(ids)
-        conditions = {name: latents[name][:n] for name in models.recipe.target_names if name != "vdvae"}
-        return {"images": models.second_stage(initial["images"], conditions, generators)}
+    Attributes
+    ----------
+    condition : str
+    initial, latents : StageResult
+        Images of stage 1, and predicted targets.
+    ids : tuple of str
+        What each image stands for, in row order.
+    seed : int
+    """
 
+    condition: str
+    initial: StageResult
+    latents: StageResult
+    ids: tuple[str, ...]
+    seed: int
+
+
+def second_stage(stages: Stages, work: Refinement, subject: str, models: Models) -> StageResult:
+    """Stage 2: latent diffusion from stage 1 under the tokens, ``images`` uint8 (n, S, S, 3).
+
+    Blocks that an interrupted run or shards left are taken up, and removed when the stage is complete.
+    """
+    blocks, inputs = blocks_of(stages, work, models)
+
+    def compute(folder: Path) -> dict[str, np.ndarray]:
+        if stages.forced(blocks.name):
+            blocks.remove()
+        blocks.begin(models.second_stage_at_once)
+        warn_of_size(blocks, models)
+        left = sum(len(work.ids[blocks.rows(i)]) for i in range(len(blocks)) if not blocks.has(i))
+        with counter(left, f"{blocks.name} (images)") as advance:
+
+            def make(index: int) -> np.ndarray:
+                made = make_block(blocks, index, work, subject, models)
+                advance(len(made))
+                return made
+
+            return {"images": blocks.gather(folder / "images.npy", make)}
+
+    done = stages.run(blocks.name, inputs, compute)
+    blocks.remove()
+    return done
+
+
+def blocks_of(stages: Stages, work: Refinement, models: Models) -> tuple[Blocks, dict[str, Any]]:
+    """Give the blocks of one condition's stage 2, and what the stage depends on."""
+    name = f"stage2_{work.condition}"
     inputs: dict[str, Any] = {
-        "after": [initial.key, latents.key],
+        "after": [work.initial.key, work.latents.key],
         "models": models.digest,
         "device": models.device,
         "dtype": models.dtype,
     }
-    inputs |= {"settings": models.recipe.as_dict()["diffusion"], "ids": list(ids), "seed": seed}
-    return stages.run(f"stage2_{condition}", inputs, compute)
+    inputs |= {"settings": models.recipe.as_dict()["diffusion"], "ids": list(work.ids), "seed": work.seed}
+    return Blocks(stages.folder, name, stage_key(name, inputs), inputs, len(work.ids)), inputs
+
+
+def warn_of_size(blocks: Blocks, models: Models) -> None:
+    """Say where blocks were begun with more images at once than would be chosen now; they stay as begun."""
+    if blocks.there() < len(blocks) and (fits := models.second_stage_at_once()) < blocks.size:
+        what = "%s: %d images go at once, as when it was begun, though no more than %d are sure to fit now; "
+        LOG.warning(what + "--force stage2 begins it anew", blocks.name, blocks.size, fits)
+
+
+def make_block(blocks: Blocks, index: int, work: Refinement, subject: str, models: Models) -> np.ndarray:
+    """Make and keep one block of stage 2: a batch of images, uint8 (k, S, S, 3)."""
+    rows = blocks.rows(index)
+    names = [name for name in models.recipe.target_names if name != "vdvae"]
+    made = models.second_stage(
+        work.initial["images"][rows],
+        {name: work.latents[name][rows] for name in names},
+        image_generators(work.seed, subject, work.ids[rows], "stage 2"),
+        blocks.size,
+    )
+    blocks.write(index, made)
+    return made
 
 
 def _fingerprint(path: Path) -> list[Any]:

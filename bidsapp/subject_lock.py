@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.io import clear_partials, locked, write_text
+from bidsapp.shared_lock import locked_together
 
 LOG = logging.getLogger("bidsapp")
 
@@ -24,8 +25,10 @@ class Busy(AppError):
 
 
 @contextmanager
-def subject_lock(label: str, output_dir: Path, work_dir: Path) -> Iterator[None]:
+def subject_lock(label: str, output_dir: Path, work_dir: Path, *, together: bool = False) -> Iterator[None]:
     """Hold a subject's output and its part of the work folder while the body runs.
+
+    Jobs that make parts of one subject hold them ``together``; all others hold them alone.
 
     The locks are the kernel's (:func:`bidsapp.io.locked`): the system gives them up when the job ends,
     however it ends, also on another machine of the same NFS. Beside each lies who holds it.
@@ -37,16 +40,16 @@ def subject_lock(label: str, output_dir: Path, work_dir: Path) -> Iterator[None]
     """
     with ExitStack() as stack:
         for folder, kind in ((output_dir / "logs", "output"), (work_dir, "work")):
-            stack.enter_context(_hold(folder, kind, label))
+            stack.enter_context(_hold(folder, kind, label, together))
         yield
 
 
 @contextmanager
-def _hold(folder: Path, kind: str, label: str) -> Iterator[None]:
-    owner = folder / f".sub-{label}.owner"
+def _hold(folder: Path, kind: str, label: str, together: bool) -> Iterator[None]:
+    owner, lock = folder / f".sub-{label}.owner", folder / f".sub-{label}.lock"
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked(folder / f".sub-{label}.lock", timeout=0))
+            stack.enter_context(locked_together(lock) if together else locked(lock, timeout=0))
         except AppError as error:
             if error.exit_code != ExitCode.TRY_AGAIN:
                 raise
@@ -56,11 +59,13 @@ def _hold(folder: Path, kind: str, label: str) -> Iterator[None]:
             ) from error
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         who = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
-        write_text(owner, json.dumps(who) + "\n")
+        mine = json.dumps(who) + "\n"
+        write_text(owner, mine)
         try:
             yield
         finally:
-            owner.unlink(missing_ok=True)
+            if not together or _text(owner) == mine:  # of those that hold it together, the last is named
+                owner.unlink(missing_ok=True)
 
 
 def _who(owner: Path) -> str:
@@ -69,6 +74,71 @@ def _who(owner: Path) -> str:
         return f" (host {who['host']}, process {who['pid']}, since {who['since']})"
     except (OSError, ValueError, KeyError, TypeError):  # it has just begun, or is just ending
         return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+@contextmanager
+def turn(label: str, work_dir: Path, what: str, *, every_s: float = 2.0) -> Iterator[None]:
+    """Let one process at a time through, in no order; those that wait say so once.
+
+    Parameters
+    ----------
+    label : str
+        Of the subject.
+    work_dir : Path
+    what : str
+        What the others are waited for, for the log.
+    every_s : float
+        Seconds between two looks.
+    """
+    lock = work_dir / f".sub-{label}.prepare.lock"
+    with ExitStack() as stack:
+        said = False
+        while True:
+            try:
+                stack.enter_context(locked(lock, timeout=0))
+                break
+            except AppError as error:
+                if error.exit_code != ExitCode.TRY_AGAIN:
+                    raise
+            if not said:
+                LOG.info("sub-%s: waiting: %s", label, what)
+                said = True
+            time.sleep(every_s)
+        yield
+
+
+@contextmanager
+def alone_after_shards(
+    label: str, output_dir: Path, work_dir: Path, *, every_s: float = 2.0
+) -> Iterator[None]:
+    """Hold a subject alone, when those that hold it together have ended.
+
+    Raises
+    ------
+    Busy
+        Where a job holds it alone.
+    """
+    with ExitStack() as stack:
+        said = False
+        while True:
+            try:
+                stack.enter_context(subject_lock(label, output_dir, work_dir))
+                break
+            except Busy:
+                with subject_lock(label, output_dir, work_dir, together=True):
+                    pass  # it can be held together, so no job holds it alone
+            if not said:
+                LOG.info("sub-%s: waiting for the shards that are at work", label)
+                said = True
+            time.sleep(every_s)
+        yield
 
 
 def clear_leftovers(label: str, output_dir: Path, work_dir: Path) -> list[Path]:

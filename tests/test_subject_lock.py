@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from bidsapp.errors import ExitCode
 from bidsapp.processes import here
-from bidsapp.subject_lock import Busy, clear_leftovers, subject_lock
+from bidsapp.subject_lock import Busy, alone_after_shards, clear_leftovers, subject_lock, turn
 
 HOLD = (
     "import pathlib, sys; from bidsapp.subject_lock import subject_lock\n"
@@ -20,8 +21,8 @@ HOLD = (
 )
 
 
-def hold(out: Path, work: Path) -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", HOLD, str(out), str(work)]
+def hold(out: Path, work: Path, code: str = HOLD) -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", code, str(out), str(work)]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
@@ -42,6 +43,45 @@ def test_the_second_job_says_who_is_at_it_and_a_killed_one_holds_nothing(tmp_pat
         with subject_lock("01", out, work):
             pass
     assert not list(tmp_path.rglob("*.owner"))
+
+
+TOGETHER = HOLD.replace("sys.argv[2])", "sys.argv[2]), together=True")
+
+
+def test_shards_hold_it_together_and_others_alone(tmp_path, caplog):
+    caplog.set_level("INFO", "bidsapp")
+    places = ("01", tmp_path / "out", tmp_path / "work")
+    with hold(*places[1:], TOGETHER) as shard:
+        with pytest.raises(Busy, match=f"process {shard.pid}, since 2"):
+            subject_lock(*places).__enter__()
+        with subject_lock(*places, together=True), pytest.raises(Busy):
+            subject_lock(*places).__enter__()
+        threading.Timer(0.3, shard.kill).start()
+        with alone_after_shards(*places, every_s=0.02):
+            assert shard.wait() != 0
+            with pytest.raises(Busy):
+                subject_lock(*places, together=True).__enter__()
+    assert caplog.text.count("waiting for the shards") == 1
+    with hold(*places[1:]) as other:
+        with pytest.raises(Busy, match=f"process {other.pid}"):
+            alone_after_shards(*places).__enter__()
+        other.kill()
+
+
+TURN = (
+    "import pathlib, sys; from bidsapp.subject_lock import turn\n"
+    "with turn('01', pathlib.Path(sys.argv[2]), 'it prepares'):\n"
+    "    print('held', flush=True); sys.stdin.read()\n"
+)
+
+
+def test_those_that_wait_for_their_turn_say_so_once(tmp_path, caplog):
+    caplog.set_level("INFO", "bidsapp")
+    with hold(tmp_path, tmp_path, TURN) as first:
+        threading.Timer(0.3, first.kill).start()
+        with turn("01", tmp_path, "it prepares", every_s=0.02):
+            assert first.wait() != 0
+    assert caplog.text.count("sub-01: waiting: it prepares") == 1
 
 
 def test_the_lock_is_released_on_an_error(tmp_path):

@@ -77,6 +77,7 @@ class Batches:
         *,
         cost: int,
         most: int,
+        size: int | None = None,
         generators: Sequence[torch.Generator] = (),
         show: bool = False,
     ) -> np.ndarray:
@@ -92,6 +93,8 @@ class Batches:
             Takes the rows of a batch, returns an array with a row an image.
         cost, most : int
             As :meth:`size` takes them.
+        size : int, optional
+            Images at once, where that was chosen before; halved like any other where memory runs out.
         generators : sequence of n torch.Generator
             Those that ``call`` draws from, if any: put back to where they were when a batch is done
             again.
@@ -107,7 +110,7 @@ class Batches:
         AppError
             Exit code 75 if one image by itself does not fit.
         """
-        size = min(self.size(cost, most), self._fitting.get(what, n))
+        size = min(size or self.size(cost, most), self._fitting.get(what, n))
         LOG.debug("%s: %d images at once", what, size)
         parts: list[np.ndarray] = []
         done = 0

@@ -320,10 +320,12 @@ class Models:
         initial: np.ndarray,
         conditions: Mapping[str, np.ndarray],
         generators: Sequence[torch.Generator],
+        at_once: int | None = None,
     ) -> np.ndarray:
         """Stage 2: latent diffusion from first-stage images under predicted conditions, uint8 (n, S, S, 3).
 
-        ``conditions`` are the predicted targets beside the VDVAE's, (n, dims) by target name.
+        ``conditions`` are the predicted targets beside the VDVAE's, (n, dims) by target name; ``at_once``
+        images go through the networks together, by default as many as :meth:`second_stage_at_once` says.
         """
         section = self.recipe.diffusion
         settings = DiffusionSettings(
@@ -336,16 +338,28 @@ class Models:
         )
         makers = {"versatile-diffusion": self._by_tokens, "ip-adapter": self._by_embedding}
         run = makers[section.kind](initial, conditions, generators, settings)
-        model = self.diffusion if section.kind == "versatile-diffusion" else self.adapter
         return self.batches.run(
             "stage 2, diffusion",
             len(initial),
             run,
-            cost=model.cost(),
+            cost=self._generator.cost(),
             most=section.batch,
+            size=at_once,
             generators=generators,
-            show=True,
         )
+
+    @property
+    def _generator(self) -> VersatileDiffusion | IPAdapterDiffusion:
+        return self.diffusion if self.recipe.diffusion.kind == "versatile-diffusion" else self.adapter
+
+    def second_stage_at_once(self) -> int:
+        """Choose how many images go through stage 2 together, by the memory that is free now."""
+        return self.batches.size(self._generator.cost(), self.recipe.diffusion.batch)
+
+    @cached_property
+    def _nothing(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of no image and no caption, which guidance leads away from."""
+        return self.clip.unconditional_vision(), self.clip.unconditional_text()
 
     def _by_tokens(
         self,
@@ -354,11 +368,10 @@ class Models:
         generators: Any,
         settings: DiffusionSettings,
     ) -> Callable[[slice], np.ndarray]:
-        nothing = (self.clip.unconditional_vision(), self.clip.unconditional_text())
         seen = conditions["clip_vision"].reshape(len(initial), *self.clip.vision_shape)
         read = conditions["clip_text"].reshape(len(initial), *self.clip.text_shape)
         return lambda rows: self.diffusion.image_to_image(
-            initial[rows], seen[rows], read[rows], nothing, generators[rows], settings
+            initial[rows], seen[rows], read[rows], self._nothing, generators[rows], settings
         )
 
     def _by_embedding(

@@ -149,6 +149,18 @@ def test_regions_of_interest(tiny: Path, tmp_path: Path) -> None:
     assert next((tmp_path / "again").glob("*V1_mask*")).read_bytes() == first
 
 
+def test_regions_whose_names_differ_in_signs_only_have_masks_of_their_own(tiny: Path, tmp_path: Path) -> None:
+    for path in tiny.rglob("*_dseg.tsv"):
+        path.write_text("index\tname\n1\tV1a\n2\tV1-a\n3\thV4\n")
+    names = ("V1a", "V1-a")
+    dataset = open_dataset(tiny, roi=names)
+    files = mask_files(dataset, "01", tmp_path)
+    labels = np.asarray(nib.load(dataset.rois["01"]["V1a"].path).dataobj)
+    for value, name in enumerate(names, start=1):
+        assert np.array_equal(np.asarray(nib.load(files[name]).dataobj) > 0, labels == value)
+        assert files[name].parent == tmp_path
+
+
 def test_a_missing_roi_lists_those_found(tiny: Path) -> None:
     dataset = open_dataset(tiny, roi=("FFA", "none/{subject}.nii.gz"))
     texts = [p.what for p in dataset.problems]

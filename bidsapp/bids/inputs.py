@@ -168,7 +168,10 @@ def mask_files(dataset: Dataset, subject: str, folder: str | os.PathLike[str]) -
         files[name] = roi.path
         if roi.indices:
             safe = "".join(c for c in name if c.isalnum())
-            files[name] = Path(folder) / f"sub-{subject}_label-{safe}_mask.nii.gz"
+            path = Path(folder) / f"sub-{subject}_label-{safe}_mask.nii.gz"
+            if path in files.values():  # V1-a after V1a
+                path = path.with_name(f"sub-{subject}_label-{safe}x{len(files)}_mask.nii.gz")
+            files[name] = path
             _rois.write_roi_mask(roi, files[name])
     return files
 

@@ -46,11 +46,13 @@ def folder(tiny_dataset, tmp_path_factory) -> Path:
     return folder
 
 
-def submit(slurm: Cluster, folder: Path, out: Path, *words: str) -> tuple[Path, dict[str, str]]:
+def submit(
+    slurm: Cluster, folder: Path, out: Path, *words: str, run: tuple[str, ...] = ()
+) -> tuple[Path, dict[str, str]]:
     """Submit a run by the verb; gives the folder of its scripts and the jobs' ids."""
     command = [sys.executable, "-m", "bidsapp", "slurm", folder / "bids", out, "--submit", "--cpus", "1"]
-    run = ["--", "--recipe", folder / "quick.toml", "--device", "cpu", "--skip-bids-validation"]
-    words_of = list(map(str, [*command, *words, *run]))
+    options = ["--", "--recipe", folder / "quick.toml", "--device", "cpu", "--skip-bids-validation", *run]
+    words_of = list(map(str, [*command, *words, *options]))
     done = subprocess.run(words_of, env=slurm.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     scripts = sorted((out / "logs" / "slurm").iterdir())[-1]
@@ -94,19 +96,9 @@ def test_a_cancelled_task_ends_cleanly_and_the_group_has_the_other(slurm, first)
     assert read_tsv(out / "phenotype" / "reconmetrics.tsv")["participant_id"] == ["sub-01"]
 
 
-def test_submitted_again_it_goes_on_to_the_same_bytes(slurm, folder, first, validate):
-    out, scripts, _ = first
-    again = subprocess.run(
-        ["bash", str(scripts / "submit.sh")], env=slurm.environ, capture_output=True, text=True, check=True
-    )
-    jobs = dict(re.findall(r"^(\w+): job (\d+)$", again.stdout, re.MULTILINE))
-    slurm.wait(lambda: ended(slurm, jobs["group"]), 300, "the group job to end")
-    assert slurm.states(jobs["participant"]) == {"0": "COMPLETED", "1": "COMPLETED"}
-    assert slurm.states(jobs["group"]) == {"": "COMPLETED"}
-    assert "sub-01: already done" in said(scripts, f"participant-{jobs['participant']}_0.log")
-    assert "betas: found from an earlier run" in said(scripts, f"participant-{jobs['participant']}_1.log")
-    assert read_tsv(out / "phenotype" / "reconmetrics.tsv")["participant_id"] == ["sub-01", "sub-02"]
-    assert validate(out) == []
+@pytest.fixture(scope="module")
+def plain(folder, slurm) -> Path:
+    """Both levels without SLURM."""
     plain = folder / "plain"
     command = [sys.executable, "-m", "bidsapp", str(folder / "bids"), str(plain)]
     run = [
@@ -120,7 +112,40 @@ def test_submitted_again_it_goes_on_to_the_same_bytes(slurm, folder, first, vali
     ]
     for words in (["participant", *run], ["group"]):
         subprocess.run([*command, *words], capture_output=True, check=True)
+    return plain
+
+
+def test_submitted_again_it_goes_on_to_the_same_bytes(slurm, first, plain, validate):
+    out, scripts, _ = first
+    again = subprocess.run(
+        ["bash", str(scripts / "submit.sh")], env=slurm.environ, capture_output=True, text=True, check=True
+    )
+    jobs = dict(re.findall(r"^(\w+): job (\d+)$", again.stdout, re.MULTILINE))
+    slurm.wait(lambda: ended(slurm, jobs["group"]), 300, "the group job to end")
+    assert slurm.states(jobs["participant"]) == {"0": "COMPLETED", "1": "COMPLETED"}
+    assert slurm.states(jobs["group"]) == {"": "COMPLETED"}
+    assert "sub-01: already done" in said(scripts, f"participant-{jobs['participant']}_0.log")
+    assert "betas: found from an earlier run" in said(scripts, f"participant-{jobs['participant']}_1.log")
+    assert read_tsv(out / "phenotype" / "reconmetrics.tsv")["participant_id"] == ["sub-01", "sub-02"]
+    assert validate(out) == []
     assert outputs(out) == outputs(plain)
+
+
+def test_one_subject_over_shards(slurm, folder, plain):
+    out = folder / "shards"
+    scripts, jobs = submit(slurm, folder, out, "--shards", "2", run=("--participant-label", "01"))
+    assert list(jobs) == ["prepare", "shard", "gather", "group"]
+    slurm.wait(lambda: ended(slurm, jobs["group"]), 300, "the group job to end")
+    logs = {path.name: path.read_text() for path in scripts.glob("*.log")}
+    states = {name: slurm.states(job) for name, job in jobs.items()}
+    assert set(states.pop("shard").values()) == {"COMPLETED"}, logs
+    assert states == {
+        "prepare": {"0": "COMPLETED"}, "gather": {"0": "COMPLETED"}, "group": {"": "COMPLETED"}
+    }, logs  # fmt: skip
+    made = outputs(out)
+    of_subject = {name: digest for name, digest in outputs(plain).items() if name.startswith("sub-01/")}
+    assert {name: digest for name, digest in made.items() if name.startswith("sub-01/")} == of_subject
+    assert any("image" in name for name in of_subject)
 
 
 def test_a_job_that_slurm_refuses_is_one_message(slurm, folder):

@@ -172,6 +172,7 @@ def slurm(context: click.Context, /, **options: Any) -> int:
             options=_options(run, settings, gpu=_is_gpu(gres)),
             needs=needed,
             shards=options["shards"],
+            first_options=[["--force", stage] for stage in settings.force],
         ),
         _launch(run, settings, planned, options),
         Asked(options["cpus"], options["time"], options["mem"], gres, options["group_partition"]),
@@ -235,7 +236,7 @@ def _plan(settings: RunConfig, *, gpu: bool) -> tuple[Plan, dict[str, Needs]]:
 
 def _options(run: click.Context, settings: RunConfig, *, gpu: bool) -> list[list[str]]:
     """Give the run's options for every task."""
-    lines = written_again(run, leave_out=("participant_label", "models_dir", "n_cpus", "mem"))
+    lines = written_again(run, leave_out=("participant_label", "models_dir", "force"))
     if (folder := _models_dir(run, settings)) is not None:
         lines.append(["--models-dir", str(folder)])
     if gpu and settings.device == "auto":

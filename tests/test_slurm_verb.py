@@ -119,6 +119,7 @@ def test_shards_and_a_gpu_in_a_container(slurm, dataset, tmp_path):
     said, folder = slurm(
         "--sif", sif, "--gpus", "a100:1", "--time", "60", "--shards", "3", "--group-partition", "cpu",
         "--bind", extra, "--", "-w", work, "--split", split, "--participant-label", "02",
+        "--force", "stage2",
     )  # fmt: skip
     names = ["prepare", "shard", "gather", "group"]
     assert {p.stem for p in folder.iterdir()} == {*names, "submit"}
@@ -137,6 +138,7 @@ def test_shards_and_a_gpu_in_a_container(slurm, dataset, tmp_path):
     assert words[words.index("--shard") + 1] == "$shard"
     assert words[-2:] == ["--device", "cuda"]
     assert "--prepare" in command_of(folder / "prepare.sh")
+    assert ["--force" in command_of(folder / f"{n}.sh") for n in names] == [True, False, False, False]
     assert not {"--prepare", "--shard"} & set(command_of(folder / "gather.sh"))
     group = command_of(folder / "group.sh")
     assert "--nv" not in group
@@ -185,6 +187,8 @@ def test_shellcheck(slurm):
         (["--roi", "V1v"], "write it after --"),
         (["--", "--n-cpus", "3"], "--cpus before the --"),
         (["--", "--mem", "3GB"], "--mem before the --"),
+        (["--", "--shard", "1/2"], "--shards before the --"),
+        (["--", "--prepare"], "--shards before the --"),
         (["--", "--device", "cuda"], "--gpus 1"),
         (["--", "group"], "'group' is none"),
         (["--", "--nonsense"], "--nonsense"),

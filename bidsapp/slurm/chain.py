@@ -79,6 +79,8 @@ class Run:
         By label.
     shards : int
         Tasks of each subject's stage 2.
+    first_options : sequence of lines
+        Of the first job's tasks alone (``--force``: those after it would undo its work).
     """
 
     bids_dir: Path
@@ -87,6 +89,7 @@ class Run:
     options: Sequence[Line]
     needs: Mapping[str, Needs]
     shards: int = 1
+    first_options: Sequence[Line] = ()
 
 
 def chain(run: Run, launch: Launch, asked: Asked) -> list[Step]:
@@ -113,6 +116,7 @@ def chain(run: Run, launch: Launch, asked: Asked) -> list[Step]:
         places = [[str(run.bids_dir), str(run.output_dir), "participant"]]
         own: list[Line] = [["--participant-label", Expression("$subject")], *more]
         own += [["--n-cpus", _CPUS], ["--mem", _MEMORY], *run.options]
+        own += run.first_options if name in ("participant", "prepare") else ()
         command = [*launch.lines("participant", gpu=asks.gpu), *places, *own]
         # A container's folders have to be there before it starts.
         folders = (run.output_dir, run.work_dir)

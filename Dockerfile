@@ -7,19 +7,14 @@
 #   VERSION, REVISION, TAG   what the labels and the outputs' dataset_description.json say
 ARG BASE=debian:bookworm-slim
 
-FROM ${BASE} AS python
+# Large layers (this one, and that of the models) stay where they are made: copies would take as long, and as much disk.
+FROM ${BASE} AS dependencies
 # No versions of Debian's packages: they are those of the base, and old ones leave the archive.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates python3 \
+    && apt-get install -y --no-install-recommends ca-certificates python3 python3-venv \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
-
-FROM python AS dependencies
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends python3-venv \
-    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 COPY container/requirements.txt container/install.sh /build/container/
 # A pip.conf of the place that builds (a mirror, a certificate) comes as a secret: docker build --secret id=pip.conf,src=FILE
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
@@ -32,8 +27,7 @@ COPY pyproject.toml README.md LICENSE /build/
 COPY bidsapp /build/bidsapp
 RUN /opt/venv/bin/python -m pip install --no-index --no-deps --no-build-isolation --prefix /opt/package /build
 
-FROM python AS app
-COPY --from=dependencies /opt/venv /opt/venv
+FROM dependencies AS app
 COPY --from=package /opt/package /opt/venv
 RUN /opt/venv/bin/python -m pip check
 # Nothing is written outside /tmp and the folders that are mounted; the app sets the threads itself (--n-cpus).
@@ -64,11 +58,10 @@ RUN mkdir /models \
     && for recipe in ${MODELS}; do bidsapp-recon fetch-models --recipe "${recipe}" --models-dir /models || exit; done \
     && chmod -R a+rX /models
 
-FROM app
+FROM models
 ARG VERSION=0.1.0
 ARG REVISION=""
 ARG TAG=bidsapp-recon:${VERSION}
-COPY --from=models /models /models
 ENV BIDSAPP_RECON_CONTAINER=${TAG}
 LABEL org.opencontainers.image.title="bidsapp-recon" \
       org.opencontainers.image.description="A BIDS App that reconstructs the images a person saw from their fMRI responses" \

@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
 # To be sourced by container/test.sh after engine.sh: Apptainer as an ordinary user. Where it is not installed
-# it is put, with the newer Debian that has it, into a folder of its own. Gives apptainer_find, with_apptainer.
+# it is put, with the newer Debian that has it, into a folder of its own. Gives apptainer_ready, sif_build, with_apptainer.
 #
-# shellcheck disable=SC2154  # set beforehand: repo; cache, a folder kept between runs
+# shellcheck disable=SC2154  # set beforehand: repo; cache, a folder kept between runs; base and engine by engine.sh
 # shellcheck disable=SC2034  # for the caller: why
 
 apptainer_root=''
 
-# Find Apptainer or install it. Returns 77 and sets why where there can't be one here.
+# Find Apptainer or install it, and show that it works here. Returns 77 and sets why where there can't be one.
+# What fails after this is the fault of the definition file or of the app, not of the machine.
+apptainer_ready() {
+  apptainer_find && apptainer_probe
+}
+
 apptainer_find() {
   if command -v apptainer >/dev/null; then return; fi
   apptainer_root=$cache/apptainer
@@ -33,9 +38,55 @@ apptainer_find() {
     why="apptainer is not installed, and mmdebstrap could not install it"
     return 77
   fi
-  mkdir -p "$apptainer_root"/.old && touch "$apptainer_root/etc/resolv.conf" \
+  if ! { mkdir -p "$apptainer_root"/.old && touch "$apptainer_root/etc/resolv.conf" \
     && mknod -m 666 "$apptainer_root/.fuse" c 10 229 \
-    && chroot "$apptainer_root" useradd --create-home --uid 12345 tester
+    && chroot "$apptainer_root" useradd --create-home --uid 12345 tester; }; then
+    rm -rf "$apptainer_root"
+    why="the folder that apptainer was put into can't be made ready (that takes device files and chroot)"
+    return 77
+  fi
+}
+
+# Build a SIF that only asks Debian's archive for its lists, and run it as strictly as the app's.
+apptainer_probe() {
+  mkdir -p "$cache/probe"
+  cat >"$cache/probe/probe.def" <<'END'
+Bootstrap: {{ BOOTSTRAP }}
+From: {{ BASE }}
+%arguments
+    BOOTSTRAP=docker
+    BASE=debian:bookworm-slim
+%post
+    apt-get update -o APT::Update::Error-Mode=any
+END
+  if ! { sif_build "$cache/sif/probe.sif" "$cache/probe/probe.def" && with_apptainer "$cache" -- apptainer exec \
+    "${sif_strict[@]}" "$cache/sif/probe.sif" cat /etc/debian_version; } >"$cache/probe.log" 2>&1; then
+    tail -5 "$cache/probe.log"
+    why="apptainer can't build and run a SIF of three lines here (user namespaces may be off)"
+    return 77
+  fi
+}
+
+# What the runs have in common: as strict as a shared cluster, and without a network.
+sif_strict=(--containall --no-home --cleanenv --net --network none)
+
+sif_build() { # SIF DEFINITION [build arguments...]
+  local sif=$1 definition=$2 options=(--force --bind "$cache/pip:/mnt") torch
+  shift 2
+  if grep -q TORCH_INDEX "$definition"; then
+    mapfile -t torch < <(torch_index)
+    options+=("${torch[@]}")
+  fi
+  if [[ $(id -u) != 0 || -n $apptainer_root ]]; then options+=(--fakeroot); fi
+  if [[ $engine == podman ]]; then
+    if [[ ! -f $cache/sif/base.tar ]]; then
+      podman save --quiet --format oci-archive --output "$cache/sif/base.tar" "$base" || return
+      chmod 644 "$cache/sif/base.tar"
+    fi
+    options+=(--build-arg BOOTSTRAP=oci-archive --build-arg "BASE=$cache/sif/base.tar")
+  fi
+  with_apptainer "$cache" -- apptainer build "${options[@]}" "$@" \
+    --mksquashfs-args "-comp zstd -Xcompression-level 1" "$sif" "$definition"
 }
 
 # Run a command where Apptainer is, in the repository, as uid 12345 where this is root. It sees the

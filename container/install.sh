@@ -13,8 +13,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_PROGRESS_BAR=off
 # (CUDA's packages for a CUDA build) are left to the second step, which goes to pip's usual index.
 torch=$(grep -E '^torch==' requirements.txt)
 # shellcheck disable=SC2086  # words are meant to be split
-$pip install ${TORCH_INDEX:+--no-deps --index-url "$TORCH_INDEX"} --constraint requirements.txt "$torch"
-$pip install --requirement requirements.txt
+$pip install --no-compile ${TORCH_INDEX:+--no-deps --index-url "$TORCH_INDEX"} --constraint requirements.txt "$torch"
+$pip install --no-compile --requirement requirements.txt
 $pip check
 
 # What only building and testing these packages needs, an eighth of all. A list, not every folder called tests:
@@ -25,5 +25,7 @@ rm -rf torch/test torch/include torch/share pandas/tests matplotlib/tests nibabe
 find torch/bin -type f ! -name torch_shm_manager -delete
 find scipy sklearn skimage networkx sympy -type d -name tests -prune -exec rm -rf {} +
 find . -name '*.a' -delete
+# On all processors, and without what was removed. Some packages bring files for newer Pythons: these stay as they are.
+"$venv/bin/python" -m compileall -q -j 0 . >/dev/null || true
 chmod -R a+rX "$venv"
 du -sh "$venv"

@@ -23,7 +23,11 @@ engine_find() {
     engine=docker
     return
   fi
-  if ! command -v buildah podman runc mmdebstrap >/dev/null; then
+  local name missing=''
+  for name in buildah podman runc mmdebstrap; do
+    if ! command -v "$name" >/dev/null; then missing=$name; fi
+  done
+  if [[ -n $missing ]]; then
     if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
       why="there is no Docker daemon, and buildah and podman can't be installed (that takes root and apt-get)"
       return 77

@@ -5,7 +5,7 @@
 #
 #   CONTAINER_CACHE  where layers and tools are kept  (default: ~/.cache/bidsapp-recon-containers); several GB
 #   TORCH_INDEX      where torch comes from           (default: pip's own settings, else the Dockerfile's)
-#   N_CPUS           for the runs                     (default: 2)
+#   N_CPUS           for the runs                     (default: 1; threads of two wait busily where others compute)
 #   CONTAINER_LIMIT  minutes for all of it            (default: 30); what takes longer fails
 #
 # What can't run on this machine (shown by an image and a SIF of three lines) is skipped, with a banner that says
@@ -23,7 +23,7 @@ fi
 cache=${CONTAINER_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/bidsapp-recon-containers}
 work=$cache/test
 image=bidsapp-recon:ci
-n_cpus=${N_CPUS:-2}
+n_cpus=${N_CPUS:-1}
 sif=$cache/sif/bidsapp-recon.sif
 uid=$(id -u)
 if [[ $uid == 0 ]]; then uid=12345; fi

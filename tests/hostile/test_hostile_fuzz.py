@@ -156,7 +156,7 @@ def test_spoiled(name, cuts, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_spoiled_at_length(name, tmp_path):
-    @settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
     @given(cuts=edits())
     def spoil(cuts: list[tuple[float, float, bytes]]) -> None:
         meet(name, cuts, tmp_path)

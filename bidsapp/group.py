@@ -232,7 +232,9 @@ def _read_subject(folder: Path, label: str) -> _Scores:
             means |= {(match["task"], condition, *key): value for key, value in found.items()}
             n_images = max(n_images, n) if condition == "brain" else n_images
     if not any(condition == "brain" for _, condition, _, _ in means):
-        raise AppError(f"{folder.parent.name} has no scores; run the participant level for it again")
+        raise AppError(
+            f"{folder.parent.name} has no scores in {folder}; run the participant level for it again"
+        )
     return _Scores(means, chance, n_images)
 
 

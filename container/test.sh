@@ -71,11 +71,13 @@ finish() { # EXIT-CODE: say how far it got
   if (($1)); then echo "FAILED in: $last"; fi
 }
 stopped() {
-  echo "container/test.sh: stopped, after $limit minutes if nobody did (CONTAINER_LIMIT gives more)" >&2
+  echo "container/test.sh: stopped, after $limit minutes if nobody did (CONTAINER_LIMIT gives more)"
   exit 124
 }
-trap stopped TERM
-trap 'finish $?' EXIT
+# To the script's own output: a command that is stopped may have had its own redirected.
+exec 8>&1
+trap 'stopped >&8' TERM
+trap 'finish $? >&8' EXIT
 out_folder() { # PATH: empty, and the container's user may write to it
   mkdir -p "$1"
   if [[ $(id -u) == 0 ]]; then chown "$uid" "$1"; fi

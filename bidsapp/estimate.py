@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bidsapp import option_costs
+from bidsapp import option_costs, work_sizes
 from bidsapp.config import RunConfig, ladder_size
 
 #: Interpreter, libraries and small models, in bytes: measured on the demo, rounded up.
@@ -17,8 +17,6 @@ BASE_MEMORY = 1_500_000_000
 _REPORT = 4_000_000
 RATES = Path(__file__).with_name("rates.toml")
 _INT16, _FLOAT32, _FLOAT64 = 2, 4, 8
-#: Bytes of a value of a stored target.
-_STORED = {"float16": _INT16, "float32": _FLOAT32}
 #: From this many training images on, the Gram matrix is float32 (bidsapp.decoding.gram), unless it is badly
 #: conditioned for the penalty.
 _LARGE = 1024
@@ -75,7 +73,8 @@ class Needs:
     memory : int
         Bytes at the peak.
     disk : int
-        Bytes in the work folder.
+        Bytes in the work folder at most, the targets of its stimuli among them, without what optional
+        analyses keep.
     output : int
         Bytes in the output folder, ``model_file`` among them.
     model_file : int
@@ -143,14 +142,19 @@ def needs(config: RunConfig, sizes: Sizes) -> Needs:
         batch = sizes.image_cost * at_once
     moments.append(batch + n_test * sizes.stimulus_bytes)
     dims = sum(sizes.targets.values())
-    on_disk = (2 * (n_train + n_test) + sizes.n_trials) * n_voxels * _FLOAT32
-    kept = sum(n * _STORED[config.recipe.targets[name].stored] for name, n in sizes.targets.items())
-    latents = (n_train + n_test) * kept + 6 * n_test * dims * _FLOAT32 + 4 * dims * _FLOAT64
+    n_ladder = ladder_size(config, n_test)
+    stored = {name: config.recipe.targets[name].stored for name in sizes.targets}
+    on_disk = work_sizes.response_bytes(sizes.n_trials, n_train, n_test, n_voxels)
+    on_disk += penalties * work_sizes.operator_bytes(n_train, n_test, rows, n_ladder)
+    on_disk += work_sizes.target_bytes(n_train + n_test, sizes.targets, stored)
+    on_disk += work_sizes.latent_bytes(dims, len(sizes.targets), n_train, n_test, n_ladder)
+    on_disk += work_sizes.overhead_bytes(sizes.n_sessions, penalties)
     pictures = images_made(config, n_test, len(sizes.region_voxels)) * sizes.image_bytes
     model = model_file_bytes(n_train, n_voxels, dims, penalties, save_weights=config.save_weights)
     return Needs(
         memory=BASE_MEMORY + parameters + max(moments),
-        disk=on_disk + penalties * operators + latents + pictures,
+        # One condition's pictures are there twice for a moment: in blocks and together.
+        disk=on_disk + pictures + n_test * sizes.image_bytes,
         # Pixels as they are: PNG makes less of them, by how much the images themselves decide.
         output=n_test * sizes.image_bytes + model + _REPORT,
         model_file=model,

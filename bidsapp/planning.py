@@ -10,6 +10,7 @@ from bidsapp.config import Recipe, RunConfig
 from bidsapp.errors import ExitCode, Gatherer, Problem
 from bidsapp.estimate import Needs, Sizes, as_text, needs, value_bytes
 from bidsapp.io import bytes_there
+from bidsapp.memory import available_memory
 from bidsapp.records import Split, SubjectInputs
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def plan(config: RunConfig) -> Plan:
     found.raise_any()
     assert dataset is not None
     assert stimuli is not None
+    _warn_of_memory(needed, config)
     chosen = config.split_variant is not None
     for note in dict.fromkeys(n for split in splits.values() for n in split_notes(split, chosen)):
         LOG.warning(note)
@@ -316,6 +318,18 @@ def _memory_problems(needed: dict[str, Needs], config: RunConfig) -> list[Proble
         return []
     what = f"--mem {as_text(config.memory)} is too little: a subject needs about {as_text(most)}."
     return [Problem("--mem", what, "Give more, or a smaller region of interest (--roi).", ExitCode.TRY_AGAIN)]
+
+
+def _warn_of_memory(needed: dict[str, Needs], config: RunConfig) -> None:
+    """Say beforehand that the system may end the run; what it needs is an estimate, so it is not refused."""
+    most, there = max((n.memory for n in needed.values()), default=0), available_memory()
+    if config.memory is None and there is not None and most > there:
+        LOG.warning(
+            "A subject needs about %s of memory, but %s is available: the system may end this run without a "
+            "message. Give it more, or choose a smaller region of interest (--roi).",
+            as_text(most),
+            as_text(there),
+        )
 
 
 def _space_problems(needed: dict[str, Needs], config: RunConfig, known: list[Problem]) -> list[Problem]:

@@ -42,14 +42,14 @@ class Runs:
 
     def start(self, words: list[object], log: Path, **how: Any) -> Run:
         """Start a run; ``how`` is given to the server (``at_line``, ``gate``)."""
-        pid = self.ask({"words": [str(w) for w in words], "log": str(log), **how})
+        pid = int(self.ask({"words": [str(w) for w in words], "log": str(log), **how}))
         return Run(self, pid, log)
 
-    def ask(self, asked: dict[str, Any]) -> int:
+    def ask(self, asked: dict[str, Any]) -> Any:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         print(json.dumps(asked), file=self._server.stdin, flush=True)
-        return int(self._server.stdout.readline())
+        return json.loads(self._server.stdout.readline())
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,17 @@ class Run:
 
     def wait(self) -> int:
         """Exit code; a signal's number, negative, where that ended it."""
-        return self.runs.ask({"wait": self.pid})
+        return int(self.end()[0])
+
+    def end(self) -> tuple[int, float]:
+        """Exit code as :meth:`wait` has it, and the processor time of the whole run in seconds."""
+        code, seconds = self.runs.ask({"wait": self.pid})
+        return code, seconds
+
+    def used(self) -> float:
+        """Processor time so far, in seconds."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def said(self) -> str:
         return self.log.read_text() if self.log.exists() else ""

@@ -89,10 +89,11 @@ def main() -> None:
             if not pid:
                 answers.close()
                 run(asked)
-            answer = pid
+            answer: Any = pid
         else:
-            answer = os.waitstatus_to_exitcode(os.waitpid(asked["wait"], 0)[1])
-        print(answer, file=answers, flush=True)
+            _, status, used = os.wait4(asked["wait"], 0)
+            answer = [os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime]
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,16 @@ def test_too_little_memory_is_refused_before_anything_is_computed(tiny_dataset, 
     assert not out.exists()
 
 
+def test_too_little_memory_of_the_machine_is_said_beforehand(tiny_dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bidsapp.planning.available_memory", lambda: 10**9)  # a machine that is not this one
+    args = [str(tiny_dataset(n_subjects=1)), str(tmp_path / "out"), "participant", "--recipe", "embedded"]
+    args += ["--skip-bids-validation", "--dry-run"]
+    assert main(args) == 0
+    assert "of memory, but 1.0 GB is available: the system may end this run" in capsys.readouterr().err
+    assert main([*args, "--mem", "8GB"]) == 0
+    assert "is available" not in capsys.readouterr().err
+
+
 def test_the_plan_names_memory_and_disk(tiny_dataset, tmp_path, capsys):
     bids, out = tiny_dataset(), tmp_path / "out"
     args = [str(bids), str(out), "participant", "--recipe", "embedded", "--skip-bids-validation"]

@@ -45,6 +45,29 @@ def test_what_cannot_be_written_to(bids: Path, tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_work_and_output_folders_that_would_mix(bids: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "alias").symlink_to(out, target_is_directory=True)
+    out.mkdir()
+    for work in (
+        out,
+        tmp_path / "alias",
+        out / ".." / "out",
+        out / "sub-01",
+        out / "sub-01" / "w",
+        out / "logs",
+    ):
+        (problem,) = check_folders([bids], out, work)
+        assert "would mix" in problem.what
+        assert problem.path == str(work)
+        assert problem.code == ExitCode.CANNOT_CREATE
+    for inner in ("sub-01", "targets-1/out", "cache"):
+        (problem,) = check_folders([bids], tmp_path / "w" / inner, tmp_path / "w")
+        assert "would mix" in problem.what
+    for work in (out / ".work", out / "work", tmp_path / "alias" / "sub", tmp_path):
+        assert check_folders([bids], out, work) == []
+
+
 def test_datasets_of_others_are_not_overwritten(bids: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -258,3 +258,18 @@ def test_links_of_other_jobs_stay_in_the_description(tmp_path: Path) -> None:
         descriptions.write_dataset_files(out, source_dir=source, version="1", links=links)
     described = json.loads((out / "dataset_description.json").read_text())
     assert described["DatasetLinks"] == {"rois": "../rois", "atlases": "../atlases", "source": "../in"}
+
+
+def test_links_of_jobs_that_write_at_once_all_stay(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+
+    def write(name: str) -> None:
+        descriptions.write_dataset_files(out, source_dir=source, version="1", links={name: tmp_path / name})
+
+    jobs = [threading.Thread(target=write, args=(f"d{i}",)) for i in range(12)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    described = json.loads((out / "dataset_description.json").read_text())
+    assert set(described["DatasetLinks"]) == {"source", *(f"d{i}" for i in range(12))}

@@ -1,7 +1,7 @@
 """What the output dataset says of itself: the files at its root, shared by all subjects' jobs.
 
-Their contents depend on the input dataset and the version only, never on which subject a job works
-on, so jobs that run at once write the same bytes; ``participants.tsv`` is merged under a lock.
+Their contents depend on the input dataset and the version, never on which subject a job works on. What
+jobs add to (links to further datasets, ``.bidsignore``, ``participants.tsv``) is merged under a lock.
 """
 
 from __future__ import annotations
@@ -77,10 +77,22 @@ def write_dataset_files(
     """
     out = Path(out_dir)
     refuse_foreign_dataset(out)
+    with locked(out / f".{APP}.lock"):  # links are added to those that are there
+        _write_dataset_files(out, source_dir, version, container, code_url, links or {})
+
+
+def _write_dataset_files(
+    out: Path,
+    source_dir: str | os.PathLike[str],
+    version: str,
+    container: Mapping[str, str] | None,
+    code_url: str | None,
+    links: Mapping[str, Path],
+) -> None:
     link = Path(os.path.relpath(source_dir, out)).as_posix()
     before = _optional_json(out / "dataset_description.json").get("DatasetLinks")
     known = {k: v for k, v in before.items() if isinstance(v, str)} if isinstance(before, dict) else {}
-    known |= {name: Path(os.path.relpath(path, out)).as_posix() for name, path in (links or {}).items()}
+    known |= {name: Path(os.path.relpath(path, out)).as_posix() for name, path in links.items()}
     source = _first_json(source_dir, "dataset_description.json")
     generated: dict[str, Any] = {"Name": APP, "Version": version, "CodeURL": code_url}
     generated["Container"] = dict(container) if container else None

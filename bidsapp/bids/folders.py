@@ -12,6 +12,10 @@ from pathlib import Path
 from bidsapp.bids.descriptions import refuse_foreign_dataset
 from bidsapp.errors import AppError, ExitCode, Problem
 
+#: How names begin that the app itself gives to what lies in an output folder, and in a work folder.
+_OF_OUTPUT = ("sub-", "logs", "phenotype")
+_OF_WORK = ("sub-", "targets-", "canaries", "cache")
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -46,6 +50,10 @@ def check_folders(inputs: Iterable[Path], out_dir: Path, work_dir: Path) -> list
         problem = _inside_input(path, name, roots) or _unwritable(path, name)
         if problem is not None:
             problems.append(problem)
+    if not problems and _would_mix(out_dir, work_dir):
+        what = f"Files of the work folder would mix with those of the output folder {out_dir}."
+        mend = f"Choose another work folder with -w, or leave it out: it is then {out_dir / '.work'}."
+        problems.append(Problem(str(work_dir), what, mend, ExitCode.CANNOT_CREATE))
     try:
         refuse_foreign_dataset(out_dir)
     except AppError as error:
@@ -99,6 +107,15 @@ def _inside_input(path: Path, name: str, roots: Iterable[Path]) -> Problem | Non
             mend = f"Choose a folder outside of it, or {root / 'derivatives' / 'bidsapp-recon'}."
             return Problem(str(path), what, mend, ExitCode.CANNOT_CREATE)
     return None
+
+
+def _would_mix(out_dir: Path, work_dir: Path) -> bool:
+    """Whether one folder is the other, or lies where the other has its own files."""
+    out, work = Path(os.path.realpath(out_dir)), Path(os.path.realpath(work_dir))
+    if out == work:
+        return True
+    inner, own = ((work, out), _OF_OUTPUT) if work.is_relative_to(out) else ((out, work), _OF_WORK)
+    return inner[0].is_relative_to(inner[1]) and inner[0].relative_to(inner[1]).parts[0].startswith(own)
 
 
 def _unwritable(path: Path, name: str) -> Problem | None:

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import blas
 
+from bidsapp.decoding._lapack import add_syrk
+
 
 def blocks(length: int, other: int, n_elements: int) -> Iterator[slice]:
     """Cut ``range(length)`` so that a block times ``other`` has about ``n_elements`` elements."""
@@ -40,12 +42,7 @@ def add_products(lower: npt.NDArray[Any], block: npt.NDArray[Any], *, of_rows: b
     of_rows : bool
         Add ``block @ block.T`` if true, else ``block.T @ block``.
     """
-    syrk = blas.ssyrk if lower.dtype == np.float32 else blas.dsyrk
-    # The transpose of a C-contiguous block is column-major, as BLAS wants it: nothing is copied.
-    added: npt.NDArray[Any] = syrk(
-        1.0, block.T, beta=1.0, c=lower, trans=1 if of_rows else 0, lower=1, overwrite_c=1
-    )
-    return added
+    return add_syrk(lower, block, of_rows=of_rows)
 
 
 def largest_eigenvalue(lower: npt.NDArray[Any], n_iterations: int = 12) -> float:

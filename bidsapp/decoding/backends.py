@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
+from bidsapp.decoding import _lapack
 from bidsapp.decoding._products import add_products, largest_eigenvalue
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Backend(Protocol):
 
 
 class NumpyBackend:
-    """BLAS and LAPACK by numpy and scipy."""
+    """BLAS and LAPACK by numpy, and those of scipy for what takes long (:mod:`bidsapp.decoding._lapack`)."""
 
     name = "numpy"
     factorises = True
@@ -123,23 +123,21 @@ class NumpyBackend:
         shifted = gram.copy(order="F")
         shifted[np.diag_indices_from(shifted)] += alpha
         try:
-            lower, _ = linalg.cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
+            return _lapack.cholesky(shifted)
         except np.linalg.LinAlgError as error:
             raise ValueError(f"alpha {alpha:g} is too small: {error}") from error
-        return lower
 
     def solve(self, factor: Matrix, right: Matrix) -> Matrix:
         """Solve by both triangles."""
-        return linalg.cho_solve((factor, True), right, overwrite_b=False, check_finite=False)
+        return _lapack.solve_cholesky(factor, right)
 
     def solve_lower(self, factor: Matrix, right: Matrix) -> Matrix:
         """Solve by the lower triangle."""
-        return linalg.solve_triangular(factor, right, lower=True, check_finite=False)
+        return _lapack.solve_lower(factor, right)
 
     def eigh(self, gram: Matrix) -> tuple[Matrix, Matrix]:
         """Decompose by LAPACK's divide and conquer."""
-        values, vectors = linalg.eigh(gram, lower=True, overwrite_a=True, check_finite=False, driver="evd")
-        return values, vectors
+        return _lapack.eigh(gram)
 
 
 class TorchBackend:

@@ -84,6 +84,10 @@ class Needs:
         Bytes of memory (of the accelerator, if there is one) that each image of a batch takes.
     seconds : dict of str to float or None
         Rough time of each part of the run; None where it was not measured on such a device.
+    images : int
+        Images of stage 2, all conditions together.
+    at_once : int
+        Images of a block of stage 2; 0 where the accelerator's free memory decides it.
     """
 
     memory: int
@@ -93,6 +97,8 @@ class Needs:
     vram: int = 0
     image_cost: int = 0
     seconds: dict[str, float | None] = field(default_factory=dict)
+    images: int = 0
+    at_once: int = 0
 
     @property
     def total_seconds(self) -> float | None:
@@ -136,7 +142,7 @@ def needs(config: RunConfig, sizes: Sizes) -> Needs:
         responses + m for m in option_costs.moments(config, n_train, n_test, n_voxels, gram, 2 * block)
     ]
     parameters = _parameter_bytes(config)
-    batch = 0
+    batch = at_once = 0
     if config.device == "cpu":
         at_once = _images_at_once(config, n_test, BASE_MEMORY + parameters, sizes.image_cost)
         batch = sizes.image_cost * at_once
@@ -149,7 +155,8 @@ def needs(config: RunConfig, sizes: Sizes) -> Needs:
     on_disk += work_sizes.target_bytes(n_train + n_test, sizes.targets, stored)
     on_disk += work_sizes.latent_bytes(dims, len(sizes.targets), n_train, n_test, n_ladder)
     on_disk += work_sizes.overhead_bytes(sizes.n_sessions, penalties)
-    pictures = images_made(config, n_test, len(sizes.region_voxels)) * sizes.image_bytes
+    images = images_made(config, n_test, len(sizes.region_voxels))
+    pictures = images * sizes.image_bytes
     model = model_file_bytes(n_train, n_voxels, dims, penalties, save_weights=config.save_weights)
     return Needs(
         memory=BASE_MEMORY + parameters + max(moments),
@@ -161,6 +168,8 @@ def needs(config: RunConfig, sizes: Sizes) -> Needs:
         vram=0 if config.device == "cpu" else parameters,
         image_cost=sizes.image_cost,
         seconds=_seconds(config, sizes, rows, penalties),
+        images=images,
+        at_once=at_once,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -17,13 +18,17 @@ import click
 from bidsapp.arguments import Memory
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.run_words import App, given, recipe_file, understand, written_again
-from bidsapp.slurm.resources import is_time
+from bidsapp.slurm.directives import in_place_of
+from bidsapp.slurm.resources import asks_for_gpu, is_time, most_shards
 
 if TYPE_CHECKING:
     from bidsapp.config import RunConfig
     from bidsapp.estimate import Needs
     from bidsapp.planning import Plan
     from bidsapp.slurm.chain import Launch
+
+
+LOG = logging.getLogger("bidsapp")
 
 
 class _Time(click.ParamType[str]):
@@ -60,7 +65,21 @@ class _Directive(click.ParamType[str]):
         text = str(value).strip()
         if not text.startswith("-") or not text.isprintable():
             self.fail(f"{value!r} is no option of sbatch's; write for example --sbatch=--constraint=a100")
+        if mend := in_place_of(text):
+            self.fail(f"{text}: {mend}")
         return text
+
+
+class _Gpus(click.ParamType[str]):
+    """How many GPUs, and of which type."""
+
+    name = "gpus"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check the form."""
+        if not re.fullmatch(r"([\w.-]+:)?[1-9][0-9]*", str(value)):
+            self.fail(f"{value!r} is not [TYPE:]N with N from 1", param, ctx)
+        return str(value)
 
 
 class _Line(click.ParamType[str]):
@@ -110,7 +129,7 @@ class _Command(click.Command):
 @click.option("--partition", type=_Word(), help="Partition.")
 @click.option("--account", type=_Word(), help="Account to charge.")
 @click.option("--qos", type=_Word(), help="Quality of service.")
-@click.option("--gpus", type=_Word(), metavar="[TYPE:]N", help="GPUs of a task: 1, a100:1. The app uses one.")
+@click.option("--gpus", type=_Gpus(), metavar="[TYPE:]N", help="GPUs of a task: 1, a100:1. The app uses one.")
 @click.option("--gres", type=_Word(), help="Generic resources, where --gpus does not say it.")
 @click.option("--time", type=_Time(), help="Time limit of a task.  [default: 3 times the estimate + 15 min]")
 @click.option("--mem", type=Memory(), help="Memory of a task (24GB).  [default: 1.25 times the estimate]")
@@ -160,16 +179,17 @@ def slurm(context: click.Context, /, **options: Any) -> int:
     bids_dir, output_dir = (Path(os.path.abspath(options[name])) for name in ("bids_dir", "output_dir"))
     run = understand(app, bids_dir, output_dir, options["run_options"])
     gres = f"gpu:{options['gpus']}" if options["gpus"] else options["gres"]
-    _refuse_misplaced(run, gpu=_is_gpu(gres), sif=options["sif"])
+    _refuse_misplaced(run, gpu=asks_for_gpu(gres), sif=options["sif"])
     settings = app.settings({**run.params, "n_cpus": options["cpus"], "mem": options["mem"]})
     settings = replace(settings, work_dir=Path(os.path.abspath(settings.work_dir)))
-    planned, needed = _plan(settings, gpu=_is_gpu(gres))
+    planned, needed = _plan(settings, gpu=asks_for_gpu(gres))
+    _warn_of_idle_shards(options["shards"], needed)
     steps = chain(
         Run(
             bids_dir=bids_dir,
             output_dir=output_dir,
             work_dir=settings.work_dir,
-            options=_options(run, settings, gpu=_is_gpu(gres)),
+            options=_options(run, settings, gpu=asks_for_gpu(gres)),
             needs=needed,
             shards=options["shards"],
             first_options=[["--force", stage] for stage in settings.force],
@@ -194,8 +214,12 @@ def slurm(context: click.Context, /, **options: Any) -> int:
     return ExitCode.OK
 
 
-def _is_gpu(gres: str | None) -> bool:
-    return gres is not None and gres.startswith("gpu")
+def _warn_of_idle_shards(shards: int, needed: dict[str, Needs]) -> None:
+    if 0 < (most := most_shards(needed.values())) < shards:
+        LOG.warning(
+            "--shards %d: stage 2 has no more than %d blocks of images a subject; tasks beyond that have "
+            "nothing to do", shards, most,
+        )  # fmt: skip
 
 
 def _refuse_misplaced(run: click.Context, *, gpu: bool, sif: Path | None) -> None:

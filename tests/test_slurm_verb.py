@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from bidsapp import cli
 from bidsapp.estimate import Needs
 from bidsapp.slurm.binds import Bind, binds, linked_to
-from bidsapp.slurm.resources import Resources, is_time, memory_limit, time_limit
+from bidsapp.slurm.resources import Resources, asks_for_gpu, is_time, memory_limit, most_shards, time_limit
 from bidsapp.slurm.scripts import Expression, Job, Site, batch_script
 
 ODD = """it's "odd" $(touch pwned) `x` \\ {subject} *"""
@@ -184,6 +185,11 @@ def test_shellcheck(slurm):
         (["--sbatch", "constraint"], "no option of sbatch's"),
         (["--setup", "a\nb"], "more than one line"),
         (["--gpus", "1", "--gres", "gpu:1"], "give one"),
+        (["--gpus", "0"], "[TYPE:]N"),
+        (["--gpus", "two"], "[TYPE:]N"),
+        (["--sbatch", "--array=0-9"], "stand for subjects"),
+        (["--sbatch=--gpus-per-node=1"], "--gpus or --gres"),
+        (["--sbatch", "-t 60"], "give --time instead"),
         (["--roi", "V1v"], "write it after --"),
         (["--", "--n-cpus", "3"], "--cpus before the --"),
         (["--", "--mem", "3GB"], "--mem before the --"),
@@ -225,7 +231,37 @@ def test_time_and_memory_have_the_stated_margin():
     assert memory_limit([few, many]) == 10 * 1024
     assert memory_limit([few]) == 2 * 1024
     assert all(map(is_time, ("90", "01:30:00", "1-0", "1-00:30", "2-00:00:00", "30:00")))
-    assert not any(map(is_time, ("", "1h", "1:2", "-1", "1 2")))
+    assert not any(map(is_time, ("", "1h", "1:2", "-1", "1 2", "\N{ARABIC-INDIC DIGIT THREE}0")))
+
+
+def test_a_shard_has_time_for_a_block():
+    need = Needs(1, 0, seconds={"stage 2": 36_000.0}, images=100, at_once=10)
+    assert time_limit([need], "shard", 4) == "0-09:15:00"  # 3 of 10 blocks: 3 x 3 h + 15 min
+    assert time_limit([need], "shard", 50) == "0-03:15:00"  # a block is not split
+    assert most_shards([need, replace(need, images=105)]) == 11
+    assert most_shards([replace(need, at_once=0)]) == 100  # a block's size is not known: an image at least
+
+
+def test_more_shards_than_blocks_are_named(slurm):
+    assert "--shards 5000: stage 2 has no more than" in slurm("--shards", "5000", "--time", "60")[0]
+    assert "nothing to do" not in slurm("--shards", "2", "--time", "60")[0]
+
+
+def test_a_gpu_among_other_generic_resources(slurm):
+    _, folder = slurm("--gres", "scratch:10,gpu:1", "--time", "60")
+    assert command_of(folder / "participant.sh")[-2:] == ["--device", "cuda"]
+    found = [
+        asks_for_gpu(g) for g in (None, "scratch:10", "gpu", "gpu:a100:1", "gres:gpu:2", "tmp:1,gres/gpu:1")
+    ]
+    assert found == [False, False, True, True, True, True]
+
+
+def test_what_chooses_nodes_stays_off_a_partition_of_the_group_s_own():
+    site = Site(partition="gpu", directives=("--constraint=a100", "-C ib", "--mail-type=END", "--exclusive"))
+    job = Job("group", "x", Resources("60", 1, 1), [["true"]])
+    there = batch_script(replace(job, partition="cpu"), site, "p", Path("/logs"))
+    assert re.findall("a100|ib$|END|exclusive", there, re.MULTILINE) == ["END"]
+    assert "a100" in batch_script(job, site, "p", Path("/logs"))
 
 
 def test_binds_are_few_and_reach_what_links_lead_to(tmp_path):

@@ -20,7 +20,7 @@ GROUP_TIME, GROUP_MEMORY = 30, 4096
 #: Parts of a run (:attr:`bidsapp.estimate.Needs.seconds`) by the step of a run in shards that does them;
 #: the last step, ``gather``, does all others.
 STEPS = {"prepare": ("betas", "targets", "ridge", "latents", "stage 1"), "shard": ("stage 2",)}
-_TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d")
+_TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,12 @@ class Resources:
     @property
     def gpu(self) -> bool:
         """Whether a GPU is asked for."""
-        return self.gres is not None and self.gres.startswith("gpu")
+        return asks_for_gpu(self.gres)
+
+
+def asks_for_gpu(gres: str | None) -> bool:
+    """Tell whether there is a GPU among generic resources as ``--gres`` takes them."""
+    return any(re.match(r"(gres[:/])?gpu(:|$)", part) for part in (gres or "").split(","))
 
 
 def is_time(text: str) -> bool:
@@ -88,9 +93,25 @@ def time_limit(needs: Iterable[Needs], step: str | None = None, shards: int = 1)
                 "submission goes on from there.",
                 exit_code=ExitCode.USAGE,
             )
-        longest = max(longest, sum(known) / (shards if step == "shard" else 1))
+        longest = max(longest, sum(known) * (_largest_share(need, shards) if step == "shard" else 1))
     minutes = math.ceil((TIME_MARGIN * longest / 60 + STARTING) / _STEP) * _STEP
     return as_limit(minutes)
+
+
+def _largest_share(need: Needs, shards: int) -> float:
+    """Give the largest part of stage 2 that a shard gets: whole blocks, one at least."""
+    if not need.images or not need.at_once:
+        return 1 / shards
+    return min(1.0, math.ceil(_blocks(need) / shards) * need.at_once / need.images)
+
+
+def _blocks(need: Needs) -> int:
+    return math.ceil(need.images / max(1, need.at_once))
+
+
+def most_shards(needs: Iterable[Needs]) -> int:
+    """Give how many shards of a subject can have something to do; 0 where it is not known."""
+    return max(map(_blocks, needs), default=0)
 
 
 def _step_of(part: str) -> str:

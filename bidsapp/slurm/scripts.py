@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.slurm.directives import chooses_nodes
 from bidsapp.slurm.resources import Resources
 
 #: SIGTERM a minute before the time limit and, where the site has it so, before a preemption. It goes to the
@@ -138,8 +139,13 @@ def _directives(job: Job, site: Site, prefix: str, logs: Path) -> list[str]:
     lines += ["--nodes=1", "--ntasks=1", f"--cpus-per-task={asked.cpus}", f"--mem={asked.memory}M"]
     lines += [f"--time={asked.time}", f"--output={_output(logs, log)}"]
     # A task that is preempted, or whose node fails, goes back into the queue and adds to its log.
-    lines += ["--open-mode=append", "--requeue", f"--signal={SIGNAL}", *site.directives]
+    lines += ["--open-mode=append", "--requeue", f"--signal={SIGNAL}", *_further(job, site)]
     return [f"#SBATCH {line}" for line in lines]
+
+
+def _further(job: Job, site: Site) -> list[str]:
+    """Give the user's own options; a partition of the job's own need not have the nodes that they choose."""
+    return [d for d in site.directives if job.partition is None or not chooses_nodes(d)]
 
 
 def _output(folder: Path, name: str) -> str:

@@ -1,0 +1,42 @@
+"""Options of sbatch's that a user adds: which the verb gives itself, and which choose nodes."""
+
+from __future__ import annotations
+
+import re
+
+_TASKS = "a task is one process on one node"
+#: Options that would undo what the scripts count on, or make untrue what is printed, and what to do instead.
+_OWN = {
+    **dict.fromkeys(
+        ("array", "a"), "the numbers of the tasks stand for subjects; choose with --participant-label"
+    ),
+    **dict.fromkeys(("nodes", "N", "ntasks", "n", "ntasks-per-node"), _TASKS),
+    **dict.fromkeys(("time", "t"), "give --time instead"),
+    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "give --mem instead"),
+    **dict.fromkeys(("cpus-per-task", "c", "cpus-per-gpu"), "give --cpus instead"),
+    **dict.fromkeys(
+        ("gres", "gpus", "G", "gpus-per-node", "gpus-per-task", "gpus-per-socket"),
+        "give --gpus or --gres instead, so that the app is told of the GPU",
+    ),
+    **dict.fromkeys(("partition", "p"), "give --partition instead"),
+    **dict.fromkeys(("account", "A"), "give --account instead"),
+    **dict.fromkeys(("qos", "q"), "give --qos instead"),
+    **dict.fromkeys(("job-name", "J"), "give --job-name instead"),
+}
+_OF_NODES = {"constraint", "C", "prefer", "nodelist", "w", "exclude", "x", "exclusive", "reservation"}
+
+
+def _name(directive: str) -> str:
+    """Give an option's name: ``constraint`` of ``--constraint=a100``, ``C`` of ``-Ca100``."""
+    found = re.match(r"--([^\s=]*)|-(.?)", directive)
+    return (found[1] or found[2] or "") if found else ""
+
+
+def in_place_of(directive: str) -> str | None:
+    """Say what to do in place of an option that the verb gives itself; None for any other."""
+    return _OWN.get(_name(directive))
+
+
+def chooses_nodes(directive: str) -> bool:
+    """Tell whether an option says on which nodes of its partition a job may run."""
+    return _name(directive) in _OF_NODES

@@ -56,6 +56,9 @@ class LadderRow:
         can reach. None where oracle and null are too close to divide by.
     n_images : int
         The same images for every rung of a ladder.
+    gain : Value or None
+        What the rung is above the brain, image by image, with its interval. None for a stage and metric
+        that the brain does not have.
     """
 
     rung: str
@@ -64,6 +67,7 @@ class LadderRow:
     value: Value
     share: Value | None
     n_images: int
+    gain: Value | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 import bidsapp
 from bidsapp.bids.descriptions import update_participants
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.group_checks import subject_entry
+from bidsapp.group_checks import side_by_side, subject_entry
 from bidsapp.group_settings import differing_settings
 from bidsapp.io import read_tsv, write_json, write_tsv
 from bidsapp.report import (
@@ -67,11 +67,15 @@ class GroupOutcome:
 
 @dataclass(frozen=True)
 class _Scores:
-    """One subject's means: (task, condition, stage, metric) to value; chance levels; images."""
+    """One subject's means: (task, condition, stage, metric) to value; chance; images of task, condition."""
 
     means: dict[tuple[str, str, str, str], float]
     chance: dict[tuple[str, str, str], float]
-    n_images: int
+    n: dict[tuple[str, str], int]
+
+    @property
+    def n_images(self) -> int:
+        return max(n for (_, condition), n in self.n.items() if condition == "brain")
 
 
 def run_group(
@@ -134,7 +138,7 @@ def run_group(
     _update_participants(root)
     report = GroupReport(
         subjects=tuple(subject_entry(root, s, values[s], got.n_images, columns) for s, got in scores.items()),
-        columns=tuple(columns),
+        columns=side_by_side(columns, [got.n for got in scores.values()]),
         estimates=estimates,
         chance=_chance(scores, columns),
         missing=tuple(missing),
@@ -218,7 +222,7 @@ def _listed(path: Path) -> list[str]:
 def _read_subject(folder: Path, label: str) -> _Scores:
     means: dict[tuple[str, str, str, str], float] = {}
     chance: dict[tuple[str, str, str], float] = {}
-    n_images = 0
+    n: dict[tuple[str, str], int] = {}
     conditions = {desc: condition for condition, desc in _DESC.items()}
     for path in sorted(folder.glob("*_metrics.tsv")):
         match = _METRICS_FILE.fullmatch(path.name)
@@ -228,14 +232,13 @@ def _read_subject(folder: Path, label: str) -> _Scores:
             chance |= _read_chance(path, match["task"])
         elif match["desc"] in conditions:
             condition = conditions[match["desc"]]
-            found, n = _read_means(path)
+            found, n[match["task"], condition] = _read_means(path)
             means |= {(match["task"], condition, *key): value for key, value in found.items()}
-            n_images = max(n_images, n) if condition == "brain" else n_images
     if not any(condition == "brain" for _, condition, _, _ in means):
         raise AppError(
             f"{folder.parent.name} has no scores in {folder}; run the participant level for it again"
         )
-    return _Scores(means, chance, n_images)
+    return _Scores(means, chance, n)
 
 
 def _read_means(path: Path) -> tuple[dict[tuple[str, str], float], int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bidsapp.errors import AppError
 from bidsapp.io import read_tsv
+from bidsapp.report.labels import needs_as_many
 from bidsapp.report.records import Column, SubjectChecks, SubjectEntry
 
 log = logging.getLogger(__name__)
@@ -93,3 +94,24 @@ def _number(cell: str) -> float:
         return float(cell)
     except ValueError:
         return math.nan
+
+
+def side_by_side(
+    columns: Sequence[Column], counts: Sequence[Mapping[tuple[str, str], int]]
+) -> tuple[Column, ...]:
+    """Leave out top-1 of null and oracle where a subject's have fewer images than its brain's.
+
+    Among fewer images a hit is easier: chance is 1 / n.
+
+    Parameters
+    ----------
+    columns : sequence of Column
+    counts : sequence of mapping of (task, condition) to int
+        Images that were scored, a mapping a subject.
+    """
+
+    def fewer(column: Column) -> bool:
+        here, brain = (column.task, column.condition), (column.task, "brain")
+        return any(n.get(here, 0) < n.get(brain, 0) for n in counts if here in n)
+
+    return tuple(c for c in columns if not (needs_as_many(c.metric) and fewer(c)))

@@ -221,7 +221,10 @@ def tabulate(rungs: Mapping[str, Rung], seed: int) -> tuple[LadderRow, ...]:
             for metric, v in metrics.items():
                 luck, best = (values.get(k, {}).get(metric) for k in (NULL, ORACLE))
                 share = None if luck is None or best is None else share_of_way(v, luck, best, seed)
-                rows.append(LadderRow(name, stage, metric, mean_with_interval(v, seed), share, len(v)))
+                brain = values.get(BRAIN, {}).get(metric)
+                gain = None if brain is None else mean_with_interval(v - brain, seed)
+                mean = mean_with_interval(v, seed)
+                rows.append(LadderRow(name, stage, metric, mean, share, len(v), gain))
     return tuple(rows)
 
 

@@ -157,6 +157,32 @@ def test_the_way_reached_is_said_in_whole_per_cent_or_not_at_all(healthy, share,
     assert "nan" not in sentence
 
 
+@pytest.mark.parametrize(
+    ("low", "said"),
+    [
+        (0.011, "What limits them most is the prediction of the CLIP tokens (stage 2): with the true ones "
+                "they reach 0.96 (gain 0.06, 95 % interval 0.01 to 0.12)."),
+        (-0.001, "50 images are too few to tell what limits them: the true CLIP tokens (stage 2) add most, "
+                 "0.06 (95 % interval 0.00 to 0.12)."),
+    ],
+)  # fmt: skip
+def test_what_limits_the_picture_is_named_where_its_gain_is_sure(healthy, low, said):
+    rows = [
+        replace(r, gain=Value(0.06, low, 0.12)) if (r.rung, r.stage) == ("true_tokens", "stage2") else r
+        for r in healthy.ladder
+    ]
+    assert rules.find(replace(healthy, ladder=tuple(rows)))[-1].sentence.endswith(said)
+
+
+def test_the_way_reached_has_its_interval(healthy):
+    rows = [
+        replace(r, share=Value(0.85, 0.67, 1.0)) if (r.rung, r.stage) == ("brain", "stage2") else r
+        for r in healthy.ladder
+    ]
+    sentence = rules.find(replace(healthy, ladder=tuple(rows)))[-1].sentence
+    assert "85 % (95 % interval 67 to 100) of the way" in sentence
+
+
 def test_what_was_not_measured_is_not_judged():
     assert rules.find(Evidence()) == ()
 

@@ -80,6 +80,21 @@ def test_sidecar_describes_every_column(out: Path) -> None:
     assert sidecar["stage2_pixcorr"]["Minimum"] == -1.0
 
 
+@pytest.mark.parametrize("n", [3, 2])
+def test_top1_of_null_and_oracle_is_shown_among_as_many_images_only(out: Path, n: int) -> None:
+    for label in ("01", "02", "03"):
+        for desc, value, rows in (("recon", 0.311, 3), ("null", 0.222, n), ("oracle", 0.777, n)):
+            path = out / f"sub-{label}" / "func" / f"sub-{label}_task-scenes_desc-{desc}_metrics.tsv"
+            table = {name: cells[:rows] for name, cells in read_tsv(path).items()}
+            write_tsv(path, table | {"stage2_top1_clip": [value] * rows})
+    outcome = run_group(out)
+    page = outcome.report.read_text()
+    assert "31.1" in page
+    assert ("77.7" in page) == ("22.2" in page) == (n == 3)
+    assert ("among fewer a hit is easier" in page) == (n == 2)
+    assert float(read(outcome.table)[0]["oracle_stage2_top1_clip"]) == pytest.approx(0.777)
+
+
 def test_means_are_over_subjects_with_t_intervals(out: Path) -> None:
     means = run_group(out).means["stage1_pixcorr"]
     assert means.n == 3

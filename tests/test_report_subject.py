@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -140,6 +141,22 @@ def test_summary_scores_and_settings_are_shown(page: Path) -> None:
     ):
         assert shown in text
     assert "nothing" not in re.findall(r'<th scope="row">([^<]*)</th>', text)
+
+
+def test_top1_among_fewer_images_does_not_stand_beside_the_brains(tmp_path: Path) -> None:
+    rows = [ScoreRow("brain", "stage2", "top1_clip", 0.31, 0.2, 0.4, 0.033, 0.0, 0.1, 30)]
+    rows += [
+        ScoreRow(c, "stage2", "top1_clip", v, n_images=10) for c, v in (("null", 0.1), ("oracle", 0.777))
+    ]
+    scores = (*example().scores, *rows)
+    text = write_subject_report(tmp_path / "a.html", replace(example(), scores=scores)).read_text()
+    assert "31.0" in text
+    assert "77.7" not in text
+    assert "a hit is easier among the ladder's fewer images" in text
+    as_many = tuple(replace(r, n_images=30) for r in scores)
+    text = write_subject_report(tmp_path / "b.html", replace(example(), scores=as_many)).read_text()
+    assert "77.7" in text
+    assert "a hit is easier" not in text
 
 
 def test_a_null_outside_chance_is_called_out(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bidsapp.evidence import Evidence, Finding, LadderRow, TrialOrder
+from bidsapp.evidence import Evidence, Finding, LadderRow, TrialOrder, Value
 
 #: Metric of the ladder that the rules read: the mean over judging networks of two-way identification.
 IDENTIFICATION = "identification"
@@ -254,15 +254,40 @@ def _limit(evidence: Evidence, ladder: _Ladder) -> Finding | None:
     share = brain.share.mean if brain.share else float("nan")
     gains = {k: r.value.mean - brain.value.mean for k, r in rows.items() if r and k.startswith("true_")}
     # Rounded to whole numbers, so that nothing reads as -0 %.
-    way = f"{round(100 * share)} % of the way from luck to what the models can do" if brain.share else ""
+    way = f"{_per_cent(brain.share)} of the way from luck to what the models can do" if brain.share else ""
     said = f"{brain.value.mean:.2f} of {oracle.value.mean:.2f} two-way"
     reached = f"Brain pictures reach {way} ({said})." if way else f"Brain pictures reach {said}."
     names = {"true_stage1": "the VDVAE latents (stage 1)", "true_tokens": "the CLIP tokens (stage 2)"}
     most = max(gains, key=lambda k: gains[k], default="")
     if most and gains[most] > thresholds()["limit"]["gain_above"]:
-        reached += f" What limits them most is the prediction of {names[most]}: with the true ones "
-        reached += f"they would reach {brain.value.mean + gains[most]:.2f}."
+        row = rows[most]
+        gain = row.gain if row else None
+        better = f"with the true ones they reach {brain.value.mean + gains[most]:.2f}"
+        if gain is None or gain.low is None or gain.high is None:
+            reached += f" What limits them most is the prediction of {names[most]}: {better}."
+        elif gain.low > 0:
+            reached += f" What limits them most is the prediction of {names[most]}: {better} "
+            reached += f"(gain {_signed(gain.mean)}, {_span(gain)})."
+        else:
+            reached += f" {brain.n_images} images are too few to tell what limits them: the true "
+            reached += f"{names[most].removeprefix('the ')} add most, {_signed(gain.mean)} ({_span(gain)})."
     return _finding("limit", "limit", reached, share=share, **{f"gain_{k}": g for k, g in gains.items()})
+
+
+def _per_cent(share: Value) -> str:
+    said = f"{round(100 * share.mean)} %"
+    if share.low is None or share.high is None:
+        return said
+    return f"{said} (95 % interval {round(100 * share.low)} to {round(100 * share.high)})"
+
+
+def _span(value: Value) -> str:
+    return f"95 % interval {_signed(value.low or 0.0)} to {_signed(value.high or 0.0)}"
+
+
+def _signed(value: float) -> str:
+    """Round to two decimals: nothing reads as -0.00."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _too_few(n: int) -> str:

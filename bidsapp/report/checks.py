@@ -121,11 +121,15 @@ def _lane(label: MetricLabel, axis: Axis, row: LadderRow) -> Lane:
     return Lane(RUNG_TITLES[row.rung], text, share, (mark,), chance, None, said + ".")
 
 
-def share_text(share: Value | None) -> str:
-    """Word a share of the way from luck to the oracle."""
+def share_text(share: Value | None, *, interval: bool = False) -> str:
+    """Word a share of the way from luck to the oracle, with its interval where asked for."""
     if share is None:
         return ""
-    return f"{round(100 * share.mean)}\N{NO-BREAK SPACE}% of the way".replace("-", "−")
+    text = f"{round(100 * share.mean)}\N{NO-BREAK SPACE}% of the way"
+    # By definition 0 and 1 in every resample.
+    if interval and share.low is not None and share.high is not None and share.low < share.high:
+        text += f" ({round(100 * share.low)} to {round(100 * share.high)})"
+    return text.replace("-", "−")
 
 
 def ladder_table(evidence: Evidence) -> list[tuple[str, str, list[tuple[str, str]]]]:
@@ -138,7 +142,7 @@ def ladder_table(evidence: Evidence) -> list[tuple[str, str, list[tuple[str, str
     for (metric, stage), cells in table.items():
         label = ladder_label(metric)
         values = [
-            (format_value(label, cells[r].value.mean), share_text(cells[r].share))
+            (format_value(label, cells[r].value.mean), share_text(cells[r].share, interval=True))
             if r in cells
             else ("–", "")
             for r in present

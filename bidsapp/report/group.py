@@ -57,6 +57,8 @@ def write_group_report(path: str | Path, report: GroupReport) -> Path:
         tile_size=(3 * SIDE + 2 * GAP, SIDE),
         legend_items=_legend(report, conditions),
         plots_=group_plots(report),
+        # Estimates are of all columns of the table, columns of those that can stand side by side.
+        left_out=len(report.estimates) > len(report.columns),
         tables=_tables(report),
         table_href=report.table,
         missing=report.missing,

@@ -99,6 +99,11 @@ def network_title(name: str) -> str:
     return _NETWORKS.get(name.lower(), name.replace("_", " "))
 
 
+def needs_as_many(key: str) -> bool:
+    """Whether scores of a metric can be set side by side only where as many images were told apart."""
+    return key.startswith("top1_")
+
+
 def metric_label(key: str) -> MetricLabel:
     """How to show the metric ``key``; any name gives an answer."""
     if key in _LABELS:

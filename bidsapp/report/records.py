@@ -266,7 +266,8 @@ class MissingSubject:
 class GroupReport:
     """Everything shown in ``group.html``.
 
-    ``columns`` are those of the table in order, all conditions; ``estimates`` and ``chance`` are
+    ``columns`` are those of the table in order, all conditions (without top-1 of null and oracle where these
+    have fewer images than the brain); ``estimates``, of all of the table's columns, and ``chance`` are
     keyed by column name (``chance`` may lack some). ``warnings`` say what makes subjects unlike.
     """
 

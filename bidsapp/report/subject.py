@@ -15,6 +15,7 @@ from bidsapp.report.labels import (
     format_interval,
     format_value,
     metric_label,
+    needs_as_many,
 )
 from bidsapp.report.methods import describe, voxel_count
 from bidsapp.report.page import render
@@ -73,6 +74,7 @@ def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
     metrics = tuple(dict.fromkeys(r.metric for r in report.scores))
     conditions = ordered({r.condition for r in report.scores}, CONDITIONS)
     evidence = report.evidence or Evidence()
+    scores = side_by_side(report.scores)
     lags, trial_rows = checks.trial_rows(evidence)
     panels = analyses.panels(evidence)
     sections = [s for s in _SECTIONS if panels or s != "Analyses"]
@@ -110,10 +112,11 @@ def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
         ),
         groups=groups,
         tile_size=(3 * SIDE + 2 * GAP, SIDE),
-        plots_=score_plots(report.scores),
+        plots_=score_plots(scores),
         legend_items=_legend(report.scores, conditions),
+        left_out=len(scores) < len(report.scores),
         conditions=[CONDITION_TITLES.get(c, c) for c in conditions],
-        table=score_table(report.scores, conditions),
+        table=score_table(scores, conditions),
         n_images=max((r.n_images or 0 for r in report.scores), default=0),
         counts=[(name.capitalize(), _count(value)) for name, value in report.counts.items()],
         repeats=_repeats(report),
@@ -173,6 +176,17 @@ def _legend(rows: tuple[ScoreRow, ...], conditions: list[str]) -> list[tuple[str
     elif any(r.chance is not None for r in rows):
         items.append(("chance", "Chance"))
     return items
+
+
+def side_by_side(rows: tuple[ScoreRow, ...]) -> tuple[ScoreRow, ...]:
+    """Leave out top-1 of null and oracle where these have fewer images than the brain.
+
+    Among fewer images a hit is easier: chance is 1 / n. The ladder has all conditions on the same images.
+    """
+    n = {(r.metric, r.stage): r.n_images for r in rows if r.condition == "brain"}
+    return tuple(
+        r for r in rows if not needs_as_many(r.metric) or r.n_images == n.get((r.metric, r.stage), r.n_images)
+    )
 
 
 def score_table(rows: tuple[ScoreRow, ...], conditions: list[str]) -> list[SimpleNamespace]:

@@ -34,7 +34,7 @@ from bidsapp.arguments import (
 from bidsapp.errors import AppError, ExitCode, InputProblems, as_shown
 from bidsapp.full_disk import cannot_write, reason
 from bidsapp.run_words import App
-from bidsapp.signals import AGAIN, Stopped, ending_cleanly
+from bidsapp.signals import AGAIN, Stopped, ending_cleanly, leave
 from bidsapp.verbs import VERBS
 
 
@@ -239,7 +239,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = command.main(args=args, prog_name=_name(command), standalone_mode=False, obj=whole)
             return int(code or 0)
     except Stopped as stop:
-        click.echo(f"\n{stop}", err=True)
         return 128 + stop.number
     except click.exceptions.Exit as stop:
         return int(stop.exit_code)
@@ -284,7 +283,7 @@ def _name(command: click.Command) -> str:
 
 def entry() -> None:
     """Console script."""
-    sys.exit(main())
+    leave(main())
 
 
 if __name__ == "__main__":

@@ -107,7 +107,20 @@ def numbers_for_digests(path: Path) -> None:
         file["digest"] = np.arange(3)
 
 
-@pytest.mark.parametrize("damage", [truncated, empty, no_digests, numbers_for_digests])
+def one_bit(path: Path) -> None:
+    with h5py.File(path) as file:
+        place = file["latents"].id.get_chunk_info(0).byte_offset
+    whole = bytearray(path.read_bytes())
+    whole[place] ^= 1
+    path.write_bytes(whole)
+
+
+def no_checksum(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        del file["tokens"].attrs["sha256"]
+
+
+@pytest.mark.parametrize("damage", [truncated, empty, no_digests, numbers_for_digests, one_bit, no_checksum])
 @pytest.mark.parametrize("same_store", [True, False])
 def test_a_damaged_part_is_computed_again(tmp_path, caplog, damage, same_store):
     store = TargetStore(tmp_path, "model")

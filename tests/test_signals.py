@@ -80,3 +80,37 @@ def test_handlers_are_put_back_and_no_failure_is_made_of_a_signal():
     assert signal.getsignal(signal.SIGTERM) is before
     with ending_cleanly():
         assert signals.received() is None
+
+
+# A thread that never ends, which the interpreter's own end waits for; and an error output that nobody reads.
+THREAD = BEGIN + (
+    "import threading; from bidsapp import cli\n"
+    "threading.Thread(target=threading.Event().wait).start()\n"
+    "cli.prepare = lambda _: (print('go', flush=True), time.sleep(3600))\n"
+    "sys.argv[1:] = ['bids', 'out', 'participant']; cli.entry()\n"
+)
+PIPE = BEGIN + (
+    "import os\n"
+    "os.set_blocking(2, False)\n"
+    "try:\n    while True: os.write(2, b'x' * 4096)\n"
+    "except BlockingIOError: os.set_blocking(2, True)\n"
+    "with signals.ending_cleanly(0.1):\n"
+    "    print('go', flush=True)\n"
+    "    time.sleep(3600)\n"
+)
+
+
+@pytest.mark.parametrize("code", [THREAD, PIPE], ids=["a thread", "a full pipe"])
+def test_nothing_is_waited_for_at_the_end(code: str):
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        assert process.stdout.readline() == "go\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    finally:
+        process.kill()
+        process.communicate()

@@ -37,6 +37,9 @@ _CHUNK = 4096
 #: Parts kept open at once; systems allow a process 256 or 1024 open files.
 _OPEN_PARTS = 128
 
+#: In a part: names of its stimuli; of each array's checksum.
+_DIGEST, _SUM = "digest", "sha256"
+
 #: positions in the list of stimuli -> targets by name, each (k, dims)
 ComputeTargets = Callable[[Sequence[int]], Mapping[str, np.ndarray]]
 
@@ -131,7 +134,19 @@ class Parts:
     def digests(self, part: str) -> list[str]:
         """Stimuli of a part, in row order; any of h5py's errors where it is damaged."""
         with self._lock:
-            return list(self._file(part)["digest"].asstr()[:])
+            return list(self._file(part)[_DIGEST].asstr()[:])
+
+    def check(self, part: str) -> str:
+        """Read a part whole and compare its targets with their checksums; say what is wrong, if anything."""
+        with self._lock:
+            try:
+                file = self._file(part)
+                for name in file:
+                    if name != _DIGEST and file[name].attrs.get(_SUM) != _checksum(file[name][:]):
+                        return f"{name} does not have the checksum that it was written with"
+            except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+                return str(error)
+        return ""
 
     def close(self, part: str | None = None) -> None:
         """Close one part, or all."""
@@ -184,9 +199,12 @@ class TargetStore:
         self._parts = Parts(self.folder)
         self._known: dict[str, list[str]] = {}
         self._places: dict[str, tuple[str, int]] = {}
+        self._sound: set[str] = set()  # parts whose checksums were compared
 
     def ensure(self, digests: Sequence[str], compute: ComputeTargets, block: int = 100) -> int:
-        """Compute the targets that are missing, beside other jobs that do the same.
+        """Compute the targets that are missing or damaged, beside other jobs that do the same.
+
+        Parts that were there are read whole, to compare their checksums.
 
         Parameters
         ----------
@@ -209,6 +227,7 @@ class TargetStore:
         """
         self._parts.close()
         self._known.clear()  # a part may have been damaged since
+        self._sound.clear()
         position = {digest: i for i, digest in reversed(list(enumerate(digests)))}
         computed, bar, last_news = 0, None, (len(position), time.monotonic())
         while True:
@@ -228,6 +247,8 @@ class TargetStore:
                     computed += len(mine)
                     continue
             if not missing:
+                if self._remove_damaged({self._places[d][0] for d in position} - self._sound):
+                    continue
                 for _ in bar or ():
                     pass  # what other jobs did
                 return computed
@@ -262,6 +283,29 @@ class TargetStore:
         time.sleep(_LOOK_S)
         return last_news
 
+    def _remove_damaged(self, parts: set[str]) -> bool:
+        """Remove those of some parts that are not as they were written; say whether any was."""
+        found = False
+        for name in sorted(parts):
+            if self._parts.check(name):
+                # Again, while no other job removes it or writes it anew.
+                with locked(self.folder / "lock"):
+                    self._parts.close(name)
+                    if (self.folder / name).exists() and (wrong := self._parts.check(name)):
+                        self._remove(name, wrong)
+                    self._known.pop(name, None)
+                found = True
+            else:
+                self._sound.add(name)
+        return found
+
+    def _remove(self, name: str, wrong: object) -> None:
+        path = self.folder / name
+        LOG.warning("%s is damaged (%s); its stimuli are computed again", path, wrong)
+        # A part of the same name may be written now, so the damaged one must not stay open.
+        self._parts.close(name)
+        path.unlink()
+
     def _index(self) -> None:
         """Read which stimuli are where; parts never change, so only new ones are looked into."""
         there = {path.name for path in self.folder.glob("part-*.h5")}
@@ -269,11 +313,7 @@ class TargetStore:
             try:
                 self._known[name] = self._parts.digests(name)
             except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-                path = self.folder / name
-                LOG.warning("%s is damaged (%s); its stimuli are computed again", path, error)
-                # A part of the same name may be written now, so the damaged one must not stay open.
-                self._parts.close(name)
-                path.unlink()
+                self._remove(name, error)
         self._known = {name: self._known[name] for name in sorted(there & set(self._known))}
         self._places = {d: (name, row) for name, own in self._known.items() for row, d in enumerate(own)}
 
@@ -290,5 +330,11 @@ class TargetStore:
                     raise ValueError(
                         f"{target}: {values.shape} values for {len(digests)} stimuli, or not finite as {kind}"
                     )
-                file.create_dataset(target, data=kept, chunks=(len(kept), min(_CHUNK, kept.shape[1])))
-            file.create_dataset("digest", data=list(digests), dtype=h5py.string_dtype())
+                made = file.create_dataset(target, data=kept, chunks=(len(kept), min(_CHUNK, kept.shape[1])))
+                made.attrs[_SUM] = _checksum(kept)
+            file.create_dataset(_DIGEST, data=list(digests), dtype=h5py.string_dtype())
+        self._sound.add(name)
+
+
+def _checksum(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()

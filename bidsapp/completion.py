@@ -69,7 +69,7 @@ class Completion:
                 "models": [models.digest, models.digest_of("evaluation") if models.uses else ""],
                 "betas": [[*_fingerprint(s.betas), s.scale] for s in subject.sessions],
                 "trials": [s.stimulus_ids for s in subject.sessions],
-                "masks": {roi: _fingerprint(path) for roi, path in subject.masks.items()},
+                "masks": {roi: mask_record(path) for roi, path in subject.masks.items()},
                 "noise_ceiling": subject.noise_ceiling and _fingerprint(subject.noise_ceiling),
                 "split": [split.name, split.train, split.test],
                 "stimuli": [_fingerprint(path) for path in sorted({*images, *tables})],
@@ -143,6 +143,18 @@ class Completion:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
+
+
+def mask_record(path: Path) -> list[list[Any]]:
+    """Give what tells versions of a ROI's file apart; of a segmentation, of its table of labels too.
+
+    Parameters
+    ----------
+    path : Path
+        Image; the table lies beside it (``*_dseg.tsv``), if there is one.
+    """
+    table = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".tsv")
+    return [_fingerprint(each) for each in (path, table) if each.is_file()]
 
 
 def _fingerprint(path: Path) -> list[Any]:

@@ -6,6 +6,7 @@ a job that was killed and started again) never meets half a file under its final
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -377,8 +378,16 @@ def read_tsv(path: str | os.PathLike[str]) -> dict[str, list[str]]:
 
 
 def bytes_there(folder: Path) -> int:
-    """Count the bytes of the files in a folder and below; 0 where there is none."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Count the bytes of the files in a folder and below; 0 where there is none.
+
+    Other jobs may write there: what is gone by the time it is looked at is not counted.
+    """
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                total += Path(parent, name).stat().st_size
+    return total
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -198,3 +198,11 @@ def test_locked_where_the_file_system_has_no_locks(tmp_path: Path, monkeypatch: 
         with pytest.raises(AppError, match="delete"), io.locked(tmp_path / ".lock", timeout=0):
             pytest.fail("the lock was given twice")
     assert not (tmp_path / ".lock.soft").exists()
+
+
+def test_bytes_are_counted_of_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "array.npy").write_bytes(b"12345")
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    assert io.bytes_there(tmp_path) == 5
+    assert io.bytes_there(tmp_path / "nothing") == 0

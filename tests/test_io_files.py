@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +209,34 @@ def test_bytes_are_counted_of_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "gone").symlink_to(tmp_path / "nothing")
     assert io.bytes_there(tmp_path) == 5
     assert io.bytes_there(tmp_path / "nothing") == 0
+
+
+COMES_AND_GOES = """
+import shutil, sys
+from pathlib import Path
+folder, number = Path(sys.argv[1]), 0
+while True:
+    made, kept = folder / f"made{number % 7}", folder / f"kept{number % 7}"
+    made.mkdir()
+    for name in "abcde":
+        (made / name).write_bytes(b"1")
+    shutil.rmtree(kept, ignore_errors=True)
+    made.rename(kept)
+    print(flush=True)
+    number += 1
+"""
+
+
+def test_bytes_are_counted_while_another_job_writes_and_removes(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", COMES_AND_GOES, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as job:
+        assert job.stdout is not None
+        job.stdout.readline()
+        drain = threading.Thread(target=job.stdout.read)
+        drain.start()
+        try:
+            counted = [io.bytes_there(tmp_path) for _ in range(500)]
+        finally:
+            job.kill()
+            drain.join()
+    assert max(counted) > 0

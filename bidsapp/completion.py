@@ -43,6 +43,8 @@ class Completion:
     models : Models
     config : RunConfig
         With the device and number format that are used.
+    regions : collection of Path
+        Images that regions beside the ROI are taken from.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Completion:
         stimuli: StimulusSet,
         models: Models,
         config: RunConfig,
+        regions: Collection[Path] = (),
     ) -> None:
         self.tree = tree
         name = f"task-{tree.task}_done.json" if tree.task else "done.json"
@@ -70,6 +73,7 @@ class Completion:
                 "betas": [[*_fingerprint(s.betas), s.scale] for s in subject.sessions],
                 "trials": [s.stimulus_ids for s in subject.sessions],
                 "masks": {roi: mask_record(path) for roi, path in subject.masks.items()},
+                "regions": [mask_record(path) for path in regions],
                 "noise_ceiling": subject.noise_ceiling and _fingerprint(subject.noise_ceiling),
                 "split": [split.name, split.train, split.test],
                 "stimuli": [_fingerprint(path) for path in sorted({*images, *tables})],

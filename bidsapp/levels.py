@@ -143,7 +143,15 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
                 try:
                     clear_leftovers(label, config.output_dir, config.work_dir)
                     split = planned.splits[label]
-                    completion = Completion(tree, subject, split, planned.stimuli, models, config)
+                    completion = Completion(
+                        tree,
+                        subject,
+                        split,
+                        planned.stimuli,
+                        models,
+                        config,
+                        planned.region_files(label, config),
+                    )
                     if not config.force and (there := completion.find()):
                         done[label], earlier = there
                         what = "the same inputs, settings and weights, and all outputs are there"

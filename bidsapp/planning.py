@@ -52,6 +52,13 @@ class Plan:
         shape = self.voxels[label].inside.shape
         return masks, region_masks(self.dataset, label, shape) if config.roi_analysis else {}
 
+    def region_files(self, label: str, config: RunConfig) -> list[Path]:
+        """Give the images that ``--roi-analysis`` may take regions from (none without it), sorted."""
+        if not config.roi_analysis:
+            return []
+        each = self.dataset.region_files.get(label, {}).values()
+        return sorted({f.path for files in each for f in files if f.get("suffix") in ("mask", "dseg")})
+
     def describe(self, config: RunConfig) -> str:
         """Say the plan in words; see :func:`bidsapp.outlook.describe`."""
         from bidsapp.outlook import describe

@@ -188,7 +188,9 @@ class _Part:
 
     def _completion(self) -> Completion:
         split = self.planned.splits[self.label]
-        return Completion(self.tree, self.subject, split, self.planned.stimuli, self.models, self.config)
+        regions = self.planned.region_files(self.label, self.config)
+        stimuli = self.planned.stimuli
+        return Completion(self.tree, self.subject, split, stimuli, self.models, self.config, regions)
 
     def _done(self, completion: Completion) -> bool:
         if there := completion.find():

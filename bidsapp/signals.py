@@ -103,9 +103,11 @@ def leave(code: int) -> NoReturn:
     """End the process; at once where a signal asked for it.
 
     The interpreter's own end waits for threads and gives memory back piece by piece, unwatched; nothing of
-    the run depends on it.
+    the run depends on it. A signal that comes while a run that is done ends this way changes no exit code.
     """
     if not _received:
+        for number in _HANDLED:
+            signal.signal(number, signal.SIG_IGN)
         sys.exit(code)
     _for_a_second(_flush)
     os._exit(code)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsapp import cli
+from bidsapp.signals import leave
 
 
 def read_libraries() -> None:
@@ -76,7 +77,7 @@ def run(asked: dict[str, Any]) -> None:
     while not Path(asked["gate"]).exists() if asked.get("gate") else False:
         time.sleep(0.001)
     sys.argv = ["bidsapp-recon", *asked["words"]]
-    sys.exit(cli.main(asked["words"]))
+    leave(cli.main(asked["words"]))
 
 
 def main() -> None:

@@ -114,3 +114,10 @@ def test_nothing_is_waited_for_at_the_end(code: str):
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_that_comes_when_all_is_done_changes_no_exit_code(name: str):
+    late = f"import atexit; atexit.register(signal.raise_signal, signal.{name}); signals.leave(0)"
+    done = subprocess.run([sys.executable, "-c", BEGIN + late], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

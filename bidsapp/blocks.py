@@ -7,7 +7,6 @@ depend neither on who makes which block nor on how often the work was interrupte
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bidsapp import __version__
-from bidsapp.io import atomic_path, write_text
+from bidsapp.io import atomic_path, sha256_array, write_text
 from bidsapp.stage_record import changes, flat_inputs
 
 LOG = logging.getLogger("bidsapp")
@@ -117,7 +116,7 @@ class Blocks:
             array, about = content[_ARRAY], json.loads(content[_ABOUT].tobytes())
             if about["key"] != self.key or about["rows"] != [rows.start, rows.stop]:
                 raise ValueError("it is of another stage, or of other images")
-            if about["sha256"] != _digest(array):
+            if about["sha256"] != sha256_array(array):
                 raise ValueError("not the checksum that it was written with")
             if len(array) != rows.stop - rows.start:
                 raise ValueError("other images than were written")
@@ -131,7 +130,7 @@ class Blocks:
         from safetensors.numpy import save
 
         array, rows = np.ascontiguousarray(array), self.rows(index)
-        about = json.dumps({"key": self.key, "rows": [rows.start, rows.stop], "sha256": _digest(array)})
+        about = json.dumps({"key": self.key, "rows": [rows.start, rows.stop], "sha256": sha256_array(array)})
         # As an array: the format's own place for words keeps no order.
         content = {_ARRAY: array, _ABOUT: np.frombuffer(about.encode(), dtype=np.uint8)}
         with atomic_path(self._file(index)) as path:
@@ -198,7 +197,3 @@ def _read_plan(folder: Path) -> dict[str, Any]:
         return record if sound and isinstance(record["inputs"], dict) else {}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
-
-
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()

@@ -16,7 +16,7 @@ from bidsapp import __version__
 from bidsapp.bids.outputs import OutputTree
 from bidsapp.config import RunConfig
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.io import read_json, write_text
+from bidsapp.io import fingerprint, read_json, write_text
 from bidsapp.records import Split, SubjectInputs
 from bidsapp.report import ScoreRow
 from bidsapp.stage_record import changes, flat_inputs
@@ -70,13 +70,13 @@ class Completion:
                 "version": __version__,
                 "settings": settings | {"recipe": config.recipe.as_dict()},
                 "models": [models.digest, models.digest_of("evaluation") if models.uses else ""],
-                "betas": [[*_fingerprint(s.betas), s.scale] for s in subject.sessions],
+                "betas": [[*fingerprint(s.betas), s.scale] for s in subject.sessions],
                 "trials": [s.stimulus_ids for s in subject.sessions],
                 "masks": {roi: mask_record(path) for roi, path in subject.masks.items()},
                 "regions": [mask_record(path) for path in regions],
-                "noise_ceiling": subject.noise_ceiling and _fingerprint(subject.noise_ceiling),
+                "noise_ceiling": subject.noise_ceiling and fingerprint(subject.noise_ceiling),
                 "split": [split.name, split.train, split.test],
-                "stimuli": [_fingerprint(path) for path in sorted({*images, *tables})],
+                "stimuli": [fingerprint(path) for path in sorted({*images, *tables})],
             }
         )
 
@@ -158,10 +158,4 @@ def mask_record(path: Path) -> list[list[Any]]:
         Image; the table lies beside it (``*_dseg.tsv``), if there is one.
     """
     table = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".tsv")
-    return [_fingerprint(each) for each in (path, table) if each.is_file()]
-
-
-def _fingerprint(path: Path) -> list[Any]:
-    """Give what tells one version of a file from another without reading it."""
-    stat = path.stat()
-    return [str(path), stat.st_size, stat.st_mtime_ns]
+    return [fingerprint(each) for each in (path, table) if each.is_file()]

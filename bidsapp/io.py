@@ -18,11 +18,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.full_disk import cannot_write, is_about_writing, reason
 from bidsapp.processes import here, is_gone, temporary
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: What marks a name as unfinished; see :func:`atomic_path`.
 PARTIAL = ".partial-"
@@ -394,6 +397,17 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_array(array: np.ndarray) -> str:
+    """Hexadecimal SHA-256 of an array's values, in C order."""
+    return hashlib.sha256(array.data if array.flags.c_contiguous else array.tobytes()).hexdigest()
+
+
+def fingerprint(path: Path) -> list[Any]:
+    """Give what tells one version of a file from another without reading it: path, bytes, time in ns."""
+    stat = path.stat()
+    return [str(path), stat.st_size, stat.st_mtime_ns]
 
 
 def _bad(path: str | os.PathLike[str], line: int | None, what: str) -> AppError:

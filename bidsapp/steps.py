@@ -21,6 +21,7 @@ from bidsapp.data.halves import split_halves
 from bidsapp.data.responses import average_repeats, count_dropped, zscore
 from bidsapp.data.sessions import mask_sessions
 from bidsapp.data.targets import TargetRows, TargetStore
+from bidsapp.io import fingerprint, sha256_array
 from bidsapp.progress import counter, track
 from bidsapp.records import Split, SubjectInputs
 from bidsapp.seeds import image_generators
@@ -45,8 +46,8 @@ def mask_betas(stages: Stages, subject: SubjectInputs, mask: Mask, n_cpus: int) 
         show = partial(track, what="masking betas (sessions)")
         return dict(zip(names, mask_sessions(subject.sessions, mask, outs, n_cpus, show), strict=True))
 
-    files = [(_fingerprint(s.betas), s.scale) for s in subject.sessions]
-    return stages.run("betas", {"files": files, "voxels": _digest(mask.flat_index)}, compute)
+    files = [(fingerprint(s.betas), s.scale) for s in subject.sessions]
+    return stages.run("betas", {"files": files, "voxels": sha256_array(mask.flat_index)}, compute)
 
 
 def average_over_repeats(
@@ -280,18 +281,6 @@ def make_block(blocks: Blocks, index: int, work: Refinement, subject: str, model
     )
     blocks.write(index, made)
     return made
-
-
-def _fingerprint(path: Path) -> list[Any]:
-    """Give what tells one version of a large file from another without reading it."""
-    stat = path.stat()
-    return [str(path), stat.st_size, stat.st_mtime_ns]
-
-
-def _digest(array: np.ndarray) -> str:
-    import hashlib
-
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def _digest_text(value: Any) -> str:

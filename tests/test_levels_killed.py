@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import random
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from output_tree import outputs
 
 from bidsapp.config import RECIPES
 from bidsapp.models.suite import EMBEDDED
@@ -62,16 +62,6 @@ def started(command: list[str], out: Path, until: str) -> Iterator[subprocess.Po
             yield process
         finally:
             process.kill()
-
-
-def outputs(out: Path) -> dict[str, str]:
-    """Content of all outputs but logs and reports, which tell times."""
-    files = (p for p in out.rglob("*") if p.is_file() and not {".work", "logs"} & set(p.parts))
-    return {
-        p.relative_to(out).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in files
-        if p.suffix != ".html"
-    }
 
 
 @pytest.fixture(scope="module")

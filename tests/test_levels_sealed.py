@@ -9,12 +9,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from damage import snapshot
+from output_tree import Page
 
 from bidsapp.config import RECIPES
 from bidsapp.io import read_tsv
@@ -118,24 +118,10 @@ def test_the_watch_sees_what_is_written(ran):
     assert (ran.root / "work" / "cache" / "matplotlib").is_dir()
 
 
-class _Page(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.handlers: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.handlers += [name for name, _ in attrs if name.startswith("on")]
-        self.addresses += [str(v) for name, v in attrs if name in ("src", "href", "srcset", "data")]
-
-
 @pytest.mark.parametrize("name", ["sub-01.html", "group.html"])
 def test_words_of_the_dataset_are_text_in_the_reports(ran, name):
     text = (ran.root / "out" / name).read_text()
-    page = _Page(text)
+    page = Page(text)
     assert "script" not in page.tags
     assert not page.handlers
     assert not [address for address in page.addresses if "evil" in address]

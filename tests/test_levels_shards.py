@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from output_tree import outputs
 
 from bidsapp import cli
 from bidsapp.config import RECIPES
@@ -44,16 +44,6 @@ def plain(bids, options, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("plain") / "out"
     assert cli.main([str(bids), str(out), "participant", *options]) == 0
     return out
-
-
-def outputs(out: Path) -> dict[str, str]:
-    """Content of all outputs but logs, and reports without their times."""
-    files = (p for p in out.rglob("*") if p.is_file() and not {".work", "logs"} & set(p.parts))
-    return {
-        p.relative_to(out).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in files
-        if p.suffix != ".html"
-    }
 
 
 def made(out: Path) -> dict[str, bytes]:

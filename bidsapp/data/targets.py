@@ -24,7 +24,7 @@ import numpy as np
 from bidsapp.data._claims import claim, claimed
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.hdf5_writer import write_hdf5
-from bidsapp.io import atomic_path, locked
+from bidsapp.io import atomic_path, locked, sha256_array
 from bidsapp.progress import track
 
 LOG = logging.getLogger("bidsapp")
@@ -142,7 +142,7 @@ class Parts:
             try:
                 file = self._file(part)
                 for name in file:
-                    if name != _DIGEST and file[name].attrs.get(_SUM) != _checksum(file[name][:]):
+                    if name != _DIGEST and file[name].attrs.get(_SUM) != sha256_array(file[name][:]):
                         return f"{name} does not have the checksum that it was written with"
             except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 return str(error)
@@ -331,10 +331,6 @@ class TargetStore:
                         f"{target}: {values.shape} values for {len(digests)} stimuli, or not finite as {kind}"
                     )
                 made = file.create_dataset(target, data=kept, chunks=(len(kept), min(_CHUNK, kept.shape[1])))
-                made.attrs[_SUM] = _checksum(kept)
+                made.attrs[_SUM] = sha256_array(kept)
             file.create_dataset(_DIGEST, data=list(digests), dtype=h5py.string_dtype())
         self._sound.add(name)
-
-
-def _checksum(values: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()

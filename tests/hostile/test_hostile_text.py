@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from damage import snapshot
 from hostile_case import Trap, mark
+from output_tree import Page
 
 from bidsapp.errors import AppError, InputProblems, Problem, as_shown
 from bidsapp.group import run_group
@@ -20,22 +20,6 @@ from bidsapp.stages import Stages
 
 SCRIPT = "<script>alert(1)</script>\"'><img src=http://evil.example/x.png onerror=alert(2)>"
 LINK = "javascript:alert(3)//../../../etc/passwd"
-
-
-class Page(HTMLParser):
-    """What a browser would run, load or follow."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.handlers: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.handlers += [name for name, _ in attrs if name.startswith("on")]
-        self.addresses += [str(v) for name, v in attrs if name in ("src", "href", "srcset", "data", "action")]
 
 
 @pytest.fixture

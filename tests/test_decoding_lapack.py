@@ -53,14 +53,23 @@ def test_a_matrix_without_a_factor_and_none_at_all(gram):
     assert _lapack.solve_cholesky(nothing, np.zeros((0, 3))).shape == (0, 3)
 
 
-# Many seconds of one call: an interpreter that waits for it says so when it gets to run the handler.
+# One call that uses the processor for a minute or so. "go" is printed once it has used a second of it, however
+# busy the machine is: by then nothing but the call can be running. An interpreter that waits for the call
+# prints "go" late or never, and reports the end.
 CALL = """
+import threading, time
 import numpy as np
 from bidsapp import signals
 from bidsapp.decoding.backends import NUMPY
-gram = np.asfortranarray(np.random.default_rng(0).standard_normal((4000, 4000)))
-with signals.ending_cleanly(0.1):
+gram = np.asfortranarray(np.random.default_rng(0).standard_normal((6000, 6000)))
+
+def report_the_call(start):
+    while time.process_time() < start + 1:
+        time.sleep(0.02)
     print("go", flush=True)
+
+with signals.ending_cleanly(0.1):
+    threading.Thread(target=report_the_call, args=(time.process_time(),), daemon=True).start()
     try:
         NUMPY.eigh(gram)
     finally:

@@ -53,7 +53,7 @@ def test_a_matrix_without_a_factor_and_none_at_all(gram):
     assert _lapack.solve_cholesky(nothing, np.zeros((0, 3))).shape == (0, 3)
 
 
-# One call that uses the processor for a minute or so. "go" is printed once it has used a second of it, however
+# One call that uses the processor for a minute or so. "go" is printed once it has used a second, however
 # busy the machine is: by then nothing but the call can be running. An interpreter that waits for the call
 # prints "go" late or never, and reports the end.
 CALL = """

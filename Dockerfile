@@ -1,4 +1,4 @@
-# bidsapp-recon as a container image. docs/docker.md says how to build and run it.
+# bidsapp-recon as a container image. docs/tutorials/containers.md says how to build and run it.
 #
 #   BASE         a Debian or Ubuntu with Python 3.11 or newer (locked versions are tried with bookworm's 3.11)
 #   TORCH_INDEX  where torch comes from: PyTorch's CPU builds by default (an image under 2 GB), another of

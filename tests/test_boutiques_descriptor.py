@@ -48,7 +48,7 @@ def test_valid(descriptor):
 def test_every_parameter_and_documented_exit_code_is_there(descriptor):
     options = {p.name for p in app.params} - {"version"}
     assert {given["id"] for given in descriptor["inputs"]} == options
-    usage = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8").split("## Exit codes")[1]
+    usage = (ROOT / "docs" / "reference" / "exit-codes.md").read_text(encoding="utf-8")
     documented = {int(code) for code in re.findall(r"\b(1|\d\d|\d\d\d)\b", usage)}
     assert {error["code"] for error in descriptor["error-codes"]} == documented
     assert descriptor["tool-version"] == bidsapp.__version__

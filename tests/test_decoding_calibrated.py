@@ -18,7 +18,7 @@ from bidsapp.errors import AppError
 from bidsapp.stages import StageResult, Stages
 from bidsapp.steps import BRAIN, NULL
 
-#: Stated in docs/performance.md: what block sizes may change, relative to the predictions' spread.
+#: What block sizes may change, relative to the predictions' spread.
 BLOCK_TOLERANCE = 1e-5
 
 

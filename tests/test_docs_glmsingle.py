@@ -1,4 +1,4 @@
-"""The script of docs/data.md for GLMsingle's output, run as the page says."""
+"""The script of docs/tutorials/own-data.md for GLMsingle's output, run as the page says."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from bidsapp.bids.inputs import open_dataset
 from bidsapp.models.suite import EMBEDDED
 from bidsapp.nifti import load_volume
 
-PAGE = Path(__file__).parents[1] / "docs" / "data.md"
+PAGE = Path(__file__).parents[1] / "docs" / "tutorials" / "own-data.md"
 SHAPE, AFFINE = (6, 7, 5), np.diag([-2.0, 2.0, 2.0, 1.0])
 
 
 def script() -> str:
-    section = PAGE.read_text(encoding="utf-8").partition("## Your own GLMsingle output")[2]
-    (found,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    page = PAGE.read_text(encoding="utf-8")
+    (found,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     return found
 
 

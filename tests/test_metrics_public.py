@@ -16,7 +16,7 @@ from published_models import write_alexnet
 import bidsapp.metrics
 from bidsapp.metrics import score, ssim_columnwise, two_way
 
-API = Path(__file__).parents[1] / "docs" / "api.md"
+API = Path(__file__).parents[1] / "docs" / "tutorials" / "scoring.md"
 
 
 def test_every_public_name_is_there():
@@ -70,7 +70,7 @@ def test_the_documented_example_runs(tmp_path, monkeypatch, capsys):
     assert [row[0] for row in listed] == metrics
     assert all(float(low) <= float(mean) <= float(high) for _, mean, low, high, _ in listed)
     skipped = ("two_way_inception", "two_way_clip", "distance_effnet", "distance_swav")
-    assert f"for want of a network: {skipped}" in said
+    assert f"because the network is missing: {skipped}" in said
     assert said.splitlines()[-1] == "1.0 0"  # noise does not hide which picture it was
 
 

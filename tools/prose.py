@@ -4,7 +4,7 @@ python tools/prose.py                       README.md, the other top-level pages
 python tools/prose.py bidsapp/bids FILE...  folders or files: .py (strings and comments), .md, .toml, .html
 
 Each line of the output names the file, the line, what was found and what to write instead. Code in Markdown
-and in double or single backquotes is not read.
+and in double or single backquotes is not read, nor headings that are one lower-case word.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 SUFFIXES = (".html", ".j2", ".md", ".py", ".toml")
+#: White space within a paragraph.
+_SPACE = r"(?:[^\S\n]+|[^\S\n]*\n[^\S\n]*)"
 
 
 def _phrases() -> list[tuple[re.Pattern[str], str]]:
@@ -30,14 +32,14 @@ def _phrases() -> list[tuple[re.Pattern[str], str]]:
     for pattern, advice in data["phrases"].items():
         for name, words in data["words"].items():
             pattern = pattern.replace(name, f"(?:{'|'.join(words)})")
-        pattern = rf"(?<![\w-])(?:{pattern})(?![\w-])".replace(" ", r"\s+")
+        pattern = rf"(?<![\w-])(?:{pattern})(?![\w-])".replace(" ", _SPACE)
         compiled.append((re.compile(pattern, re.IGNORECASE), advice))
     return [*compiled, (re.compile(r"[\d}] %(?!\w)"), "percent without a space (40%)")]
 
 
 _PHRASES = _phrases()
 _CODE = re.compile(
-    r"^[ \t]*(```+|~~~+).*?^[ \t]*\1[ \t]*$|``[^`]+``|`[^`\n]+`|<[^>\s]+>|\]\([^)]*\)|\{#[\w-]+\}|https?://\S+",
+    r"^## [a-z-]+$|^[ \t]*(```+|~~~+).*?^[ \t]*\1[ \t]*$|``[^`]+``|`[^`\n]+`|<[^>\s]+>|\]\([^)]*\)|\{#[\w-]+\}|https?://\S+",
     re.MULTILINE | re.DOTALL,
 )
 _MARKUP = re.compile(r"\{%.*?%\}|\{\{.*?\}\}|\{#.*?#\}|<style.*?</style>|<[^>]+>", re.DOTALL)

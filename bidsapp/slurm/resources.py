@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.estimate import Needs
 
-#: The estimates of time are wrong by a factor of two or more (docs/usage.md), those of memory by far less.
+#: Estimated times may be wrong by a factor of two or more (docs/reference/checks.md), memory by far less.
 TIME_MARGIN, MEMORY_MARGIN = 3.0, 1.25
 #: Imports, checks of the input and loading the models, which the estimates leave out; minutes.
 STARTING = 15

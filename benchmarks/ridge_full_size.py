@@ -95,8 +95,8 @@ def run(folder: Path, size: Size, threads: int, model_file: bool) -> None:
     from bidsapp.decoding.crossvalidation import Selection
     from bidsapp.decoding.decoder import RidgeDecoder
     from bidsapp.decoding.model_writer import FittedTarget, Voxels, write_model
-    from bidsapp.decoding_steps import fit_ridge, predict_and_calibrate
-    from bidsapp.stages import StageResult, Stages
+    from bidsapp.pipeline.decoding import fit_ridge, predict_and_calibrate
+    from bidsapp.storage.stages import StageResult, Stages
 
     recipe = load_recipe("brain-diffuser")
     config = RunConfig(folder, folder, folder, recipe, device="cpu", n_cpus=threads)

@@ -30,9 +30,9 @@ from bidsapp.models.devices import (
     numerics,
     synchronise,
 )
-from bidsapp.models.dual_attention import add_text_path
-from bidsapp.models.latent_diffusion import DiffusionSettings
-from bidsapp.models.versatile_diffusion import SCHEDULE, VersatileDiffusion
+from bidsapp.models.generators.dual_attention import add_text_path
+from bidsapp.models.generators.latent_diffusion import DiffusionSettings
+from bidsapp.models.generators.versatile_diffusion import SCHEDULE, VersatileDiffusion
 
 #: What a GPU of the size that many have holds.
 SMALL_GPU = 12e9

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bidsapp.decoding.ridge import Ridge, RidgeCV
     from bidsapp.metrics.protocol import Scores, Summary, score
     from bidsapp.metrics.protocols import published_protocols
-    from bidsapp.models.protocol_networks import load_protocol_networks
+    from bidsapp.models.judges.protocol_networks import load_protocol_networks
 
 __version__ = "0.1.0"
 
@@ -45,7 +45,7 @@ _HOMES = {
     "Scores": ("bidsapp.metrics.protocol", "Scores"),
     "Summary": ("bidsapp.metrics.protocol", "Summary"),
     "load_model": ("bidsapp.decoding.model_file", "load"),
-    "load_protocol_networks": ("bidsapp.models.protocol_networks", "load_protocol_networks"),
+    "load_protocol_networks": ("bidsapp.models.judges.protocol_networks", "load_protocol_networks"),
     "load_recipe": ("bidsapp.config", "load_recipe"),
     "main": ("bidsapp.cli", "main"),
     "published_protocols": ("bidsapp.metrics.protocols", "published_protocols"),

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, get_type_hints
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.io import read_text
+from bidsapp.storage.text import read_text
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -358,3 +358,7 @@ def _check(recipe: Recipe, path: Path) -> None:
         wrong.append("calibration.method should be 'train-cv', 'transductive' or 'none'")
     if wrong:
         raise AppError(f"--recipe {path}: " + "; ".join(wrong), exit_code=ExitCode.BAD_DATA)
+
+
+#: Random voxel sets that a region is compared with.
+RANDOM_SETS = 200

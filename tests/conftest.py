@@ -22,24 +22,23 @@ for _name in _THREADS:  # before NumPy and torch are imported: arrays are small,
 
 import numpy as np  # noqa: E402
 
-from bidsapp.cpus import available_cpus  # noqa: E402
-from bidsapp.memory import available_memory  # noqa: E402
+from bidsapp.system.resources import available_cpus, available_memory  # noqa: E402
 
 _VARIABLES = (*_THREADS, "BIDSAPP_RECON_MODELS")
 #: What a worker may hold, with the commands it starts: less free memory, fewer workers.
 _WORKER_BYTES = 3 * 2**30
 #: Files of whole runs, longest first: begun first, they do not leave one worker alone at the end.
 _LONGEST = (
-    "test_sabotage.py",
-    "test_levels.py",
-    "test_levels_killed.py",
-    "test_models_startup.py",
-    "test_levels_published.py",
-    "test_recipes_as_shipped.py",
-    "test_levels_laion.py",
-    "test_levels_options.py",
-    "test_nsd_end_to_end.py",
-    "test_outlook.py",
+    "end_to_end/test_sabotage.py",
+    "end_to_end/test_participant.py",
+    "end_to_end/test_killed.py",
+    "end_to_end/test_models_startup.py",
+    "end_to_end/test_published.py",
+    "end_to_end/test_recipes_as_shipped.py",
+    "end_to_end/test_laion.py",
+    "end_to_end/test_options.py",
+    "end_to_end/test_nsd.py",
+    "planning/test_describe.py",
 )
 TASK, SPACE = "tiny", "func3mm"
 AFFINE = np.array([[-3.0, 0, 0, 12], [0, 3, 0, -13], [0, 0, 3, -10], [0, 0, 0, 1]])
@@ -60,7 +59,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files that take longest first; the order within a file stays."""
     place = {name: i for i, name in enumerate(_LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    items.sort(key=lambda item: place.get(f"{item.path.parent.name}/{item.path.name}", len(place)))
 
 
 @pytest.fixture(scope="session")

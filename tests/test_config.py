@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bidsapp.config import RECIPES, Recipe, RunConfig, load_recipe
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.runlog import write_settings
+from bidsapp.outputs.provenance import write_settings
 
 SHIPPED = sorted(p.stem for p in RECIPES.glob("*.toml"))
 EMBEDDED = tomllib.loads((RECIPES / "embedded.toml").read_text())

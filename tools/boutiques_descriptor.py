@@ -14,8 +14,8 @@ from typing import Any
 import click
 
 from bidsapp import __version__
-from bidsapp.arguments import LEVELS, LISTS, Percent
 from bidsapp.cli import app
+from bidsapp.cli.options import LEVELS, LISTS, Percent
 from bidsapp.errors import ExitCode
 
 PATH = Path(__file__).parents[1] / "boutiques.json"

@@ -49,7 +49,7 @@ def include(name: str) -> str:
 def commands() -> dict[str, click.Command]:
     """Give the commands of the app: the BIDS App itself, then the subcommands."""
     from bidsapp.cli import app
-    from bidsapp.verbs import VERBS
+    from bidsapp.cli.command import VERBS
 
     return {"bidsapp-recon": app} | {f"bidsapp-recon {name}": command for name, command in VERBS.items()}
 

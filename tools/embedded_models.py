@@ -7,7 +7,7 @@ from torch import nn
 
 from bidsapp.demo.scenes import vocabulary
 from bidsapp.models.clip import ClipTokens
-from bidsapp.models.dual_attention import add_text_path
+from bidsapp.models.generators.dual_attention import add_text_path
 
 VDVAE_CONFIG = {
     "image_size": 32,

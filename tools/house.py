@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 MOST_ARGUMENTS, MOST_LINES = 6, 400
 #: The limit that holds today, and the goal. Lower a limit when a count has come down; never raise one.
 LIMITS = {
-    "modules at the top of bidsapp/": (57, 8),
+    "modules at the top of bidsapp/": (8, 8),
     "lines in bidsapp/": (32_500, 28_000),
-    "import layers": (27, 12),
-    "layer contracts that are not exhaustive": (1, 0),
+    "import layers": (12, 12),
+    "layer contracts that are not exhaustive": (0, 0),
     f"functions of more than {MOST_ARGUMENTS} arguments": (29, 0),
     f"files of more than {MOST_LINES} lines": (1, 0),
 }

@@ -32,7 +32,7 @@ from training_loop import Average, count, half_precision, optimise
 
 from bidsapp.demo.scenes import captions, draw, make_scene
 from bidsapp.models.clip import CLIP_MEAN, CLIP_STD, ClipTokens
-from bidsapp.models.dual_attention import set_text_share, split_paths
+from bidsapp.models.generators.dual_attention import set_text_share, split_paths
 from bidsapp.models.vdvae import VDVAE, VDVAEConfig, scale_initial_weights
 
 #: The family of scenes the models are trained on; the simulated datasets use others.

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from bidsapp.bids._index import ENTITY_KEYS, Index, IndexedFile
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.hdf5 import SUFFIXES as HDF5_SUFFIXES
-from bidsapp.io import read_json
+from bidsapp.storage.hdf5 import SUFFIXES as HDF5_SUFFIXES
+from bidsapp.storage.text import read_json
 
 KINDS = ("betas", "trials", "mask", "noiseceiling")
 
@@ -94,7 +94,7 @@ def read_filters(path: Path | None) -> Filters:
     ------
     AppError
         Exit code 64 for a kind or an entity that does not exist or a value that is not a string, a
-        number, null or a list of these; the errors of :func:`bidsapp.io.read_json`.
+        number, null or a list of these; the errors of :func:`bidsapp.storage.text.read_json`.
     """
     if path is None:
         return Filters({})

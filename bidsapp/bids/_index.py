@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.io import read_json
+from bidsapp.storage.text import read_json
 
 #: Entity name in pybids (and in BIDS filter files) -> its key in file names.
 ENTITY_KEYS = {

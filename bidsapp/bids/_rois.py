@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from bidsapp.bids._index import IndexedFile
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.io import read_tsv
-from bidsapp.nifti import load_volume, save_volume
+from bidsapp.storage.nifti import load_volume, save_volume
+from bidsapp.storage.text import read_tsv
 
 
 @dataclass(frozen=True)

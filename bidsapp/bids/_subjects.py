@@ -14,10 +14,10 @@ from bidsapp.bids._index import Index, IndexedFile, natural_key
 from bidsapp.bids._sources import Files
 from bidsapp.bids._trials import read_trials
 from bidsapp.errors import AppError, ExitCode, Problem
-from bidsapp.hdf5 import SUFFIXES as HDF5_SUFFIXES
-from bidsapp.hdf5 import open_array
-from bidsapp.nifti import TOLERANCE, displacement, read_header
 from bidsapp.records import Session, SubjectInputs
+from bidsapp.storage.hdf5 import SUFFIXES as HDF5_SUFFIXES
+from bidsapp.storage.hdf5 import open_array
+from bidsapp.storage.nifti import TOLERANCE, displacement, read_header
 
 #: Sidecar key of the betas: stored values divided by it are percent signal change (NSD: 300).
 SCALE_KEY = "ScaleFactor"

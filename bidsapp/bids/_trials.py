@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.io import read_tsv
+from bidsapp.storage.text import read_tsv
 
 #: Columns that may name the stimulus, the first one present counts; ``label`` is LAION-fMRI's.
 ID_COLUMNS = ("stim_id", "stimulus_id", "label", "image_name")

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.io import atomic_path, write_json, write_tsv
-from bidsapp.nifti import save_volume
+from bidsapp.storage.atomic import atomic_path
+from bidsapp.storage.nifti import save_volume
+from bidsapp.storage.text import write_json, write_tsv
 
 #: Key -> path in the output folder. Brackets hold what is left out where a value is "".
 NAMES = {
@@ -255,7 +256,7 @@ def write_metrics(
     ----------
     tree : OutputTree
     columns : mapping of str to sequence
-        ``stimulus_id`` first; see :func:`bidsapp.io.write_tsv`.
+        ``stimulus_id`` first; see :func:`bidsapp.storage.text.write_tsv`.
     meta : mapping
         Sidecar: for each column a text (its Description) or an object; other keys as they are.
     desc : str

@@ -17,10 +17,10 @@ from bidsapp.bids.inputs import Dataset
 from bidsapp.bids.outputs import stimulus_labels
 from bidsapp.bids.voxels import chosen_voxels
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
-from bidsapp.hdf5 import SUFFIXES as HDF5_SUFFIXES
-from bidsapp.hdf5 import open_array
-from bidsapp.nifti import TOLERANCE, displacement, load_volume, read_header
 from bidsapp.records import Session, Split, SubjectInputs
+from bidsapp.storage.hdf5 import SUFFIXES as HDF5_SUFFIXES
+from bidsapp.storage.hdf5 import open_array
+from bidsapp.storage.nifti import TOLERANCE, displacement, load_volume, read_header
 
 
 class Stimuli(Protocol):

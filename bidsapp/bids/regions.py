@@ -12,7 +12,7 @@ from bidsapp.bids import _rois
 from bidsapp.bids._index import IndexedFile
 from bidsapp.bids.inputs import Dataset
 from bidsapp.errors import AppError
-from bidsapp.nifti import load_volume
+from bidsapp.storage.nifti import load_volume
 
 LOG = logging.getLogger("bidsapp")
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bidsapp.bids import _rois
 from bidsapp.bids.inputs import Dataset
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.nifti import load_volume
+from bidsapp.storage.nifti import load_volume
 
 #: What ``Units`` of a noise ceiling may be; NSD and LAION-fMRI give percent.
 _PERCENT = ("percent", "%")

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bidsapp.data._volumes import refuse
-from bidsapp.hdf5 import BETAS, DAMAGED, is_complete, open_array
+from bidsapp.storage.hdf5 import BETAS, DAMAGED, is_complete, open_array
+from bidsapp.storage.volumes import refuse
 
 #: Values of one read, or of one block of trials, held at once.
 _BLOCK = 1 << 24
@@ -75,7 +75,7 @@ def iterate_hdf5(
     ------
     AppError
         Exit code 65 for another shape or number of trials, a file that was not written to its end, or
-        one that can't be read; see also :func:`bidsapp.hdf5.open_array`.
+        one that can't be read; see also :func:`bidsapp.storage.hdf5.open_array`.
     """
     with open_array(path, BETAS, 4) as array:
         _check_shape(path, array.shape, shape, n_trials, trials)

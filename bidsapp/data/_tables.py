@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.io import read_text, read_tsv
+from bidsapp.storage.text import read_text, read_tsv
 
 #: Longest cell of a CSV that is read, in characters: a stray quote can make a cell of half a file.
 _LONGEST_CELL = 1 << 17

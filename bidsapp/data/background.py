@@ -7,9 +7,9 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from bidsapp.data._volumes import open_volumes, refuse
-from bidsapp.hdf5 import SUFFIXES as HDF5_SUFFIXES
 from bidsapp.records import Session
+from bidsapp.storage.hdf5 import SUFFIXES as HDF5_SUFFIXES
+from bidsapp.storage.volumes import open_volumes, refuse
 
 #: Trials that are averaged. A gzip file can only be read from its beginning, so they are the first.
 N_TRIALS = 20

@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from bidsapp.data._contents import MEND_SESSION, Contents
 from bidsapp.data._hdf5_trials import iterate_hdf5
-from bidsapp.data._rows import Rows, open_rows, row_writer
-from bidsapp.data._volumes import VolumeHeader, open_volumes, refuse
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.hdf5 import SUFFIXES as HDF5_SUFFIXES
 from bidsapp.records import Session
+from bidsapp.storage.hdf5 import SUFFIXES as HDF5_SUFFIXES
+from bidsapp.storage.npy import Rows, open_rows, row_writer
+from bidsapp.storage.volumes import VolumeHeader, open_volumes, refuse
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bidsapp.data._rows import RowResult, release
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.storage.npy import RowResult, release
 
 Array = npt.NDArray[np.float32]
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from bidsapp.data._contents import MEND_SESSION, Contents
 from bidsapp.data.betas import Mask, iterate_trials
 from bidsapp.errors import AppError, Problem
-from bidsapp.hdf5 import SUFFIXES as HDF5_SUFFIXES
 from bidsapp.records import Session
+from bidsapp.storage.hdf5 import SUFFIXES as HDF5_SUFFIXES
 
 #: Trials that are looked at. A gzip file can only be read from its beginning, so they are the first.
 N_SAMPLED = 3

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bidsapp.data._volumes import refuse
 from bidsapp.data.betas import Mask, read_map
+from bidsapp.storage.volumes import refuse
 
 
 def keep_reliable(mask: Mask, noise_ceiling: Path, minimum: float) -> Mask:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 
-from bidsapp.data._rows import Rows
 from bidsapp.data.betas import Mask, mask_session
 from bidsapp.records import Session
+from bidsapp.storage.npy import Rows
 
 Show = Callable[[Sequence["Future[Rows]"]], Iterator["Future[Rows]"]]
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from bidsapp.data.captions import ID_COLUMNS, same_ids
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
-from bidsapp.io import read_json, read_tsv, sha256_file
 from bidsapp.records import Split
+from bidsapp.storage.text import read_json, read_tsv, sha256_file
 
 _SETS = ("train", "test")
 #: Stands for the subject's label in the path of a split file.

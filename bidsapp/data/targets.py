@@ -21,11 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from bidsapp.data._claims import claim, claimed
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.hdf5_writer import write_hdf5
-from bidsapp.io import atomic_path, locked, sha256_array
-from bidsapp.progress import track
+from bidsapp.storage.atomic import atomic_path
+from bidsapp.storage.claims import claim, claimed
+from bidsapp.storage.hdf5 import write_hdf5
+from bidsapp.storage.locks import locked
+from bidsapp.storage.text import sha256_array
+from bidsapp.system.progress import track
 
 LOG = logging.getLogger("bidsapp")
 

@@ -1,7 +1,8 @@
 """BLAS and LAPACK calls of minutes, made without holding the interpreter.
 
 scipy's own wrappers (``scipy.linalg``) keep Python's global lock for as long as they compute: no other thread
-runs then, so neither does the one that ends a run after SIGTERM (:mod:`bidsapp.signals`). Here the same
+runs then, so neither does the one that ends a run after SIGTERM (:mod:`bidsapp.system.signals`). Here
+the same
 routines of the same library are called through the addresses that scipy exports
 (``scipy.linalg.cython_lapack``, ``cython_blas``) by ctypes, which gives the lock up. Results have the same
 bits.

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from bidsapp.decoding.compact import features, parts_of
 from bidsapp.decoding.model_writer import FORMAT, VERSION
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.hdf5 import DAMAGED, find_array
+from bidsapp.storage.hdf5 import DAMAGED, find_array
 
 Array = npt.NDArray[np.float32]
 

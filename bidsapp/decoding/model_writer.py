@@ -38,7 +38,7 @@ import numpy.typing as npt
 from bidsapp.decoding.compact import CompactForm, features, parts_of, quantise
 from bidsapp.decoding.decoder import RidgeDecoder, alpha_name
 from bidsapp.decoding.streaming import Sliceable, TargetBlock, TargetBlocks
-from bidsapp.hdf5_writer import write_hdf5
+from bidsapp.storage.hdf5 import write_hdf5
 
 LOG = logging.getLogger("bidsapp")
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from bidsapp.decoding.backends import NUMPY, Backend
 from bidsapp.decoding.calibration import Moments
-from bidsapp.progress import track
+from bidsapp.system.progress import track
 
 Array = npt.NDArray[np.float32]
 

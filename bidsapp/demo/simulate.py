@@ -29,8 +29,9 @@ from bidsapp.demo.encoding import (
 )
 from bidsapp.demo.noise import SessionNoise, VoxelStatistics, make_statistics
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.io import atomic_path, clear_partials, read_json, write_json, write_text, write_tsv
-from bidsapp.progress import track
+from bidsapp.storage.atomic import atomic_path, clear_partials
+from bidsapp.storage.text import read_json, write_json, write_text, write_tsv
+from bidsapp.system.progress import track
 
 _TRIALS_A_BLOCK = 64
 

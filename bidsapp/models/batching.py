@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.estimate import as_text
 from bidsapp.models.devices import empty_cache, free_memory, is_out_of_memory
-from bidsapp.progress import counter
+from bidsapp.system.progress import counter
+from bidsapp.system.units import as_text
 
 if TYPE_CHECKING:
     import torch

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models.devices import numerics, other_format
-from bidsapp.models.latent_diffusion import DiffusionSettings
-from bidsapp.models.weights_lock import LOCK, Lock
+from bidsapp.models.generators.latent_diffusion import DiffusionSettings
+from bidsapp.models.weights.lock import LOCK, Lock
 
 LOG = logging.getLogger("bidsapp")
 CAPTION = "a photograph of a dog on a beach"

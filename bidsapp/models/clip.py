@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bidsapp.io import read_json
-from bidsapp.models.checkpoints import load_component, quiet_libraries, readable
 from bidsapp.models.preprocessing import MEAN_STD
+from bidsapp.models.weights.checkpoints import load_component, quiet_libraries, readable
+from bidsapp.storage.text import read_json
 
 #: CLIP's own normalisation (openai/CLIP), of RGB in [0, 1]
 CLIP_MEAN, CLIP_STD = MEAN_STD["clip"]

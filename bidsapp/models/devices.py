@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.memory import available_memory, resident_memory
+from bidsapp.system.resources import available_memory, resident_memory
 
 if TYPE_CHECKING:
     import torch

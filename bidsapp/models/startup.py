@@ -23,12 +23,14 @@ from torch import nn
 
 from bidsapp import __version__
 from bidsapp.errors import AppError
-from bidsapp.io import read_json, sha256_file, write_json
-from bidsapp.models import canaries, evalnets, protocol_networks, weights
+from bidsapp.models import canaries
 from bidsapp.models.clip import CLIP_STD, token_shapes
 from bidsapp.models.devices import describe, empty_cache
+from bidsapp.models.judges import evalnets, protocol_networks
 from bidsapp.models.preprocessing import MEAN_STD
-from bidsapp.models.weights_lock import Lock
+from bidsapp.models.weights import registry as weights
+from bidsapp.models.weights.lock import Lock
+from bidsapp.storage.text import read_json, sha256_file, write_json
 
 if TYPE_CHECKING:
     from bidsapp.models.suite import Models

@@ -16,20 +16,21 @@ from torch import nn
 
 from bidsapp.config import Recipe
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.models import costs, weights
+from bidsapp.models import costs
 from bidsapp.models.batching import Batches, fitting
 from bidsapp.models.clip import ClipTokens, token_shapes
 from bidsapp.models.devices import choose_dtype, numerics
-from bidsapp.models.evalnets import FeatureNetwork, load_networks
-from bidsapp.models.ip_adapter import IPAdapterDiffusion
-from bidsapp.models.latent_diffusion import DiffusionSettings
-from bidsapp.models.protocol_networks import CLIP, NetworkUse, load_protocol_networks
-from bidsapp.models.requirements import judging_files
+from bidsapp.models.generators.ip_adapter import IPAdapterDiffusion
+from bidsapp.models.generators.latent_diffusion import DiffusionSettings
+from bidsapp.models.generators.versatile_diffusion import VersatileDiffusion
+from bidsapp.models.judges.evalnets import FeatureNetwork, load_networks
+from bidsapp.models.judges.protocol_networks import CLIP, NetworkUse, load_protocol_networks
 from bidsapp.models.vdvae import VDVAE
 from bidsapp.models.vdvae_files import load_vdvae
-from bidsapp.models.verification import hash_files, unpublished, verify
-from bidsapp.models.versatile_diffusion import VersatileDiffusion
-from bidsapp.models.weights import EMBEDDED, models_root
+from bidsapp.models.weights import registry as weights
+from bidsapp.models.weights.registry import EMBEDDED, models_root
+from bidsapp.models.weights.requirements import judging_files
+from bidsapp.models.weights.verification import hash_files, unpublished, verify
 from bidsapp.seeds import seed_for
 
 __all__ = ["EMBEDDED", "Models", "models_root", "resize"]
@@ -180,7 +181,7 @@ class Models:
         else:
             from transformers import CLIPVisionModelWithProjection
 
-            from bidsapp.models.checkpoints import load_component
+            from bidsapp.models.weights.checkpoints import load_component
 
             where = self.evaluation / weights.CLIP_NETWORK
             model = load_component(CLIPVisionModelWithProjection, where, dtype=self.numerics.transformers)

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.models.checkpoints import load_strictly
 from bidsapp.models.devices import numerics
 from bidsapp.models.vdvae import VDVAE, VDVAEConfig
+from bidsapp.models.weights.checkpoints import load_strictly
 
 #: Weights by preference: converted, as published.
 NAMES = ("model.safetensors", "imagenet64-iter-1600000-model-ema.th")

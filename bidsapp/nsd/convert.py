@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from bidsapp.errors import AppError, ExitCode, Problem
-from bidsapp.io import clear_partials, locked, read_json, read_tsv
 from bidsapp.nsd import layout, sidecars, sources, stimuli
 from bidsapp.nsd.files import Writer
 from bidsapp.nsd.layout import Missing, Nsd
@@ -17,7 +16,10 @@ from bidsapp.nsd.plan import Plan, SessionPlan, SubjectPlan, make_plan
 from bidsapp.nsd.sources import Findings
 from bidsapp.nsd.write_maps import write_maps
 from bidsapp.nsd.write_stimuli import write_stimuli, write_stimulus_tables
-from bidsapp.progress import track
+from bidsapp.storage.atomic import clear_partials
+from bidsapp.storage.locks import locked
+from bidsapp.storage.text import read_json, read_tsv
+from bidsapp.system.progress import track
 
 _LOCK = ".nsd2bids.lock"
 

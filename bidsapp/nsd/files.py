@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.io import atomic_path, json_text, tsv_text
-from bidsapp.nifti import volume_bytes
 from bidsapp.nsd.layout import LINKS
+from bidsapp.storage.atomic import atomic_path
+from bidsapp.storage.nifti import volume_bytes
+from bidsapp.storage.text import json_text, tsv_text
 
 #: Another disk, a file system without hard links, too many of them, or a file of another user.
 _NO_HARD_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -102,11 +103,11 @@ class Writer:
         self._bytes(target, text.encode())
 
     def json(self, target: Path, content: Mapping[str, Any]) -> None:
-        """Write a JSON object, as :func:`bidsapp.io.write_json` does."""
+        """Write a JSON object, as :func:`bidsapp.storage.text.write_json` does."""
         self.text(target, json_text(content))
 
     def tsv(self, target: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Write a table, as :func:`bidsapp.io.write_tsv` does."""
+        """Write a table, as :func:`bidsapp.storage.text.write_tsv` does."""
         self.text(target, tsv_text(columns))
 
     def volume(self, target: Path, data: NDArray[Any], affine: NDArray[np.float64]) -> None:

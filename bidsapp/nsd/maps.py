@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.io import read_text
+from bidsapp.storage.text import read_text
 
 
 def mask_of(values: NDArray[np.float64]) -> NDArray[np.uint8]:

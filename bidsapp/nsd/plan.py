@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
-from bidsapp.nifti import Header
 from bidsapp.nsd import layout, sources
 from bidsapp.nsd.design import Design, read_design
 from bidsapp.nsd.layout import Missing, Nsd
 from bidsapp.nsd.sources import Betas, Findings
 from bidsapp.nsd.stimuli import StimulusInfo, check_agreement, read_stimulus_info
+from bidsapp.storage.nifti import Header
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from bidsapp.errors import AppError, ExitCode, Problem
-from bidsapp.hdf5 import open_array
-from bidsapp.nifti import Header, read_header
 from bidsapp.nsd import layout, sidecars
 from bidsapp.nsd.layout import Missing, Nsd
 from bidsapp.nsd.stimuli import BRICK_KEY, StimulusInfo, open_brick
+from bidsapp.storage.hdf5 import open_array
+from bidsapp.storage.nifti import Header, read_header
 
 #: Extensions of betas, the one preferred first.
 EXTENSIONS = (".nii.gz", ".hdf5")

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.hdf5 import DAMAGED, open_array
-from bidsapp.io import atomic_path, read_json
 from bidsapp.nsd.design import Design
 from bidsapp.nsd.layout import COCO_SPLITS
+from bidsapp.storage.atomic import atomic_path
+from bidsapp.storage.hdf5 import DAMAGED, open_array
+from bidsapp.storage.text import read_json
 
 #: Name of the brick's array, uint8 (images, H, W, 3); row = 73k ID - 1.
 BRICK_KEY = "imgBrick"
@@ -176,7 +177,7 @@ def write_pngs(brick_path: Path, folder: Path, images: Iterable[int]) -> int:
     """
     from PIL import Image
 
-    from bidsapp.progress import track
+    from bidsapp.system.progress import track
 
     wanted = [i for i in sorted(set(images)) if not (folder / png_name(i)).is_file()]
     if not wanted:

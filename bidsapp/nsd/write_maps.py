@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.nifti import displacement, load_volume, read_header
 from bidsapp.nsd import layout, maps, sidecars, sources
 from bidsapp.nsd.files import Writer
 from bidsapp.nsd.plan import Plan, SubjectPlan
 from bidsapp.nsd.sources import Findings
+from bidsapp.storage.nifti import displacement, load_volume, read_header
 
 _Write = Callable[[Path, NDArray[np.float64]], None]
 #: A difference of affines is worth a note from this share of a voxel on (less is rounding).

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsapp.errors import AppError
-from bidsapp.io import clear_partials, read_tsv
 from bidsapp.nsd import sidecars, stimuli
 from bidsapp.nsd.files import Writer
 from bidsapp.nsd.plan import Plan
 from bidsapp.nsd.sources import Findings, missing_captions
+from bidsapp.storage.atomic import clear_partials
+from bidsapp.storage.text import read_tsv
 
 
 def write_stimuli(plan: Plan, root: Path, writer: Writer, found: Findings, *, png: bool) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bidsapp.io import atomic_path
 from bidsapp.report.labels import format_value, is_two_way, metric_label
 from bidsapp.report.records import SubjectReport
+from bidsapp.storage.atomic import atomic_path
 
 #: Images in each of best, median and worst, and in the sample.
 N_RANKED = 4

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bidsapp.io import atomic_path
+from bidsapp.storage.atomic import atomic_path
 
 #: Slices of each direction.
 N_CUTS = 6

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bidsapp.io import write_text
+from bidsapp.storage.text import write_text
 
 if TYPE_CHECKING:
     import jinja2

@@ -7,18 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bidsapp.estimate import Needs
-from bidsapp.io import write_text
+from bidsapp.planning.estimate import Needs
 from bidsapp.slurm.binds import Bind
-from bidsapp.slurm.resources import (
-    GROUP_MEMORY,
-    GROUP_TIME,
-    Resources,
-    as_limit,
-    memory_limit,
-    time_limit,
-)
+from bidsapp.slurm.resources import GROUP_MEMORY, GROUP_TIME, Resources, as_limit, memory_limit, time_limit
 from bidsapp.slurm.scripts import Expression, Job, Line, Site, Step, batch_script, submit_script
+from bidsapp.storage.text import write_text
 
 #: Variables that SLURM sets in a task, of what the script's header asks for.
 _CPUS, _MEMORY = Expression("$SLURM_CPUS_PER_TASK"), Expression("${SLURM_MEM_PER_NODE}MiB")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.estimate import Needs
+from bidsapp.planning.estimate import Needs
 
 #: Estimated times may be wrong by a factor of two or more (docs/reference/checks.md), memory by far less.
 TIME_MARGIN, MEMORY_MARGIN = 3.0, 1.25
@@ -17,7 +17,7 @@ STARTING = 15
 _STEP = 15
 #: The group level reads tables and draws a page: minutes and MiB, several times what it takes.
 GROUP_TIME, GROUP_MEMORY = 30, 4096
-#: Parts of a run (:attr:`bidsapp.estimate.Needs.seconds`) by the step of a run in shards that does them;
+#: Parts of a run (``Needs.seconds``) by the step of a run in shards that does them;
 #: the last step, ``gather``, does all others.
 STEPS = {"prepare": ("betas", "targets", "ridge", "latents", "stage 1"), "shard": ("stage 2",)}
 _TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d", re.ASCII)

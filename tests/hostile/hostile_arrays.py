@@ -13,9 +13,9 @@ from typing import Any
 import h5py
 import nibabel as nib
 import numpy as np
-from damage import edit, put
-from hostile_case import BETAS, BETAS_HDF5, IMAGE, MASK, SIDECAR, STIMULI, Case, trap
-from hostile_tables import endless, on, pipe, sparse
+from helpers.damage import edit, put
+from hostile.hostile_case import BETAS, BETAS_HDF5, IMAGE, MASK, SIDECAR, STIMULI, Case, trap
+from hostile.hostile_tables import endless, on, pipe, sparse
 from PIL import Image
 
 SHAPE = (6, 7, 9, 8)  # (trials, z, y, x) of the good betas

@@ -13,17 +13,17 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from damage import put
-from hostile_case import Case, How, Trap, mark, reader, trap
-from hostile_tables import DEEP, beside
+from helpers.damage import put
+from hostile.hostile_case import Case, How, Trap, mark, reader, trap
+from hostile.hostile_tables import DEEP, beside
 
 from bidsapp.config import load_recipe
 from bidsapp.decoding import model_file
-from bidsapp.models.checkpoints import load_component, read_checkpoint
-from bidsapp.models.protocol_networks import load_network
-from bidsapp.models.verification import verify
-from bidsapp.models.weights import generative_files
-from bidsapp.models.weights_lock import LOCK
+from bidsapp.models.judges.protocol_networks import load_network
+from bidsapp.models.weights.checkpoints import load_component, read_checkpoint
+from bidsapp.models.weights.lock import LOCK
+from bidsapp.models.weights.registry import generative_files
+from bidsapp.models.weights.verification import verify
 from bidsapp.nsd.design import read_design
 
 WEIGHTS = "vdvae-imagenet64/imagenet64-iter-1600000-model-ema.th"

@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from damage import put
-from hostile_case import Case, group
-from hostile_tables import MANY_COLUMNS, endless, pipe, sparse
+from helpers.damage import put
+from hostile.hostile_case import Case, group
+from hostile.hostile_tables import MANY_COLUMNS, endless, pipe, sparse
 
 METRICS = "sub-01/func/sub-01_task-tiny_desc-recon_metrics.tsv"
 GOOD = "stimulus_id\tstage1_pixcorr\tstage2_pixcorr\nstim-a\t0.1\t0.2\nstim-b\t0.3\t0.4\n"

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from damage import edit, edit_json, put
-from hostile_case import (
+from helpers.damage import edit, edit_json, put
+from hostile.hostile_case import (
     CAPTIONS,
     IMAGE,
     LABELS,
@@ -26,7 +26,7 @@ from hostile_case import (
 )
 
 from bidsapp.config import RECIPES
-from bidsapp.runlog import write_settings
+from bidsapp.outputs.provenance import write_settings
 
 Make = Callable[[Path], object]
 DESCRIPTION = "dataset_description.json"

@@ -23,9 +23,9 @@ from bidsapp.data.captions import read_captions
 from bidsapp.data.splits import make_split
 from bidsapp.data.stimuli import StimulusSet
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.group import run_group
-from bidsapp.io import read_json, read_tsv
-from bidsapp.models.weights_lock import LOCK, Lock
+from bidsapp.group.level import run_group
+from bidsapp.models.weights.lock import LOCK, Lock
+from bidsapp.storage.text import read_json, read_tsv
 
 #: What has broken readers, of this app or of others.
 PIECES = (

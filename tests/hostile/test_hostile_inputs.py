@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hostile_arrays
-import hostile_models
-import hostile_outputs
-import hostile_tables
 import pytest
-from damage import copy_by_links, snapshot
-from hostile_case import mark, participant, refusal
+from helpers.damage import copy_by_links, snapshot
+from hostile import hostile_arrays, hostile_models, hostile_outputs, hostile_tables
+from hostile.hostile_case import mark, participant, refusal
 
 from bidsapp.models.suite import EMBEDDED
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from damage import snapshot
-from hostile_case import Trap, mark
-from output_tree import Page
+from helpers.damage import snapshot
+from helpers.output_tree import Page
+from hostile.hostile_case import Trap, mark
 
 from bidsapp.errors import AppError, InputProblems, Problem, as_shown
-from bidsapp.group import run_group
-from bidsapp.io import read_tsv
-from bidsapp.runlog import log_to_file
-from bidsapp.stages import Stages
+from bidsapp.group.level import run_group
+from bidsapp.storage.stages import Stages
+from bidsapp.storage.text import read_tsv
+from bidsapp.system.logging import log_to_file
 
 SCRIPT = "<script>alert(1)</script>\"'><img src=http://evil.example/x.png onerror=alert(2)>"
 LINK = "javascript:alert(3)//../../../etc/passwd"
@@ -85,7 +85,7 @@ def test_a_long_line_is_cut_in_its_middle_and_others_stay():
 
 def test_a_pickled_array_of_a_stage_is_damage_and_is_computed_again(tmp_path, caplog):
     """An array that was exchanged, with a record that fits it: whoever shares the work folder could."""
-    from bidsapp.io import sha256_file
+    from bidsapp.storage.text import sha256_file
 
     def compute(folder: object) -> dict[str, np.ndarray]:
         return {"x": np.arange(3.0)}

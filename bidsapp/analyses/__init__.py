@@ -1,0 +1,1 @@
+"""What a run finds out about itself: control ladder, checks, optional analyses, findings."""

@@ -1,0 +1,79 @@
+"""The verb ``nsd2bids``: NSD's own files to the layout that the app reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bidsapp.errors import ExitCode
+from bidsapp.nsd.layout import BETAS, LINKS, SPACES, STIMULI
+
+if TYPE_CHECKING:
+    from bidsapp.nsd.convert import Outcome
+
+
+@click.command("nsd2bids", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("nsd_dir", type=click.Path(path_type=Path))
+@click.argument("bids_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--participant-label", multiple=True, metavar="LABEL...", help="Subjects.  [default: all that have betas]"
+)
+@click.option("--betas", type=click.Choice(BETAS), default=BETAS[0], show_default=True, help="Version.")
+@click.option("--space", type=click.Choice(SPACES), default=SPACES[0], show_default=True)
+@click.option(
+    "--stimuli", type=click.Choice(STIMULI), default=STIMULI[0], show_default=True,
+    help="NSD's brick of all images, or a PNG for each image that was shown.",
+)  # fmt: skip
+@click.option(
+    "--captions", multiple=True, metavar="COCO_JSON...", type=click.Path(path_type=Path, dir_okay=False),
+    help="COCO's captions_train2017.json and captions_val2017.json.  [default: those in NSD_DIR]",
+)  # fmt: skip
+@click.option(
+    "--link", type=click.Choice(LINKS), default=LINKS[0], show_default=True,
+    help="How betas and brick come into the dataset; they are never rewritten.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Say what is there and what is missing, write nothing.")
+@click.option("-v", "--verbose", count=True, help="Say more (-vv: debugging lines, tracebacks).")
+def nsd2bids(**options: Any) -> int:
+    """Convert the Natural Scenes Dataset to the BIDS layout that this app reads.
+
+    NSD_DIR is NSD's download, the folder that holds nsddata, nsddata_betas and nsddata_stimuli; BIDS_DIR is
+    the dataset to write. What is missing is listed with the place where NSD keeps it, and the rest is
+    converted; the same command again completes the dataset.
+    """
+    from bidsapp.nsd.convert import Settings, convert
+    from bidsapp.system.logging import set_up_logging
+
+    set_up_logging(options["verbose"])
+    outcome = convert(
+        options["nsd_dir"],
+        options["bids_dir"],
+        Settings(options["betas"], options["space"], options["stimuli"], options["link"]),
+        participants=options["participant_label"],
+        captions=options["captions"],
+        dry_run=options["dry_run"],
+    )
+    _report(outcome, options["bids_dir"], dry_run=options["dry_run"])
+    return int(outcome.exit_code)
+
+
+def _report(outcome: Outcome, bids_dir: Path, *, dry_run: bool) -> None:
+    """Say what was converted on standard output, and what was not on standard error."""
+    for subject in outcome.subjects:
+        click.echo(subject.describe())
+    if dry_run:
+        click.echo(f"{bids_dir}: nothing was written (--dry-run)")
+    else:
+        click.echo(f"{bids_dir}: files written: {outcome.written}, up to date: {outcome.kept}")
+    for note in outcome.notes:
+        click.echo(f"Note: {note}", err=True)
+    for problem in outcome.problems:
+        click.echo(f"Not usable: {problem.path}\n    {problem.what}\n    To mend: {problem.mend}", err=True)
+    for missing in outcome.missing:
+        click.echo(f"Missing: {missing.path}\n    {missing.what}\n    Get it: {missing.origin}", err=True)
+    if outcome.exit_code != ExitCode.OK:
+        count = len(outcome.missing) + len(outcome.problems)
+        listed = f"{count} {'entry' if count == 1 else 'entries'} above"
+        click.echo(f"{listed}: get what they name and run the same command again.", err=True)

@@ -1,0 +1,1 @@
+"""The group level: tables and report over the subjects that are done."""

@@ -1,0 +1,1 @@
+"""Generators: second-stage models that refine the stage-1 image."""

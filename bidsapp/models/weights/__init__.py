@@ -1,0 +1,1 @@
+"""The published weights: registry, download, verification."""

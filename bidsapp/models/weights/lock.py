@@ -1,0 +1,148 @@
+"""The lock of a models folder: each file's SHA-256 and each model's canary answer, once recorded.
+
+It lies in the folder (``weights.lock.json``). Where the folder cannot be written to, what a run finds
+is kept in a file of the user's own, which adds to the folder's and never overrides it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.storage.locks import locked
+from bidsapp.storage.text import read_json, write_json
+
+LOCK = "weights.lock.json"
+Entries = dict[str, dict[str, Any]]
+
+
+def user_cache() -> Path:
+    """Give this app's folder in the user's cache; for a user without a home, one that cannot be made."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # as for unknown user numbers in containers
+        cache = Path(os.devnull)
+    return cache / "bidsapp-recon"
+
+
+def own_folder(root: Path) -> Path:
+    """Where the user's own records of a models folder are kept, by the folder's path."""
+    name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+    return user_cache() / "locks" / name
+
+
+@dataclass
+class Lock:
+    """What is recorded of the files and models of one models folder.
+
+    Attributes
+    ----------
+    root : Path
+        The models folder.
+    files : dict
+        By path in the folder: ``sha256``, ``size``, ``source``, ``licence``.
+    canaries : dict
+        What models answered, by folder, ``#`` and name.
+    own : frozenset of str
+        Names in ``files`` that only the user's own record has.
+    """
+
+    root: Path
+    files: Entries = field(default_factory=dict)
+    canaries: Entries = field(default_factory=dict)
+    own: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, root: Path) -> Lock:
+        """Read what is recorded of a models folder; empty where nothing is.
+
+        Raises
+        ------
+        AppError
+            Exit code 65 for a file that is no lock.
+        """
+        there, own = _read(root / LOCK), _read(own_folder(root) / LOCK)
+        files = own["files"] | there["files"]
+        return cls(root, files, own["canaries"] | there["canaries"], frozenset(files) - set(there["files"]))
+
+    def place(self, name: str) -> Path:
+        """Where the record of a file is, for messages."""
+        return (own_folder(self.root) if name in self.own else self.root) / LOCK
+
+    def record_files(self, entries: Mapping[str, Mapping[str, Any]]) -> Path | None:
+        """Record files; the canary answers of models whose record is new are forgotten.
+
+        Parameters
+        ----------
+        entries : mapping of str to mapping
+            As :attr:`files`.
+
+        Returns
+        -------
+        Path or None
+            Where they are recorded now; None where no place can be written to.
+
+        Raises
+        ------
+        AppError
+            Exit code 65 if another process has recorded another hash in the meantime.
+        """
+
+        def change(files: Entries, canaries: Entries) -> None:
+            for name, entry in entries.items():
+                before = files.get(name, {}).get("sha256")
+                if before not in (None, entry["sha256"]):
+                    raise changed(self.root / name, entry["sha256"], before, self.place(name))
+                files[name] = dict(entry)
+                if before is None:
+                    for model in [m for m in canaries if name.startswith(f"{m.partition('#')[0]}/")]:
+                        del canaries[model]
+
+        return self._change(change)
+
+    def record_canary(self, name: str, answer: Mapping[str, Any]) -> Path | None:
+        """Record what a model answered; ``name`` is its folder, ``#``, and what it is."""
+        return self._change(lambda _, canaries: canaries.update({name: dict(answer)}))
+
+    def _change(self, change: Callable[[Entries, Entries], None]) -> Path | None:
+        """Read again while other processes wait, change, write whole: here or in the user's own file."""
+        for folder in (self.root, own_folder(self.root)):
+            try:
+                with locked(folder / f".{LOCK}.held"):
+                    content = _read(folder / LOCK)
+                    change(content["files"], content["canaries"])
+                    write_json(folder / LOCK, {"version": 1, **content})
+            except AppError as error:
+                if error.exit_code != ExitCode.CANNOT_CREATE:
+                    raise
+                continue
+            fresh = Lock.read(self.root)
+            self.files, self.canaries, self.own = fresh.files, fresh.canaries, fresh.own
+            return folder / LOCK
+        return None
+
+
+def changed(path: Path, found: str, recorded: str, record: Path) -> AppError:
+    """Word the error of a file that is not the recorded one."""
+    return AppError(
+        f"{path}: these are not the weights that were recorded (SHA-256 {found[:12]}..., recorded "
+        f"{recorded[:12]}... in {record}). The file is damaged or was replaced: delete it and fetch it "
+        "again; if the change was meant, delete its entry there.",
+        exit_code=ExitCode.BAD_DATA,
+    )
+
+
+def _read(path: Path) -> dict[str, Entries]:
+    content = read_json(path) if path.is_file() else {}
+    parts = {name: content.get(name, {}) for name in ("files", "canaries")}
+    if not all(isinstance(p, dict) and all(isinstance(v, dict) for v in p.values()) for p in parts.values()):
+        raise AppError(
+            f"{path}: not what fetch-models writes. Delete it and run fetch-models again.",
+            exit_code=ExitCode.BAD_DATA,
+        )
+    return parts

@@ -1,0 +1,1 @@
+"""What a subject's run writes: images, tables, model file, settings, figures."""

@@ -1,0 +1,1 @@
+"""The participant level: one subject after the other, from betas to report."""

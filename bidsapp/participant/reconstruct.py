@@ -1,0 +1,232 @@
+"""The participant level: from single-trial betas to reconstructed images and their scores.
+
+:func:`reconstruct` reads as the methods section of Brain-Diffuser (Ozcelik & VanRullen 2023,
+arXiv 2303.05334). What is run once, and under which conditions again, is in :mod:`bidsapp.pipeline.images`;
+what is written, in :mod:`bidsapp.outputs.subject`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bidsapp.analyses import checks as selfcheck
+from bidsapp.analyses import clusters as cluster_holdout
+from bidsapp.analyses import controls as control_steps
+from bidsapp.analyses import generator_seeds, ladder
+from bidsapp.analyses import regions as roi_analysis
+from bidsapp.analyses.protocols import score_by_each
+from bidsapp.config import RunConfig
+from bidsapp.data.betas import Mask, load_mask
+from bidsapp.data.selection import keep_reliable
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.pipeline.decoding import choose_alphas, fit_ridge, predict_and_calibrate
+from bidsapp.pipeline.images import first_stage, second_stage, shown_images, targets_of_stimuli
+from bidsapp.pipeline.records import BRAIN, NULL, ORACLE, Decoded, Pictures, Reconstruction, Refinement, Start
+from bidsapp.pipeline.responses import average_over_repeats, mask_betas, split_test_halves, zscore_by_training
+from bidsapp.records import Split, SubjectInputs
+from bidsapp.storage.stages import StageResult, Stages
+
+if TYPE_CHECKING:
+    from bidsapp.data.stimuli import StimulusSet
+    from bidsapp.models.suite import Models
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything before stage 2 of one subject.
+
+    Attributes
+    ----------
+    mask : Mask
+    n_roi_voxels : int
+        Voxels of the ROIs' union.
+    betas, averaged, responses, halves : StageResult
+    done : Decoded
+    rows : tuple of int
+        Test images of the ladder.
+    rungs : dict of str to Start
+    seeds : dict of str to Refinement
+        Further seeds of the generator.
+    regions : RegionsStart or None
+    """
+
+    mask: Mask
+    n_roi_voxels: int
+    betas: StageResult
+    averaged: StageResult
+    responses: StageResult
+    halves: StageResult
+    done: Decoded
+    rows: tuple[int, ...]
+    rungs: dict[str, Start]
+    seeds: dict[str, Refinement]
+    regions: roi_analysis.RegionsStart | None
+    seed: int
+
+    @property
+    def refinements(self) -> tuple[Refinement, ...]:
+        """All that stage 2 is to be run on, in the order in which it is."""
+        done = self.done
+        brain = Refinement(BRAIN, done.first, done.latents, done.split.test, self.seed)
+        rungs = [rung.refinement for rung in self.rungs.values() if rung.refinement]
+        regions = [self.regions.refinement] if self.regions else []
+        return (brain, *rungs, *self.seeds.values(), *regions)
+
+
+def prepare(
+    stages: Stages,
+    subject: SubjectInputs,
+    masks: dict[str, Path],
+    split: Split,
+    stimuli: StimulusSet,
+    models: Models,
+    config: RunConfig,
+    regions: Mapping[str, np.ndarray] | None = None,
+) -> Prepared:
+    """Do all that comes before stage 2; arguments are those of :func:`reconstruct`.
+
+    Raises
+    ------
+    NotThere
+        Where ``stages`` only look for what is there.
+    """
+    # Responses: voxels of the region of interest, repeats averaged, z-scored by the training images.
+    mask = load_mask(masks)
+    n_roi = mask.n_voxels
+    if config.min_noise_ceiling is not None:
+        mask = keep_reliable(mask, noise_ceiling_of(subject), config.min_noise_ceiling)
+    betas = mask_betas(stages, subject, mask, config.n_cpus)
+    averaged = average_over_repeats(stages, betas, subject, split)
+    responses = zscore_by_training(stages, averaged)
+
+    # Targets: VDVAE latents, CLIP-Vision and CLIP-Text tokens of every stimulus.
+    train, test, targets_key = targets_of_stimuli(config.work_dir, stimuli, models, split)
+
+    # Decoding: ridge regression, one factorisation for all targets; predictions calibrated.
+    penalties = choose_alphas(stages, responses, train, targets_key, config)
+    halves = split_test_halves(stages, betas, responses, subject, split)
+    rows = ladder.choose_rows(len(split.test), config)
+    probes = control_steps.probes(halves, len(rows), config.seed)
+    ridge = fit_ridge(stages, responses, penalties, probes, [halves.key, len(rows)], config)
+    latents = predict_and_calibrate(stages, ridge, train, targets_key, penalties, config, BRAIN)
+    quality = control_steps.score_predictions(
+        stages, ridge, latents, train, test, targets_key, penalties, config
+    )
+
+    # Images: stage 1 decodes the VDVAE's latents; of the test images, and of what they are compared with:
+    # the ladder's rungs from luck to the true latents, and what options add.
+    label = subject.label
+    first = first_stage(stages, latents, split.test, label, models, config.seed, BRAIN)
+    done = Decoded(stages, label, split, penalties, ridge, latents, quality, first, train, test, targets_key)
+    return Prepared(
+        mask=mask,
+        n_roi_voxels=n_roi,
+        betas=betas,
+        averaged=averaged,
+        responses=responses,
+        halves=halves,
+        done=done,
+        rows=rows,
+        rungs=ladder.start_rungs(done, rows, models, config),
+        seeds=generator_seeds.start_seeds(done, rows, models, config),
+        regions=roi_analysis.start_regions(done, responses, mask, regions or {}, models, config),
+        seed=config.seed,
+    )
+
+
+def reconstruct(
+    subject: SubjectInputs,
+    masks: dict[str, Path],
+    split: Split,
+    stimuli: StimulusSet,
+    models: Models,
+    config: RunConfig,
+    regions: Mapping[str, np.ndarray] | None = None,
+) -> Reconstruction:
+    """Reconstruct a subject's test images.
+
+    Parameters
+    ----------
+    subject : SubjectInputs
+    masks : dict of str to Path
+        A 3-D mask file for each chosen ROI; their union is decoded.
+    split : Split
+        Training and test stimuli that the subject saw.
+    stimuli : StimulusSet
+    models : Models
+    config : RunConfig
+    regions : mapping of str to ndarray of bool, (x, y, z), optional
+        What ``--roi-analysis`` decodes one at a time.
+
+    Returns
+    -------
+    Reconstruction
+    """
+    stages = Stages(config.work_dir / f"sub-{subject.label}", config.force)
+
+    # Responses, targets, decoding, and stage 1.
+    ready = prepare(stages, subject, masks, split, stimuli, models, config, regions)
+    done, rows = ready.done, ready.rows
+
+    # Images: stage 2 refines stage 1 under the predicted tokens.
+    finals = {work.condition: second_stage(stages, work, subject.label, models) for work in ready.refinements}
+    first, second = done.first, finals[BRAIN]
+    shown = shown_images(stimuli, split.test)
+    judged = [ladder.judge(stage["images"], shown, models, config) for stage in (first, second)]
+    pictures = {BRAIN: Pictures(split.test, first["images"], second["images"], *judged)}
+
+    # Checks: the ladder from luck to the true latents, and what may flatter.
+    rungs = ladder.climb(done, rows, ready.rungs, finals, shown, stimuli, models, config)
+    ids = tuple(split.test[row] for row in rows)
+    for condition in (NULL, ORACLE):
+        if condition in rungs:
+            pictures[condition] = Pictures.of_rung(ids, rungs[condition])
+    table = ladder.tabulate(rungs, config.seed)
+    evidence = selfcheck.gather(
+        done, second, ready.betas, ready.halves, subject, stimuli, models, table, config
+    )
+
+    # The final images by each published protocol. What options add: the same images under further seeds of
+    # the generator; whole clusters left out; regions one at a time.
+    evidence = replace(
+        evidence,
+        protocols=score_by_each(judged[1], second["images"], shown, models, config),
+        generator_seeds=generator_seeds.compare_seeds(
+            rungs, rows, ready.seeds, finals, shown, models, config
+        ),
+        cluster_holdout=cluster_holdout.hold_out_clusters(done, ready.responses, models, config),
+        roi_analysis=roi_analysis.analyse_regions(done, ready.responses, ready.regions, finals, config),
+    )
+
+    return Reconstruction(
+        subject=subject,
+        mask=ready.mask,
+        n_roi_voxels=ready.n_roi_voxels,
+        split=split,
+        stimuli=shown,
+        responses=ready.averaged,
+        zscored=ready.responses,
+        penalties=dict(done.penalties),
+        ridge=done.ridge,
+        latents=done.latents,
+        train_targets=dict(done.train),
+        test_targets=dict(done.test),
+        pictures=pictures,
+        rungs=rungs,
+        ladder_ids=ids,
+        evidence=evidence,
+        seconds=dict(stages.seconds),
+    )
+
+
+def noise_ceiling_of(subject: SubjectInputs) -> Path:
+    """Give a subject's noise-ceiling map (AppError, exit code 66, where there is none)."""
+    if subject.noise_ceiling is None:
+        what = f"sub-{subject.label} has no noise-ceiling map. Leave out --min-noise-ceiling, or add the map."
+        raise AppError(what, exit_code=ExitCode.NO_INPUT)
+    return subject.noise_ceiling

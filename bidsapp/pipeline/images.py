@@ -1,0 +1,174 @@
+"""From stimuli to targets, and from latents to images; each step a stage on disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bidsapp.data.targets import TargetRows, TargetStore
+from bidsapp.pipeline.records import ORACLE, Refinement
+from bidsapp.pipeline.responses import _digest_text
+from bidsapp.records import Split
+from bidsapp.seeds import image_generators
+from bidsapp.storage.blocks import Blocks
+from bidsapp.storage.stages import StageResult, Stages, stage_key
+from bidsapp.system.progress import counter
+
+if TYPE_CHECKING:
+    from bidsapp.data.stimuli import StimulusSet
+    from bidsapp.models.suite import Models
+
+
+LOG = logging.getLogger("bidsapp")
+
+
+def targets_of_stimuli(
+    folder: Path, stimuli: StimulusSet, models: Models, split: Split
+) -> tuple[dict[str, TargetRows], dict[str, TargetRows], str]:
+    """Targets of the training and test images, from the store that all subjects share.
+
+    Returns
+    -------
+    train, test : dict of TargetRows
+        By target name, (images, dims).
+    key : str
+        Names what made them, for the stages that follow.
+    """
+    section = models.recipe.as_dict()["vdvae"]
+    model_key = f"{models.digest} {section['layers']} {section['sample_latents']} {models.dtype}"
+    stored = {name: target.stored for name, target in models.recipe.targets.items()}
+    store = TargetStore(folder, model_key, stored)
+    ids = [*split.train, *split.test]
+    digests = stimuli.digests(ids)
+
+    def compute(rows: Sequence[int]) -> Mapping[str, np.ndarray]:
+        wanted = [ids[r] for r in rows]
+        arrays: dict[str, np.ndarray] = {}
+        for alike in stimuli.by_size(wanted):  # one array holds images of one size
+            names = [wanted[place] for place in alike]
+            made = models.targets(stimuli.images(names), [stimuli.captions(i) for i in names])
+            for target, values in made.items():
+                whole = arrays.setdefault(target, np.empty((len(wanted), values.shape[1]), np.float32))
+                whole[alike] = values
+        return arrays
+
+    computed = store.ensure(digests, compute)
+    LOG.info("targets: %d stimuli, %d of them computed now", len(ids), computed)
+    n = len(split.train)
+    train = {t: store.rows(t, digests[:n]) for t in models.recipe.target_names}
+    test = {t: store.rows(t, digests[n:]) for t in models.recipe.target_names}
+    return train, test, _digest_text([store.key, digests])
+
+
+def shown_images(stimuli: StimulusSet, ids: Sequence[str]) -> np.ndarray:
+    """Read the images that reconstructions are compared with, uint8 (n, H, W, 3).
+
+    Where they differ in size, all are brought to a square of the shortest side: scores take one array.
+    """
+    side = stimuli.common_side(ids)
+    if side is not None:
+        LOG.info("test images differ in size: brought to %d x %d pixels to be compared with", side, side)
+    return stimuli.images(ids, side)
+
+
+def true_latents(
+    stages: Stages, targets: Mapping[str, TargetRows], targets_key: str, rows: Sequence[int]
+) -> StageResult:
+    """Take the oracle's latents: the true targets of some test images."""
+
+    def compute(_: Path) -> dict[str, np.ndarray]:
+        return {name: target[:, :][list(rows)] for name, target in targets.items()}
+
+    return stages.run(f"latents_{ORACLE}", {"after": targets_key, "rows": list(rows)}, compute)
+
+
+def take(result: StageResult, rows: Sequence[int], names: Iterable[str]) -> StageResult:
+    """Take some rows of a stage's arrays, under a key of their own."""
+    chosen = {name: np.asarray(result[name][list(rows)]) for name in names}
+    return StageResult(stage_key("rows", {"of": result.key, "rows": list(rows)}), chosen)
+
+
+def first_stage(
+    stages: Stages,
+    latents: StageResult,
+    ids: Sequence[str],
+    subject: str,
+    models: Models,
+    seed: int,
+    condition: str,
+) -> StageResult:
+    """Stage 1: VDVAE images of the latents, ``images`` uint8 (n, S, S, 3)."""
+
+    def compute(_: Path) -> dict[str, np.ndarray]:
+        generators = image_generators(seed, subject, ids, "stage 1")
+        return {"images": models.first_stage(latents["vdvae"][: len(ids)], generators)}
+
+    inputs: dict[str, Any] = {"after": latents.key, "models": models.digest}
+    inputs |= {"settings": models.recipe.as_dict()["vdvae"]}
+    inputs |= {"ids": list(ids), "seed": seed, "device": models.device, "dtype": models.dtype}
+    return stages.run(f"stage1_{condition}", inputs, compute)
+
+
+def second_stage(stages: Stages, work: Refinement, subject: str, models: Models) -> StageResult:
+    """Stage 2: latent diffusion from stage 1 under the tokens, ``images`` uint8 (n, S, S, 3).
+
+    Blocks that an interrupted run or shards left are taken up, and removed when the stage is complete.
+    """
+    blocks, inputs = blocks_of(stages, work, models)
+
+    def compute(folder: Path) -> dict[str, np.ndarray]:
+        if stages.forced(blocks.name):
+            blocks.remove()
+        blocks.begin(models.second_stage_at_once)
+        warn_of_size(blocks, models)
+        left = sum(len(work.ids[blocks.rows(i)]) for i in range(len(blocks)) if not blocks.has(i))
+        with counter(left, f"{blocks.name} (images)") as advance:
+
+            def make(index: int) -> np.ndarray:
+                made = make_block(blocks, index, work, subject, models)
+                advance(len(made))
+                return made
+
+            return {"images": blocks.gather(folder / "images.npy", make)}
+
+    done = stages.run(blocks.name, inputs, compute)
+    blocks.remove()
+    return done
+
+
+def blocks_of(stages: Stages, work: Refinement, models: Models) -> tuple[Blocks, dict[str, Any]]:
+    """Give the blocks of one condition's stage 2, and what the stage depends on."""
+    name = f"stage2_{work.condition}"
+    inputs: dict[str, Any] = {
+        "after": [work.initial.key, work.latents.key],
+        "models": models.digest,
+        "device": models.device,
+        "dtype": models.dtype,
+    }
+    inputs |= {"settings": models.recipe.as_dict()["diffusion"], "ids": list(work.ids), "seed": work.seed}
+    return Blocks(stages.folder, name, stage_key(name, inputs), inputs, len(work.ids)), inputs
+
+
+def warn_of_size(blocks: Blocks, models: Models) -> None:
+    """Say where blocks were begun with more images at once than would be chosen now; they stay as begun."""
+    if blocks.there() < len(blocks) and (fits := models.second_stage_at_once()) < blocks.size:
+        what = "%s: %d images go at once, as when it was begun, though no more than %d are sure to fit now; "
+        LOG.warning(what + "--force stage2 begins it anew", blocks.name, blocks.size, fits)
+
+
+def make_block(blocks: Blocks, index: int, work: Refinement, subject: str, models: Models) -> np.ndarray:
+    """Make and keep one block of stage 2: a batch of images, uint8 (k, S, S, 3)."""
+    rows = blocks.rows(index)
+    names = [name for name in models.recipe.target_names if name != "vdvae"]
+    made = models.second_stage(
+        work.initial["images"][rows],
+        {name: work.latents[name][rows] for name in names},
+        image_generators(work.seed, subject, work.ids[rows], "stage 2"),
+        blocks.size,
+    )
+    blocks.write(index, made)
+    return made

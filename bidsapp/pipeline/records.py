@@ -1,0 +1,146 @@
+"""What passes between the steps of a subject's reconstruction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bidsapp.data.betas import Mask
+from bidsapp.data.targets import TargetRows
+from bidsapp.decoding.crossvalidation import Selection
+from bidsapp.evidence import Evidence
+from bidsapp.metrics.protocol import Scores
+from bidsapp.records import Split, SubjectInputs
+from bidsapp.storage.stages import StageResult, Stages
+
+if TYPE_CHECKING:
+    from bidsapp.data.targets import TargetRows
+
+_Images = tuple[np.ndarray | None, np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Images of one rung and their scores; a stage that a rung does not have is None.
+
+    Attributes
+    ----------
+    stage1, stage2 : ndarray of uint8, shape (n, H, W, 3)
+    scores1, scores2 : Scores
+    """
+
+    stage1: np.ndarray | None
+    stage2: np.ndarray | None
+    scores1: Scores | None
+    scores2: Scores | None
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a rung that the generative models make has before stage 2.
+
+    Attributes
+    ----------
+    stage1 : ndarray of uint8, shape (n, H, W, 3)
+    refinement : Refinement or None
+        None for a rung without stage 2.
+    """
+
+    stage1: np.ndarray
+    refinement: Refinement | None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the ladder starts from: the stages of one subject up to the brain's stage 1."""
+
+    stages: Stages
+    subject: str
+    split: Split
+    penalties: Mapping[str, Selection]
+    ridge: StageResult
+    latents: StageResult
+    quality: StageResult
+    first: StageResult
+    train: Mapping[str, TargetRows]
+    test: Mapping[str, TargetRows]
+    targets_key: str
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What one condition led to: images of both stages and their scores.
+
+    Attributes
+    ----------
+    ids : tuple of str
+        Test stimuli, in row order.
+    stage1, stage2 : ndarray of uint8, shape (n, H, W, 3)
+    scores1, scores2 : Scores
+    """
+
+    ids: tuple[str, ...]
+    stage1: np.ndarray
+    stage2: np.ndarray
+    scores1: Scores
+    scores2: Scores
+
+    @classmethod
+    def of_rung(cls, ids: tuple[str, ...], rung: Rung) -> Pictures:
+        """Take the images of a rung that has both stages."""
+        if rung.stage1 is None or rung.stage2 is None or rung.scores1 is None or rung.scores2 is None:
+            raise ValueError("a rung without one of the stages")
+        return cls(ids, rung.stage1, rung.stage2, rung.scores1, rung.scores2)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Everything the participant level found for one subject."""
+
+    subject: SubjectInputs
+    mask: Mask
+    #: voxels of the ROIs' union, before the noise ceiling was asked about
+    n_roi_voxels: int
+    split: Split
+    stimuli: np.ndarray
+    responses: StageResult
+    zscored: StageResult
+    #: of each target: the penalty chosen, among which, and their errors
+    penalties: dict[str, Selection]
+    ridge: StageResult
+    latents: StageResult
+    train_targets: dict[str, TargetRows]
+    test_targets: dict[str, TargetRows]
+    pictures: dict[str, Pictures]
+    rungs: dict[str, Rung]
+    ladder_ids: tuple[str, ...]
+    evidence: Evidence
+    seconds: dict[str, float]
+
+
+#: What a run can be conditioned on: the subject's responses, shuffled pairs, the true targets.
+BRAIN, NULL, ORACLE = "brain", "null", "oracle"
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What stage 2 starts from under one condition.
+
+    Attributes
+    ----------
+    condition : str
+    initial, latents : StageResult
+        Images of stage 1, and predicted targets.
+    ids : tuple of str
+        What each image stands for, in row order.
+    seed : int
+    """
+
+    condition: str
+    initial: StageResult
+    latents: StageResult
+    ids: tuple[str, ...]
+    seed: int

@@ -1,0 +1,108 @@
+"""From betas to responses: masked, averaged over repeats, z-scored; each step a stage on disk."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bidsapp.data.betas import Mask
+from bidsapp.data.halves import split_halves
+from bidsapp.data.responses import average_repeats, count_dropped, zscore
+from bidsapp.data.sessions import mask_sessions
+from bidsapp.records import Split, SubjectInputs
+from bidsapp.storage.stages import StageResult, Stages
+from bidsapp.storage.text import fingerprint, sha256_array
+from bidsapp.system.progress import track
+
+if TYPE_CHECKING:
+    pass
+
+LOG = logging.getLogger("bidsapp")
+
+
+def mask_betas(stages: Stages, subject: SubjectInputs, mask: Mask, n_cpus: int) -> StageResult:
+    """Betas of the mask's voxels, streamed: one array (trials, voxels) a session, in session order."""
+
+    def compute(folder: Path) -> dict[str, np.ndarray]:
+        names = [f"session{i:03d}" for i in range(len(subject.sessions))]
+        outs = [folder / f"{name}.npy" for name in names]
+        show = partial(track, what="masking betas (sessions)")
+        return dict(zip(names, mask_sessions(subject.sessions, mask, outs, n_cpus, show), strict=True))
+
+    files = [(fingerprint(s.betas), s.scale) for s in subject.sessions]
+    return stages.run("betas", {"files": files, "voxels": sha256_array(mask.flat_index)}, compute)
+
+
+def average_over_repeats(
+    stages: Stages, betas: StageResult, subject: SubjectInputs, split: Split
+) -> StageResult:
+    """Mean response to each image over its repeats: ``train`` and ``test``, (images, voxels)."""
+
+    def compute(folder: Path) -> dict[str, np.ndarray]:
+        sessions = [betas[name] for name in sorted(betas.arrays)]
+        shown = [s.stimulus_ids for s in subject.sessions]
+        train, train_repeats = average_repeats(sessions, shown, split.train, folder / "train.npy")
+        test, test_repeats = average_repeats(sessions, shown, split.test, folder / "test.npy")
+        return {"train": train, "test": test, "train_repeats": train_repeats, "test_repeats": test_repeats}
+
+    trials = [s.stimulus_ids for s in subject.sessions]
+    inputs = {"after": betas.key, "trials": _digest_text(trials), "train": split.train, "test": split.test}
+    return stages.run("responses", inputs, compute)
+
+
+def zscore_by_training(stages: Stages, responses: StageResult) -> StageResult:
+    """Responses z-scored per voxel with the training images' mean and standard deviation."""
+
+    def compute(folder: Path) -> dict[str, np.ndarray]:
+        scored = zscore(responses["train"], responses["test"], folder)
+        return {
+            "train": scored.train,
+            "test": scored.test,
+            "mean": scored.mean,
+            "std": scored.std,
+            "kept": scored.kept,
+            "finite": scored.finite,
+        }
+
+    scored = stages.run("zscore", {"after": responses.key, "says": ["kept", "finite"]}, compute)
+    not_finite, constant = count_dropped(scored["kept"], scored["finite"])
+    if not_finite:
+        LOG.warning("%d voxels were dropped: NaN or infinite in some trial", not_finite)
+    if constant:
+        LOG.warning("%d voxels were dropped: the same in all training images", constant)
+    return scored
+
+
+def split_test_halves(
+    stages: Stages,
+    betas: StageResult,
+    responses: StageResult,
+    subject: SubjectInputs,
+    split: Split,
+) -> StageResult:
+    """Two halves of each repeated test image's trials: ``first``, ``second`` (k, voxels), ``rows`` (k,)."""
+
+    def compute(_: Path) -> dict[str, np.ndarray]:
+        repeated, first, second = split_halves(
+            [betas[name] for name in sorted(betas.arrays)],
+            [s.stimulus_ids for s in subject.sessions],
+            split.test,
+            responses["mean"],
+            responses["std"],
+            responses["kept"],
+        )
+        place = {stimulus: row for row, stimulus in enumerate(split.test)}
+        return {"first": first, "second": second, "rows": np.array([place[i] for i in repeated], np.int64)}
+
+    return stages.run("halves", {"after": [betas.key, responses.key]}, compute)
+
+
+def _digest_text(value: Any) -> str:
+    import hashlib
+    import json
+
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

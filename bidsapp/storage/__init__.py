@@ -1,0 +1,1 @@
+"""Files: read strictly, written whole, locked, streamed, and kept as stages."""

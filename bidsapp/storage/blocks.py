@@ -1,0 +1,200 @@
+"""Blocks of a stage: parts of it, each whole by itself, so that one stage is resumed and shared.
+
+A stage whose images do not depend on each other is cut by image, always at the same places: how many
+images go together is chosen once, when the first process begins, and kept beside the blocks. So the bytes
+depend neither on who makes which block nor on how often the work was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bidsapp import __version__
+from bidsapp.storage.atomic import atomic_path
+from bidsapp.storage.stages import changes, flat_inputs
+from bidsapp.storage.text import sha256_array, write_text
+
+LOG = logging.getLogger("bidsapp")
+
+#: What follows a stage's name in the name of its blocks' folder.
+SUFFIX = ".blocks"
+_PLAN, _BLOCK = "plan.json", ".safetensors"
+_ARRAY, _ABOUT = "images", "about"
+
+
+class Blocks:
+    """Blocks of one stage in a subject's work folder: ``<stage>.blocks/00000.safetensors`` ...
+
+    Beside them lies ``plan.json``: the key of the stage and how many images a block has. A block holds its
+    array, the stage's key, and the SHA-256 of the array's bytes.
+
+    Parameters
+    ----------
+    folder : Path
+        Work folder of the subject.
+    name : str
+        Of the stage.
+    key : str
+        From :func:`bidsapp.storage.stages.stage_key`.
+    inputs : mapping
+        What the key was made of, for the log.
+    n : int
+        Images of the stage.
+
+    Attributes
+    ----------
+    size : int
+        Images in a block (the last may have fewer); 0 until :meth:`begin` or :meth:`begun`.
+    """
+
+    def __init__(self, folder: Path, name: str, key: str, inputs: Mapping[str, Any], n: int) -> None:
+        self.folder = folder / f"{name}{SUFFIX}"
+        self.name, self.key, self.n = name, key, n
+        self._inputs = flat_inputs(inputs)
+        self.size = 0
+
+    def __len__(self) -> int:
+        return -(-self.n // self.size) if self.size else 0
+
+    def rows(self, index: int) -> slice:
+        """Places of a block's images among those of the stage."""
+        return slice(index * self.size, min((index + 1) * self.size, self.n))
+
+    def begun(self) -> bool:
+        """Take up blocks that were begun for the same stage; False where there are none."""
+        record = _read_plan(self.folder)
+        if record.get("key") != self.key:
+            return False
+        self.size = record["size"]
+        return True
+
+    def begin(self, choose: Callable[[], int]) -> None:
+        """Take up blocks that were begun for the same stage, or begin them; one process at a time may.
+
+        Parameters
+        ----------
+        choose : callable
+            Gives the number of images of a block; asked where no block is there yet.
+        """
+        if self.begun() and self._files():
+            LOG.info("%s: %d of %d blocks are there from an earlier run", self.name, self.there(), len(self))
+            return
+        if self.folder.exists():
+            old = _read_plan(self.folder)
+            if self._files():
+                why = changes(old.get("inputs", {}), self._inputs) or "another version of this app"
+                LOG.info("%s: blocks of an earlier run are removed, changed since: %s", self.name, why)
+            self.remove()
+        self.size = choose()
+        record = {"key": self.key, "version": __version__, "size": self.size, "n": self.n}
+        write_text(self.folder / _PLAN, json.dumps(record | {"inputs": self._inputs}) + "\n")
+
+    def there(self) -> int:
+        """Count the blocks that are there, without reading them."""
+        return len({path.name for path in self._files()} & {self._file(i).name for i in range(len(self))})
+
+    def has(self, index: int) -> bool:
+        """Say whether a block is there, without reading it."""
+        return self._file(index).is_file()
+
+    def find(self, index: int) -> np.ndarray | None:
+        """Read a block; None where it is not there or not as it was written, which the log then says."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        path, rows = self._file(index), self.rows(index)
+        if not path.is_file():
+            return None
+        try:
+            content = load(path.read_bytes())
+            array, about = content[_ARRAY], json.loads(content[_ABOUT].tobytes())
+            if about["key"] != self.key or about["rows"] != [rows.start, rows.stop]:
+                raise ValueError("it is of another stage, or of other images")
+            if about["sha256"] != sha256_array(array):
+                raise ValueError("not the checksum that it was written with")
+            if len(array) != rows.stop - rows.start:
+                raise ValueError("other images than were written")
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            LOG.warning("%s: block %d is damaged (%s); computing it again", self.name, index, error)
+            return None
+        return array
+
+    def write(self, index: int, array: np.ndarray) -> None:
+        """Write a block, whole or not at all."""
+        from safetensors.numpy import save
+
+        array, rows = np.ascontiguousarray(array), self.rows(index)
+        about = json.dumps({"key": self.key, "rows": [rows.start, rows.stop], "sha256": sha256_array(array)})
+        # As an array: the format's own place for words keeps no order.
+        content = {_ARRAY: array, _ABOUT: np.frombuffer(about.encode(), dtype=np.uint8)}
+        with atomic_path(self._file(index)) as path:
+            path.write_bytes(save(content))
+
+    def gather(self, path: Path, make: Callable[[int], np.ndarray]) -> np.ndarray:
+        """Put all blocks together in one ``.npy`` file.
+
+        Parameters
+        ----------
+        path : Path
+        make : callable
+            Computes (and writes) a block, for those that are not there.
+
+        Returns
+        -------
+        ndarray, shape (n, ...)
+            The file, mapped into memory.
+        """
+        if not self.n:
+            raise ValueError(f"{self.name}: no images")
+        with open(path, "wb") as stream:  # a full disk is an error here, and a signal in a memory map
+            for index in range(len(self)):
+                block = self.find(index)
+                if block is None:
+                    block = make(index)
+                if not index:
+                    header = {"descr": np.lib.format.dtype_to_descr(block.dtype), "fortran_order": False}
+                    shape = (self.n, *block.shape[1:])
+                    np.lib.format.write_array_header_1_0(stream, header | {"shape": shape})
+                stream.write(np.ascontiguousarray(block).data)
+        whole: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        return whole
+
+    def remove(self) -> None:
+        """Remove all blocks; the plan first, so that half removed is never taken for begun."""
+        (self.folder / _PLAN).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"{index:05d}{_BLOCK}"
+
+    def _files(self) -> list[Path]:
+        return _block_files(self.folder)
+
+
+def count_blocks(folder: Path, name: str) -> tuple[int, int] | None:
+    """Count a stage's blocks that are there, and all it has; None where none was begun. Reads no block."""
+    record = _read_plan(folder / f"{name}{SUFFIX}")
+    if not record:
+        return None
+    return len(_block_files(folder / f"{name}{SUFFIX}")), -(-record["n"] // record["size"])
+
+
+def _block_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob(f"*{_BLOCK}") if not p.name.startswith("."))
+
+
+def _read_plan(folder: Path) -> dict[str, Any]:
+    """Read which stage blocks are of; empty where that is not known."""
+    try:
+        record: dict[str, Any] = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
+        sound = all(type(record[name]) is int and record[name] > 0 for name in ("size", "n"))
+        return record if sound and isinstance(record["inputs"], dict) else {}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return {}

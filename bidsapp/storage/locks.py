@@ -1,0 +1,102 @@
+"""Lock files: held by one process alone, or by several together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.system.write_errors import cannot_write
+
+if TYPE_CHECKING:
+    pass
+
+
+@contextmanager
+def locked_together(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a lock file together with others while the body runs; nothing is waited for.
+
+    The kernel's lock (``flock``, shared) on the same file that :func:`locked` holds alone. NFS
+    passes it on to its server, and a killed process gives it up by itself.
+
+    Parameters
+    ----------
+    path : path
+        The lock file, empty, left in place.
+
+    Raises
+    ------
+    AppError
+        Exit code 75 where a process holds it alone, 73 where the file can't be made, 74 where the file
+        system has no such locks.
+    """
+    import fcntl
+
+    lock_file = Path(path)
+    try:
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        # Open for writing too: where NFS makes a lock of byte ranges of it, one of each kind asks for both.
+        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise cannot_write(lock_file, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            message = f"{lock_file}: another process holds this lock. Wait for it to end."
+            raise AppError(message, exit_code=ExitCode.TRY_AGAIN) from error
+        except OSError as error:
+            raise AppError(
+                f"{lock_file}: this file system has no locks that processes can share ({error.strerror}). "
+                "Choose output and work folders on another one, or run without --shard.",
+                exit_code=ExitCode.IO_ERROR,
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str], *, timeout: float = 600.0) -> Iterator[None]:
+    """Hold a lock file while the body runs, so that one process at a time changes a shared file.
+
+    The lock is the kernel's (``flock``), which NFS passes on to its server and which a killed process
+    gives up by itself. Where the file system has none, the lock file's existence takes its place;
+    after a kill that one has to be deleted by hand, and the message says so.
+
+    Parameters
+    ----------
+    path : path
+        The lock file, empty, left in place.
+    timeout : float
+        Seconds to wait for another process; 0 does not wait.
+
+    Raises
+    ------
+    AppError
+        Exit code 75 where another process still holds the lock, 73 where it can't be made.
+    """
+    from filelock import FileLock, SoftFileLock, Timeout
+
+    lock_file = Path(path)
+    mend = f"Wait for it to end; if none runs, delete {lock_file} and run the same command again."
+    lock: FileLock | SoftFileLock = FileLock(lock_file)
+    try:
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=timeout)
+        except NotImplementedError:
+            lock = SoftFileLock(lock_file.with_name(lock_file.name + ".soft"))
+            lock.acquire(timeout=timeout)
+    except Timeout as error:
+        message = f"{lock_file}: another process holds this lock. {mend}"
+        raise AppError(message, exit_code=ExitCode.TRY_AGAIN) from error
+    except OSError as error:
+        raise cannot_write(lock_file, error) from error
+    try:
+        yield
+    finally:
+        lock.release()

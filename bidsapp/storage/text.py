@@ -1,0 +1,275 @@
+"""Small files, written whole or not at all, and read strictly.
+
+Everything is written to a temporary name in the same folder and renamed at the end, so a reader (or
+a job that was killed and started again) never meets half a file under its final name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bidsapp.errors import AppError, ExitCode
+from bidsapp.storage.atomic import atomic_path
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+#: Longest text that is read, in bytes: captions of all of COCO have a fifth of it.
+_MOST_TEXT = 1 << 28
+
+
+#: Most columns of a table; their names are looked at one by one.
+_MOST_COLUMNS = 10_000
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write ``text`` as UTF-8 with Unix line ends, atomically."""
+    with atomic_path(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | os.PathLike[str], obj: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically: keys in the order given, two spaces' indent, no nulls.
+
+    Keys whose value is None are left out at every depth (BIDS metadata has no nulls). NumPy scalars
+    and arrays and paths are written as numbers, lists and strings.
+
+    Raises
+    ------
+    ValueError
+        For NaN and infinities, which JSON does not have, and for None inside a list.
+    """
+    write_text(path, json_text(obj))
+
+
+def json_text(obj: Mapping[str, Any]) -> str:
+    """Give the text that :func:`write_json` writes."""
+    return json.dumps(_without_nulls(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _without_nulls(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # NumPy, without importing it
+        value = value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(k): _without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, (list, tuple)):
+        if any(v is None for v in value):
+            raise ValueError("a JSON list for BIDS metadata cannot hold None")
+        return [_without_nulls(v) for v in value]
+    return value
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    AppError
+        Exit code 66 where there is no such file, 65 where it is not a JSON object, or an object in it
+        has a key twice; the message has the path, and the line where that is known.
+    """
+    text = read_text(path)
+    try:
+        value = json.loads(text, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        raise _bad(path, error.lineno, f"is not valid JSON ({error.msg})") from error
+    except (RecursionError, ValueError) as error:
+        # Nested too deeply, or a number of more digits than Python converts.
+        raise _bad(path, None, f"cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise _bad(path, None, "must hold a JSON object ({...})")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its keys: JSON allows one twice, but readers differ in which of the two counts."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
+        raise ValueError(f"it has the key {twice[:80]!r} twice")
+    return content
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """Say what stands where a file should be, "" for a regular file (links are followed).
+
+    Only regular files are read: a pipe would let a run wait forever, a device never ends.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except ValueError:  # a NUL byte in the path
+        return "cannot be the name of a file"
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "is a link that leads back to itself"
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            return f"cannot be read ({error.strerror})"
+        link = " (a link to nothing: if this is a DataLad dataset, run `datalad get` on it)"
+        return "there is no such file" + (link if Path(path).is_symlink() else "")
+    if stat.S_ISREG(mode):
+        return ""
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    return f"is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file; save its content as a file"
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a UTF-8 text file (a byte-order mark is dropped, Windows line ends become Unix ones).
+
+    Raises
+    ------
+    AppError
+        Exit code 66 where there is no such file, or something else than a file (a pipe, a device), 65
+        where it is not UTF-8 or longer than 256 MiB, 74 where reading fails.
+    """
+    if (kind := kind_of(path)).startswith("is "):
+        raise AppError(f"{os.fspath(path)}: {kind}.", exit_code=ExitCode.NO_INPUT, path=path)
+    try:
+        if (size := Path(path).stat().st_size) > _MOST_TEXT:
+            raise _bad(path, None, f"has {size} bytes; tables and texts of up to {_MOST_TEXT} are read")
+        raw = Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        message = f"{os.fspath(path)}: there is no such file. Check the path and, in a container, the mounts."
+        raise AppError(message, exit_code=ExitCode.NO_INPUT, path=path) from error
+    except OSError as error:
+        message = f"{os.fspath(path)}: cannot be read ({error.strerror}). Check its permissions."
+        raise AppError(message, exit_code=ExitCode.IO_ERROR, path=path) from error
+    try:
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise _bad(path, line, "is not UTF-8 text; save it as UTF-8") from error
+
+
+def write_tsv(path: str | os.PathLike[str], columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write a BIDS table atomically: tab-separated, a header, ``n/a`` for what is missing.
+
+    Parameters
+    ----------
+    path : path
+    columns : mapping of str to sequence
+        Name of each column and its cells, all of one length. None, NaN and empty strings become
+        ``n/a``; floats have six significant digits; truth values are ``true`` and ``false``. Tabs
+        and line ends inside a text become blanks, since the format cannot hold them.
+
+    Raises
+    ------
+    ValueError
+        Where the columns differ in length.
+    """
+    write_text(path, tsv_text(columns))
+
+
+def tsv_text(columns: Mapping[str, Sequence[Any]]) -> str:
+    """Give the text that :func:`write_tsv` writes."""
+    lengths = {len(cells) for cells in columns.values()}
+    if len(lengths) > 1:
+        raise ValueError(f"columns of unequal length: { {k: len(v) for k, v in columns.items()} }")
+    rows = ["\t".join(_cell(name) for name in columns)]
+    rows += ["\t".join(_cell(v) for v in row) for row in zip(*columns.values(), strict=True)]
+    return "\n".join(rows) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if hasattr(value, "item") and not isinstance(value, str):
+        value = value.item()
+    if value is None:
+        return "n/a"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return "n/a" if math.isnan(value) else f"{value:.6g}"
+    text = str(value)
+    if any(c in text for c in "\t\r\n\0"):
+        text = " ".join(text.replace("\0", " ").split())
+    return text or "n/a"
+
+
+def read_tsv(path: str | os.PathLike[str]) -> dict[str, list[str]]:
+    """Read a tab-separated table with a header, every cell as text.
+
+    A byte-order mark, Windows line ends and blank lines at the end are tolerated. Quotes mean
+    nothing, as BIDS has it.
+
+    Returns
+    -------
+    dict of str to list of str
+        Columns in file order.
+
+    Raises
+    ------
+    AppError
+        Exit code 65, with path and line, for an empty file, a column without a name or named twice,
+        a row with more or fewer cells than the header, and a NUL byte; 66 where there is no file.
+    """
+    text = read_text(path)
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise _bad(path, line, "holds a NUL byte, so it is damaged or not a text table")
+    # Not splitlines(): captions may hold characters such as U+2028, which are no line ends in TSV.
+    lines = text.rstrip("\n").split("\n")
+    names = lines[0].split("\t")
+    if not lines[0].strip():
+        raise _bad(path, 1, "has no header row")
+    if len(names) > _MOST_COLUMNS:
+        raise _bad(path, 1, f"has {len(names)} columns; up to {_MOST_COLUMNS} are read")
+    for index, name in enumerate(names):
+        if not name.strip():
+            raise _bad(path, 1, f"column {index + 1} has no name")
+        if name in names[:index]:
+            raise _bad(path, 1, f"has two columns named {name!r}")
+    rows, n = lines[1:], len(names)
+    for number, row in enumerate(rows, start=2):
+        if row.count("\t") != n - 1:
+            k = row.count("\t") + 1
+            what = f"has {k} cell{'s' if k != 1 else ''} where the header has {n}"
+            raise _bad(path, number, what)
+    # One split of everything: a list for each of several 100,000 rows takes three times as long.
+    cells = "\t".join(rows).split("\t") if rows else []
+    return {name: cells[index::n] for index, name in enumerate(names)}
+
+
+def bytes_there(folder: Path) -> int:
+    """Count the bytes of the files in a folder and below; 0 where there is none.
+
+    Other jobs may write there: what is gone by the time it is looked at is not counted.
+    """
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                total += Path(parent, name).stat().st_size
+    return total
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_array(array: np.ndarray) -> str:
+    """Hexadecimal SHA-256 of an array's values, in C order."""
+    return hashlib.sha256(array.data if array.flags.c_contiguous else array.tobytes()).hexdigest()
+
+
+def fingerprint(path: Path) -> list[Any]:
+    """Give what tells one version of a file from another without reading it: path, bytes, time in ns."""
+    stat = path.stat()
+    return [str(path), stat.st_size, stat.st_mtime_ns]
+
+
+def _bad(path: str | os.PathLike[str], line: int | None, what: str) -> AppError:
+    where = f"{os.fspath(path)}, line {line}" if line is not None else os.fspath(path)
+    return AppError(f"{where}: {what}.", exit_code=ExitCode.BAD_DATA, path=path)

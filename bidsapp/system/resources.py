@@ -1,0 +1,150 @@
+"""The CPUs and the memory that this process may use: scheduler, affinity, control groups."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+#: What SLURM says of a task, in order of preference; both hold for one node.
+_SLURM = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
+
+
+def available_cpus(environ: Mapping[str, str] | None = None, root: Path = Path("/")) -> int:
+    """Count the CPUs this process may use, never the machine's where any of these says less.
+
+    Each of them can be missing or too large on its own: SLURM's variables do not reach into a container
+    with a clean environment, SLURM without cgroups does not set the affinity, and ``docker --cpus``
+    sets neither but a quota.
+
+    Parameters
+    ----------
+    environ : mapping, optional
+        Environment variables; those of this process by default.
+    root : Path
+        Where ``proc`` and ``sys`` are.
+
+    Returns
+    -------
+    int
+        The smallest of SLURM's allocation, the affinity and the quota (rounded up); at least 1.
+    """
+    environ = os.environ if environ is None else environ
+    allowed = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    slurm = next((v for v in map(environ.get, _SLURM) if v and v.isdigit() and int(v) > 0), None)
+    if slurm:
+        allowed.append(int(slurm))
+    # A quota of 1.5 CPUs gets two threads: rounded down, a third of it would lie idle.
+    allowed += [max(1, -(-quota // period)) for quota, period in _quotas(root)]
+    return min(allowed)
+
+
+def _quotas(root: Path) -> Iterator[tuple[int, int]]:
+    """Microseconds of CPU time, and of the period they are for, of every control group around us."""
+    for version, group in control_groups(root, "cpu"):
+        if version == 2:
+            yield from _pair(read_small(group / "cpu.max").split())
+        else:
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            yield from _pair([read_small(group / name).strip() for name in names])
+
+
+def control_groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
+    """Give the folders of the control groups around this process, each with its version, 1 or 2.
+
+    A group is held by the limits of all groups above it too. In a container the group that
+    ``/proc/self/cgroup`` names is often not to be seen, and the mounted top is the container's own.
+
+    Parameters
+    ----------
+    root : Path
+        Where ``proc`` and ``sys`` are.
+    controller : str
+        ``cpu`` or ``memory``; groups of version 2 hold all.
+    """
+    for line in read_small(root / "proc/self/cgroup").splitlines():
+        # hierarchy:controllers:path; no controllers: version 2.
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if not controllers:
+            yield from ((2, group) for group in _upwards(root / "sys/fs/cgroup", path))
+        elif controller in controllers.split(","):
+            top = root / "sys/fs/cgroup" / controllers
+            top = top if top.is_dir() else root / "sys/fs/cgroup" / controller
+            yield from ((1, group) for group in _upwards(top, path))
+
+
+def _upwards(top: Path, path: str) -> Iterator[Path]:
+    """Folders from a group up to the top of its hierarchy."""
+    group = PurePosixPath(path.lstrip("/"))
+    if ".." not in group.parts:  # a group outside this name space
+        for part in (group, *group.parents):
+            yield top / part
+    else:
+        yield top
+
+
+def _pair(words: list[str]) -> Iterator[tuple[int, int]]:
+    """Quota and period, where both are positive numbers ("max" and -1 mean none)."""
+    if len(words) == 2 and all(w.isdigit() and int(w) > 0 for w in words):
+        yield int(words[0]), int(words[1])
+
+
+def read_small(path: Path) -> str:
+    """Read a small file of the kernel's; empty where there is none."""
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return ""
+
+
+#: Version 1 says "no limit" with a number near 2**63.
+_NO_LIMIT = 1 << 60
+
+
+_FILES = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that can be taken before the system or a control group (a job, a container) is out of them.
+
+    Parameters
+    ----------
+    root : Path
+        Where ``proc`` and ``sys`` are.
+
+    Returns
+    -------
+    int or None
+        The least of the kernel's MemAvailable and of what every control group around this process
+        leaves; None where nothing is known (not on Linux).
+    """
+    return min([*_of_the_system(root), *_of_groups(root)], default=None)
+
+
+def resident_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of memory that this process holds; None where that is not known (not on Linux)."""
+    words = read_small(root / "proc/self/statm").split()
+    return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 and words[1].isdigit() else None
+
+
+def _of_the_system(root: Path) -> Iterator[int]:
+    for line in read_small(root / "proc/meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if name == "MemAvailable" and words and words[0].isdigit():
+            yield int(words[0]) * 1024
+
+
+def _of_groups(root: Path) -> Iterator[int]:
+    for version, group in control_groups(root, "memory"):
+        limit, used = (read_small(group / name).strip() for name in _FILES[version])
+        if limit.isdigit() and used.isdigit() and int(limit) < _NO_LIMIT:
+            # files that were read count as used, and are given back when memory is short
+            yield max(0, int(limit) - int(used) + _page_cache(group))
+
+
+def _page_cache(group: Path) -> int:
+    """Bytes of files that a control group holds and can give back at once."""
+    rows = dict(line.split()[:2] for line in read_small(group / "memory.stat").splitlines() if " " in line)
+    found = rows.get("total_inactive_file", rows.get("inactive_file", ""))
+    return int(found) if found.isdigit() else 0

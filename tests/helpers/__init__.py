@@ -1,0 +1,1 @@
+"""What several test files use: trees, tiny models, fault runs, readers of pages."""

@@ -230,9 +230,14 @@ def _regions(scores: Sequence[RegionScore]) -> Panel:
                 text = f"without {region} {_percent(lesion.two_way.mean)}"
                 marks = (Mark("null", axis.place(lesion.two_way.mean), None, None, text), *lane.marks)
                 lane = Lane(
-                    region, lane.value, lane.interval, marks, lane.chance, lane.band,
+                    region,
+                    lane.value,
+                    lane.interval,
+                    marks,
+                    lane.chance,
+                    lane.band,
                     f"{lane.text.removesuffix('.')}; {text}.",
-                )  # fmt: skip
+                )
             lanes.append(lane)
         plots.append(MetricPlot(label, "", tuple(lanes), axis.ticks(label)))
         best = max((s for s in here if s.analysis == "keep"), key=lambda s: s.two_way.mean)

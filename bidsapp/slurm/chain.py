@@ -121,11 +121,14 @@ def chain(run: Run, launch: Launch, asked: Asked) -> list[Step]:
         jobs = [
             participant("prepare", "All before stage 2, a subject a task.", ["--prepare"], step="prepare"),
             participant(
-                "shard", f"Stage 2, {n} tasks a subject.", ["--shard", Expression("$shard")],
-                shards=n, step="shard",
+                "shard",
+                f"Stage 2, {n} tasks a subject.",
+                ["--shard", Expression("$shard")],
+                shards=n,
+                step="shard",
             ),
             participant("gather", "Scores and outputs, a subject a task.", step="gather"),
-        ]  # fmt: skip
+        ]
     few = Resources(as_limit(GROUP_TIME), GROUP_MEMORY, 1)
     places = [str(run.bids_dir), str(run.output_dir), "group"]
     about = "The group level: the subjects that are done; those that failed are named as missing."

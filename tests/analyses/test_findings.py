@@ -91,7 +91,7 @@ def test_a_healthy_run_names_no_stage_and_says_what_limits_it(healthy):
         ("decoding", {"targets": (quality("vdvae", 0.5, 0.6), quality("clip_vision", 0.5, 0.3))}),
         ("pictures", {"ladder": ladder(brain=(0.5, 0.5, 0.2))}),
     ],
-)  # fmt: skip
+)
 def test_each_damage_names_its_stage_and_no_other(healthy, code, changes):
     evidence = replace(healthy, **changes)
     assert named(evidence) == [code]
@@ -152,12 +152,18 @@ def test_the_way_reached_is_said_in_whole_per_cent_or_not_at_all(healthy, share,
 @pytest.mark.parametrize(
     ("low", "said"),
     [
-        (0.011, "What limits them most is the prediction of the CLIP tokens (stage 2): with the true ones "
-                "they reach 0.96 (gain 0.06, 95 % interval 0.01 to 0.12)."),
-        (-0.001, "50 images are too few to tell what limits them: the true CLIP tokens (stage 2) add most, "
-                 "0.06 (95 % interval 0.00 to 0.12)."),
+        (
+            0.011,
+            "What limits them most is the prediction of the CLIP tokens (stage 2): with the true ones "
+            "they reach 0.96 (gain 0.06, 95 % interval 0.01 to 0.12).",
+        ),
+        (
+            -0.001,
+            "50 images are too few to tell what limits them: the true CLIP tokens (stage 2) add most, "
+            "0.06 (95 % interval 0.00 to 0.12).",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_limits_the_picture_is_named_where_its_gain_is_sure(healthy, low, said):
     rows = [
         replace(r, gain=Value(0.06, low, 0.12)) if (r.rung, r.stage) == ("true_tokens", "stage2") else r

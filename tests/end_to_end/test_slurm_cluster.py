@@ -140,8 +140,10 @@ def test_one_subject_over_shards(slurm, folder, plain):
     states = {name: slurm.states(job) for name, job in jobs.items()}
     assert set(states.pop("shard").values()) == {"COMPLETED"}, logs
     assert states == {
-        "prepare": {"0": "COMPLETED"}, "gather": {"0": "COMPLETED"}, "group": {"": "COMPLETED"}
-    }, logs  # fmt: skip
+        "prepare": {"0": "COMPLETED"},
+        "gather": {"0": "COMPLETED"},
+        "group": {"": "COMPLETED"},
+    }, logs
     made = outputs(out)
     of_subject = {name: digest for name, digest in outputs(plain).items() if name.startswith("sub-01/")}
     assert {name: digest for name, digest in made.items() if name.startswith("sub-01/")} == of_subject

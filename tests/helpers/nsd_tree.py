@@ -90,8 +90,10 @@ def _table(tree: NsdTree, rng: np.random.Generator) -> None:
     names += [f"subject{s}" for s in subjects] + [f"subject{s}_rep{r}" for s in subjects for r in range(3)]
     coco_ids = rng.choice(np.arange(1, 100_000), n, replace=False)
     shared = set(tree.images[0, :N_SHARED].tolist())
-    trials = [[np.flatnonzero(tree.images[s, tree.order - 1] == i) + 1 for s in range(N_SUBJECTS)]
-              for i in range(1, n + 1)]  # fmt: skip
+    trials = [
+        [np.flatnonzero(tree.images[s, tree.order - 1] == i) + 1 for s in range(N_SUBJECTS)]
+        for i in range(1, n + 1)
+    ]
     lines = [",".join(["", *names])]
     for image in range(1, n + 1):
         split = "val2017" if image % 10 == 3 else "train2017"

@@ -240,7 +240,8 @@ CASES = {
     "HDF5 of pickled values": Case(65, "data type", pickled_values),
     "HDF5 with a pickled attribute": Case(65, "lists 6 trials", pickled_attribute),
     "HDF5 of objects": Case(
-        65, "data type",
+        65,
+        "data type",
         in_hdf5(BETAS_HDF5, lambda f: f.create_dataset("betas", SHAPE, h5py.string_dtype())),
     ),
     # bricks of images
@@ -255,7 +256,8 @@ CASES = {
         65, "row 0 cannot be read", in_hdf5(BRICK, unknown_filter("imgBrick", (1, 8, 8, 3), "u1"))
     ),
     "brick of images too large": Case(
-        65, "too many to read",
+        65,
+        "too many to read",
         in_hdf5(BRICK, lambda f: f.create_dataset("imgBrick", WIDE, "u1", chunks=(1, 8, 8, 3))),
     ),
     "brick of an encoded bomb": Case(
@@ -273,4 +275,4 @@ CASES = {
     "image that is an SVG with entities": Case(65, "no readable image", on(IMAGE, SVG)),
     "image that is pickled": Case(65, "no readable image", lambda t: put(t / "bids" / IMAGE, trap(t))),
     "image of 40 GB": Case(65, "bytes; image files", on(IMAGE, sparse)),
-}  # fmt: skip
+}

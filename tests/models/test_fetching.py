@@ -158,9 +158,12 @@ def test_a_file_is_fetched_and_recorded(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_terminal_gets_a_bar_and_a_log_a_line(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     monkeypatch.setattr(fetching, "_EVERY_S", -1)  # a line whenever there is something to say
     with caplog.at_level("INFO"):
         fetch(at(server), tmp_path / "log")

@@ -80,7 +80,7 @@ def test_spelling() -> None:
         (".toml", "a = 1  # see, it is\n# to go on with\n", 2, "go on"),
         (".html", '<p class="picture">{{ picture }} says</p>\n', 1, "says"),
     ],
-)  # fmt: skip
+)
 def test_what_is_found(tmp_path: Path, suffix: str, text: str, line: int, found: str) -> None:
     path = tmp_path / f"page{suffix}"
     path.write_text(text)

@@ -22,7 +22,7 @@ AFFINE = np.array(
         [0, 0, 3.0, -9.0],
         [0, 0, 0, 1.0],
     ]
-)  # fmt: skip
+)
 
 
 def brain() -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +83,7 @@ def test_slices_lie_where_the_voxels_are() -> None:
 
 @pytest.mark.parametrize(
     ("values", "high"), [([0, 61.0], 60.0), ([73.0], 75.0), ([4.2], 4.5), ([0.0], 1.0), ([np.nan], 1.0)]
-)  # fmt: skip
+)
 def test_the_colours_end_at_a_round_number(values: list[float], high: float) -> None:
     assert colour_range(np.asarray(values, np.float32)) == (0.0, pytest.approx(high))
 

@@ -46,7 +46,7 @@ def ones(_: Path) -> dict[str, np.ndarray]:
         (dict.fromkeys("abcde", 0), dict.fromkeys("abcde", 1), FOUR + " and 1 more"),
         ({"t": (1, 2)}, {"t": [1, 2]}, ""),
     ],
-)  # fmt: skip
+)
 def test_what_changed_is_named(old, new, says):
     assert changes(flat_inputs(old), flat_inputs(new)) == says
 

@@ -33,6 +33,8 @@ def locked() -> dict[str, Version]:
 def test_version():
     assert re.findall(r"^ARG VERSION=(.+)$", DOCKERFILE, re.MULTILINE) == [bidsapp.__version__]
     assert re.findall(r"^ +VERSION=(.+)$", DEFINITION, re.MULTILINE) == [bidsapp.__version__]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.+)$", citation, re.MULTILINE) == [bidsapp.__version__]
 
 
 def test_both_images_have_the_same_environment():

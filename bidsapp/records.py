@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+#: How reports and sentences name the targets that responses are regressed on.
+TARGET_TITLES = {
+    "vdvae": "VDVAE latents",
+    "clip_vision": "CLIP image tokens",
+    "clip_text": "CLIP text tokens",
+    "clip_image": "CLIP image embedding",
+}
+
 
 @dataclass(frozen=True)
 class Session:

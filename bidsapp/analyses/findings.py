@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bidsapp.evidence import Evidence, Finding, LadderRow, TrialOrder, Value
+from bidsapp.records import TARGET_TITLES
 
 #: Metric of the ladder that the rules read: the mean over judging networks of two-way identification.
 IDENTIFICATION = "identification"
@@ -71,13 +72,6 @@ _STAGES = {
     "decoding": "decoding",
     "pictures": "pictures of predicted latents",
     "limit": "what limits the picture",
-}
-#: Targets as sentences name them.
-_TARGETS = {
-    "vdvae": "VDVAE latents",
-    "clip_vision": "CLIP image tokens",
-    "clip_text": "CLIP text tokens",
-    "clip_image": "CLIP image embedding",
 }
 
 
@@ -299,7 +293,7 @@ def _two_way(score: float) -> str:
 
 
 def _named(target: str) -> str:
-    return _TARGETS.get(target, target)
+    return TARGET_TITLES.get(target, target)
 
 
 _Rule = Callable[[Evidence, _Ladder], Finding | None]

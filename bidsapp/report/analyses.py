@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bidsapp.evidence import Evidence, HoldoutScores, RegionScore, SeedSpread, Value
-from bidsapp.report.checks import TARGET_TITLES
+from bidsapp.records import TARGET_TITLES
 from bidsapp.report.labels import (
     STAGE_TITLES,
     MetricLabel,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bidsapp.evidence import RUNGS, Evidence, LadderRow, TargetQuality, Value
+from bidsapp.records import TARGET_TITLES
 from bidsapp.report.labels import STAGE_TITLES, MetricLabel, format_interval, format_value, metric_label
 from bidsapp.report.plots import Axis, Lane, Mark, MetricPlot, axis_for
 
@@ -23,12 +24,6 @@ RUNG_TITLES = {
     "random": "Random responses",
 }
 SEVERITY_TITLES = {"broken": "broken", "limit": "limit", "ok": "sound", "unknown": "not judged"}
-TARGET_TITLES = {
-    "vdvae": "VDVAE latents",
-    "clip_vision": "CLIP image tokens",
-    "clip_text": "CLIP text tokens",
-    "clip_image": "image embedding",
-}
 #: Metrics that the ladder is drawn for, if they are there; all are in the table.
 _DRAWN = ("identification", "pixcorr")
 _IDENTIFICATION = MetricLabel(

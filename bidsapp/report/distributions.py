@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bidsapp.evidence import Evidence, TargetQuality
-from bidsapp.report.checks import TARGET_TITLES
+from bidsapp.records import TARGET_TITLES
 
 _BINS = 60
 #: Height of the drawing in its own units; its width is 100.

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from bidsapp.evidence import Evidence
+from bidsapp.records import TARGET_TITLES
 from bidsapp.report import analyses, checks, distributions, words
 from bidsapp.report.figures import GAP, SIDE, write_tiles
 from bidsapp.report.labels import (
@@ -37,12 +38,6 @@ _SECTIONS = (
     "Errors",
 )
 _FIGURE_SECTIONS = ("reconstructions", "scores", "regions", "data")
-
-_TARGET_TITLES = {
-    "vdvae": "VDVAE latents",
-    "clip_vision": "CLIP image tokens",
-    "clip_text": "CLIP text tokens",
-}
 
 
 def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
@@ -237,7 +232,7 @@ def _targets(report: SubjectReport) -> list[tuple[str, ...]]:
     correlation = metric_label("pixcorr")
     return [
         (
-            _TARGET_TITLES.get(t.target, t.target),
+            TARGET_TITLES.get(t.target, t.target),
             format_value(correlation, t.correlation),
             format_interval(correlation, t.low, t.high),
             "–" if t.n_dims is None else _count(t.n_dims),

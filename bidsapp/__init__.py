@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from bidsapp.decoding.model_file import RidgeModel
     from bidsapp.decoding.model_file import load as load_model
     from bidsapp.decoding.ridge import Ridge, RidgeCV
-    from bidsapp.metrics.protocol import Scores, Summary, score
     from bidsapp.metrics.protocols import published_protocols
+    from bidsapp.metrics.scoring import Scores, Summary, score
     from bidsapp.models.judges.protocol_networks import load_protocol_networks
 
 __version__ = "0.1.0"
@@ -42,14 +42,14 @@ _HOMES = {
     "Ridge": ("bidsapp.decoding.ridge", "Ridge"),
     "RidgeCV": ("bidsapp.decoding.ridge", "RidgeCV"),
     "RidgeModel": ("bidsapp.decoding.model_file", "RidgeModel"),
-    "Scores": ("bidsapp.metrics.protocol", "Scores"),
-    "Summary": ("bidsapp.metrics.protocol", "Summary"),
+    "Scores": ("bidsapp.metrics.scoring", "Scores"),
+    "Summary": ("bidsapp.metrics.scoring", "Summary"),
     "load_model": ("bidsapp.decoding.model_file", "load"),
     "load_protocol_networks": ("bidsapp.models.judges.protocol_networks", "load_protocol_networks"),
     "load_recipe": ("bidsapp.config", "load_recipe"),
     "main": ("bidsapp.cli", "main"),
     "published_protocols": ("bidsapp.metrics.protocols", "published_protocols"),
-    "score": ("bidsapp.metrics.protocol", "score"),
+    "score": ("bidsapp.metrics.scoring", "score"),
 }
 
 

@@ -24,8 +24,8 @@ from bidsapp.analyses import controls as control_steps
 from bidsapp.analyses.findings import IDENTIFICATION
 from bidsapp.config import RunConfig, ladder_size
 from bidsapp.evidence import RUNGS, LadderRow
-from bidsapp.metrics.protocol import Scores, score
-from bidsapp.metrics.shares import mean_with_interval, share_of_way
+from bidsapp.metrics.scoring import Scores, score
+from bidsapp.metrics.shares import mean_with_interval, share_of_range
 from bidsapp.pipeline.decoding import predict_and_calibrate
 from bidsapp.pipeline.images import first_stage, shown_images, take, true_latents
 from bidsapp.pipeline.records import BRAIN, NULL, ORACLE, Decoded, Refinement, Rung, Start, _Images
@@ -166,7 +166,7 @@ def tabulate(rungs: Mapping[str, Rung], seed: int) -> tuple[LadderRow, ...]:
         for name, metrics in values.items():
             for metric, v in metrics.items():
                 luck, best = (values.get(k, {}).get(metric) for k in (NULL, ORACLE))
-                share = None if luck is None or best is None else share_of_way(v, luck, best, seed)
+                share = None if luck is None or best is None else share_of_range(v, luck, best, seed)
                 brain = values.get(BRAIN, {}).get(metric)
                 gain = None if brain is None else mean_with_interval(v - brain, seed)
                 mean = mean_with_interval(v, seed)

@@ -10,8 +10,8 @@ import numpy as np
 
 from bidsapp.config import RunConfig
 from bidsapp.evidence import ProtocolScores, Value
-from bidsapp.metrics.protocol import Scores, score
 from bidsapp.metrics.protocols import PublishedProtocol, published_protocols
+from bidsapp.metrics.scoring import Scores, score
 
 if TYPE_CHECKING:
     from bidsapp.models.suite import Models

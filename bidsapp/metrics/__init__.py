@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bidsapp.metrics.identification import TwoWay, similarity, top1, two_way
     from bidsapp.metrics.pixel import pixcorr, ssim, ssim_columnwise
-    from bidsapp.metrics.protocol import PROTOCOLS, Scores, Summary, score
     from bidsapp.metrics.protocols import PublishedProtocol, published_protocols
+    from bidsapp.metrics.scoring import PROTOCOLS, Scores, Summary, score
     from bidsapp.metrics.statistics import bootstrap_interval, permutation_p
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
 _HOMES = {
     "identification": ("TwoWay", "similarity", "top1", "two_way"),
     "pixel": ("pixcorr", "ssim", "ssim_columnwise"),
-    "protocol": ("PROTOCOLS", "Scores", "Summary", "score"),
+    "scoring": ("PROTOCOLS", "Scores", "Summary", "score"),
     "protocols": ("PublishedProtocol", "published_protocols"),
     "statistics": ("bootstrap_interval", "permutation_p"),
 }

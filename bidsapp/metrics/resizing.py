@@ -36,7 +36,7 @@ def resize(images: Images, size: int, resample: str = "bilinear") -> Images:
     return out
 
 
-def prepare(images: Images, how: Resizing) -> npt.NDArray[Any]:
+def apply_resizing(images: Images, how: Resizing) -> npt.NDArray[Any]:
     """Bring images to size as a protocol says.
 
     Parameters

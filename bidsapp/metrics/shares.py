@@ -12,7 +12,7 @@ from bidsapp.metrics.statistics import bootstrap_interval, percentile_interval
 _RESAMPLES = 2000
 
 
-def share_of_way(
+def share_of_range(
     values: npt.ArrayLike, null: npt.ArrayLike, oracle: npt.ArrayLike, seed: int
 ) -> Value | None:
     """``(value - null) / (oracle - null)`` of means over the same images.

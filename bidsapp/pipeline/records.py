@@ -12,7 +12,7 @@ from bidsapp.data.betas import Mask
 from bidsapp.data.targets import TargetRows
 from bidsapp.decoding.crossvalidation import Selection
 from bidsapp.evidence import Evidence
-from bidsapp.metrics.protocol import Scores
+from bidsapp.metrics.scoring import Scores
 from bidsapp.records import Split, SubjectInputs
 from bidsapp.storage.stages import StageResult, Stages
 

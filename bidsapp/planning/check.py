@@ -267,8 +267,8 @@ def judging_networks(recipe: Recipe) -> dict[str, NetworkUse]:
 
 def unknown_names(recipe: Recipe) -> list[Problem]:
     """Find the protocol or the judging networks that a recipe names and that do not exist."""
-    from bidsapp.metrics.protocol import PROTOCOLS
     from bidsapp.metrics.protocols import published_protocols
+    from bidsapp.metrics.scoring import PROTOCOLS
     from bidsapp.models.judges.evalnets import NATIVE_NETWORKS
 
     name, protocols = recipe.metrics.protocol, published_protocols()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bidsapp.analyses.ladder import tabulate
-from bidsapp.metrics.protocol import Scores
+from bidsapp.metrics.scoring import Scores
 from bidsapp.pipeline.records import Rung
 
 

@@ -16,7 +16,7 @@ import pytest
 from bidsapp import cli
 from bidsapp.analyses import ladder
 from bidsapp.config import RECIPES
-from bidsapp.metrics.protocol import Scores
+from bidsapp.metrics.scoring import Scores
 from bidsapp.models.suite import EMBEDDED
 from bidsapp.outputs.provenance import write_settings
 from bidsapp.participant import reconstruct as participant

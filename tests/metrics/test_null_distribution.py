@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import kstest
 
 from bidsapp.metrics.identification import similarity, two_way, two_way_null
-from bidsapp.metrics.protocol import score
+from bidsapp.metrics.scoring import score
 from bidsapp.metrics.statistics import bootstrap_interval, permutation_p
 
 

@@ -15,10 +15,10 @@ from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.metrics import protocol as room
-from bidsapp.metrics.protocol import PROTOCOLS, score
+from bidsapp.metrics import scoring as room
 from bidsapp.metrics.protocols import Resizing, published_protocols
-from bidsapp.metrics.resizing import prepare
+from bidsapp.metrics.resizing import apply_resizing
+from bidsapp.metrics.scoring import PROTOCOLS, score
 from bidsapp.report.labels import metric_label
 
 TWO_WAY = ("alexnet2", "alexnet5", "inception", "clip")
@@ -111,14 +111,14 @@ def test_resizing_of_floats_is_that_of_antialiased_tensors():
         expected = images / 255.0
         for size in sizes:
             expected = np.stack([_tensor_resize(x, size) for x in expected])
-        got = prepare(images, Resizing(sizes, "bilinear", "float"))
+        got = apply_resizing(images, Resizing(sizes, "bilinear", "float"))
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 def test_resizing_of_bytes_is_pillows_and_rounds_after_each_step():
     images = _formula_images(2, 64, 0)
-    got = prepare(images, Resizing((40, 50), "bicubic", "uint8"))
+    got = apply_resizing(images, Resizing((40, 50), "bicubic", "uint8"))
     literal = [
         Image.fromarray(x)
         .resize((40, 40), Image.Resampling.BICUBIC)
@@ -127,7 +127,7 @@ def test_resizing_of_bytes_is_pillows_and_rounds_after_each_step():
     ]
     np.testing.assert_array_equal(got, np.stack([np.asarray(x) for x in literal]))
     assert got.dtype == np.uint8
-    assert prepare(images, Resizing((64,), "bilinear", "uint8")) is images
+    assert apply_resizing(images, Resizing((64,), "bilinear", "uint8")) is images
 
 
 def test_the_table_holds_the_published_settings():

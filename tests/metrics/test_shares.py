@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bidsapp.metrics.shares import mean_with_interval, share_of_way
+from bidsapp.metrics.shares import mean_with_interval, share_of_range
 
 
 def test_known_shares_and_their_intervals_hold_them():
@@ -13,7 +13,7 @@ def test_known_shares_and_their_intervals_hold_them():
     null, oracle = rng.normal(0.5, 0.1, 400), rng.normal(0.95, 0.03, 400)
     for true in (0.0, 0.4, 1.0, 1.1):
         values = 0.5 + true * 0.45 + rng.normal(0, 0.1, 400)
-        found = share_of_way(values, null, oracle, seed=1)
+        found = share_of_range(values, null, oracle, seed=1)
         assert found is not None
         assert found.mean == pytest.approx(true, abs=0.05)
         assert found.low < true < found.high
@@ -25,7 +25,7 @@ def test_known_shares_and_their_intervals_hold_them():
 def test_metrics_that_are_better_when_lower_have_the_same_shares():
     rng = np.random.default_rng(0)
     v, null, oracle = rng.normal(0.7, 0.1, 100), rng.normal(0.5, 0.1, 100), rng.normal(0.9, 0.1, 100)
-    up, down = share_of_way(v, null, oracle, 1), share_of_way(1 - v, 1 - null, 1 - oracle, 1)
+    up, down = share_of_range(v, null, oracle, 1), share_of_range(1 - v, 1 - null, 1 - oracle, 1)
     assert up is not None
     assert down is not None
     np.testing.assert_allclose([up.mean, up.low, up.high], [down.mean, down.low, down.high])
@@ -34,10 +34,10 @@ def test_metrics_that_are_better_when_lower_have_the_same_shares():
 def test_no_share_where_the_oracle_is_no_better_than_luck():
     rng = np.random.default_rng(0)
     null = rng.normal(0.5, 0.1, 50)
-    assert share_of_way(null + 0.1, null, null + rng.normal(0, 0.1, 50), 1) is None
-    assert share_of_way(null, null, null, 1) is None
+    assert share_of_range(null + 0.1, null, null + rng.normal(0, 0.1, 50), 1) is None
+    assert share_of_range(null, null, null, 1) is None
     with pytest.raises(ValueError, match="agree"):
-        share_of_way(null, null[1:], null, 1)
+        share_of_range(null, null[1:], null, 1)
 
 
 def test_means_leave_out_what_is_not_defined():

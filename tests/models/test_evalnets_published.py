@@ -21,8 +21,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.metrics.protocol import score
 from bidsapp.metrics.protocols import published_protocols
+from bidsapp.metrics.scoring import score
 from bidsapp.models.judges.alexnet import AlexNet
 from bidsapp.models.judges.efficientnet import EfficientNetB1
 from bidsapp.models.judges.inception import InceptionV3

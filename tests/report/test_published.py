@@ -13,8 +13,8 @@ from helpers.published_models import write_alexnet, write_recipe
 from bidsapp.analyses.protocols import score_by_each
 from bidsapp.config import load_recipe
 from bidsapp.evidence import Evidence, ProtocolScores, Value
-from bidsapp.metrics.protocol import score
 from bidsapp.metrics.protocols import published_protocols
+from bidsapp.metrics.scoring import score
 from bidsapp.models.judges.protocol_networks import load_protocol_networks
 from bidsapp.report import SubjectReport, write_subject_report
 from bidsapp.report.published import COLUMNS, beside, published_rows

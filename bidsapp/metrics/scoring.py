@@ -16,7 +16,7 @@ import numpy.typing as npt
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.metrics import identification, pixel
 from bidsapp.metrics.protocols import PublishedProtocol, published_protocols
-from bidsapp.metrics.resizing import prepare, resize
+from bidsapp.metrics.resizing import apply_resizing, resize
 from bidsapp.metrics.statistics import (
     Interval,
     bootstrap_interval,
@@ -255,8 +255,8 @@ def _pixel_values(
     blocks: dict[str, list[Vector]] = {name: [] for name in protocol.pixel_metrics}
     for start in range(0, len(stimulus), _AT_ONCE):
         rows = slice(start, start + _AT_ONCE)
-        truth = prepare(stimuli[stimulus[rows]], protocol.pixels)
-        images = prepare(reconstructions[reconstruction[rows]], protocol.pixels)
+        truth = apply_resizing(stimuli[stimulus[rows]], protocol.pixels)
+        images = apply_resizing(reconstructions[reconstruction[rows]], protocol.pixels)
         for name in protocol.pixel_metrics:
             blocks[name].append(getattr(pixel, name)(truth, images))
     return {name: np.concatenate(parts) for name, parts in blocks.items()}

@@ -8,7 +8,7 @@ from PIL import Image
 
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.metrics import identification, pixel
-from bidsapp.metrics.protocol import resize, score
+from bidsapp.metrics.scoring import resize, score
 
 
 def _images(n: int = 24, size: int = 32, seed: int = 0) -> np.ndarray:

@@ -13,62 +13,32 @@ from bidsapp.cli.options import command_line, common, prepare
 from bidsapp.errors import ExitCode
 
 if TYPE_CHECKING:
+    from bidsapp.config import RunConfig
+    from bidsapp.demo.design import DatasetDesign
     from bidsapp.report import ScoreRow
 
 
-def run_demo(
-    folder: Path,
-    *,
-    seed: int,
-    n_subjects: int,
-    n_train: int,
-    n_test: int,
-    simulate_only: bool,
-    device: str,
-    dtype: str,
-    n_cpus: int,
-    verbose: int,
-    command: str,
-) -> int:
-    """Write ``folder/bids``, reconstruct it into ``folder/out``, print a table of scores.
+def run_demo(config: RunConfig, design: DatasetDesign) -> int:
+    """Simulate ``config.bids_dir``, reconstruct it into ``config.output_dir``, and print a table of scores.
 
     Returns
     -------
     int
         Exit code.
     """
-    from bidsapp.config import RunConfig, load_recipe
     from bidsapp.demo.simulate import write_dataset
-
-    start = time.monotonic()
-    bids_dir, output_dir = folder / "bids", folder / "out"
-    write_dataset(bids_dir, seed=seed, n_subjects=n_subjects, n_train=n_train, n_test=n_test, n_cpus=n_cpus)
-    if simulate_only:
-        click.echo(f"Simulated dataset: {bids_dir}")
-        return ExitCode.OK
     from bidsapp.group.level import run_group
     from bidsapp.participant.level import run_participants
 
-    config = RunConfig(
-        bids_dir=bids_dir,
-        output_dir=output_dir,
-        work_dir=folder / "work",
-        recipe=load_recipe("embedded"),
-        device=device,
-        dtype=dtype,
-        n_cpus=n_cpus,
-        seed=seed,
-        skip_bids_validation=True,
-        verbose=verbose,
-        command=command,
-    )
+    start = time.monotonic()
+    write_dataset(config.bids_dir, design, n_cpus=config.n_cpus)
     code, scores = run_participants(config)
     if not scores:
         return code
-    outcome = run_group(output_dir, command=command)
+    outcome = run_group(config.output_dir, command=config.command)
     click.echo(score_table(scores))
     for subject in scores:
-        click.echo(f"Report: {output_dir / f'sub-{subject}.html'}")
+        click.echo(f"Report: {config.output_dir / f'sub-{subject}.html'}")
     click.echo(f"Group report: {outcome.report} (whole demo: {time.monotonic() - start:.0f} s)")
     return code
 
@@ -106,17 +76,24 @@ def demo(**options: Any) -> int:
     responses, with noise as in NSD. Both levels run with the embedded recipe.
     """
     prepare(options)
+    from bidsapp.config import RunConfig, load_recipe
+    from bidsapp.demo.design import DatasetDesign
+    from bidsapp.demo.simulate import write_dataset
 
-    return run_demo(
-        options["folder"],
-        seed=options["seed"],
-        n_subjects=options["n_subjects"],
-        n_train=options["n_train"],
-        n_test=options["n_test"],
-        simulate_only=options["simulate_only"],
-        device=options["device"],
-        dtype=options["dtype"],
-        n_cpus=options["n_cpus"],
-        verbose=options["verbose"],
+    folder = options["folder"]
+    counts = {name: options[name] for name in ("seed", "n_subjects", "n_train", "n_test")}
+    design = DatasetDesign(**counts)
+    if options["simulate_only"]:
+        write_dataset(folder / "bids", design, n_cpus=options["n_cpus"])
+        click.echo(f"Simulated dataset: {folder / 'bids'}")
+        return ExitCode.OK
+    config = RunConfig(
+        bids_dir=folder / "bids",
+        output_dir=folder / "out",
+        work_dir=folder / "work",
+        recipe=load_recipe("embedded"),
+        skip_bids_validation=True,
         command=command_line(),
+        **{name: options[name] for name in ("device", "dtype", "n_cpus", "seed", "verbose")},
     )
+    return run_demo(config, design)

@@ -1,13 +1,12 @@
-"""The trial design of the simulated dataset: which scene is shown in which trial.
+"""The design of the simulated dataset: how large it is, and which scene is shown in which trial.
 
-Designed as the Natural Scenes Dataset is (Allen et al. 2022, doi:10.1038/s41593-021-00962-x): every
-image is shown up to three times, its repeats are spread over the sessions (some fall in one session),
-one set of images is shared by all subjects (the test set), the others are of each subject's own.
+The design follows the Natural Scenes Dataset (Allen et al. 2022, doi:10.1038/s41593-021-00962-x): every
+image is shown up to three times, its repeats are spread over the sessions (some are in the same session),
+one set of images is shared by all subjects (the test set), and each subject sees further images of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +20,7 @@ DEMO_FAMILY = 20_000
 #: Runs of one session, as in NSD.
 RUNS_PER_SESSION = 12
 
-#: Share of the presentations whose session is drawn at random; the others fall one in each session.
+#: Share of the presentations whose session is drawn at random; the others are spread over the sessions.
 _FREE_SESSION_SHARE = 0.3
 
 #: Largest share of a session's trials that is lost, as when a run is cut short.
@@ -29,20 +28,61 @@ _MAX_LOST_SHARE = 0.02
 
 
 def generator(seed: int, *names: str) -> np.random.Generator:
-    """Give a random generator of its own to each purpose, so that none depends on another's draws.
+    """Make a separate random generator for each purpose, so that none depends on another's draws.
 
-    Parameters
-    ----------
-    seed : int
-        The run's seed.
-    *names : str
-        What the numbers are for, e.g. ``("01", "noise", "02")``.
-
-    Returns
-    -------
-    numpy.random.Generator
+    ``names`` state what the numbers are for, e.g. ``("01", "noise", "02")``.
     """
     return np.random.default_rng(seed_for(seed, "demo", *names))
+
+
+@dataclass(frozen=True)
+class DatasetDesign:
+    """What a simulated dataset is made from; the same values give the same dataset.
+
+    Attributes
+    ----------
+    seed : int
+        Everything random follows from it, stimuli included.
+    n_sessions : int
+        Sessions per subject.
+    n_train, n_test : int
+        Number of scenes that one subject sees, and of scenes that all subjects see.
+    repeats : int
+        How often a scene is shown. Test scenes are shown exactly as often; up to 2% of a session's trials,
+        all of training scenes, are lost, but every training scene is seen at least once.
+    image_size : int
+        Side of the stimuli in pixels; at least 64.
+
+    Raises
+    ------
+    ValueError
+        For counts below 1 or a negative seed.
+    """
+
+    seed: int = 0
+    n_subjects: int = 2
+    n_sessions: int = 3
+    n_train: int = 1000
+    n_test: int = 100
+    repeats: int = 3
+    image_size: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("n_subjects", "n_sessions", "n_train", "n_test", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        if self.seed < 0:  # the families of scenes below DEMO_FAMILY belong to the training of models
+            raise ValueError(f"seed is {self.seed}, it must not be negative")
+
+    @property
+    def family(self) -> int:
+        """Seed of the family of scenes that the stimuli are drawn from."""
+        return DEMO_FAMILY + self.seed
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{name.replace('image_', '')} {getattr(self, name)}" for name in self.__dataclass_fields__
+        )
 
 
 @dataclass(frozen=True)
@@ -56,7 +96,7 @@ class SessionDesign:
     scenes : ndarray of int64, shape (trials,)
         Index of the scene shown in every trial.
     runs : ndarray of int64, shape (trials,)
-        Run of every trial, from 1, never falling.
+        Run of every trial, from 1, in ascending order.
     """
 
     label: str
@@ -73,8 +113,7 @@ class SubjectDesign:
     label : str
         Subject label without ``sub-``.
     train, test : tuple of int
-        Indices of the subject's own scenes and of the shared ones, rising.
-    sessions : tuple of SessionDesign
+        Indices of the subject's own scenes and of the shared ones, in ascending order.
     """
 
     label: str
@@ -84,55 +123,22 @@ class SubjectDesign:
 
     @property
     def scenes(self) -> tuple[int, ...]:
-        """All scenes that the subject sees, rising: the shared ones have the lowest indices."""
+        """All scenes that the subject sees, in ascending order: the shared ones have the lowest indices."""
         return (*self.test, *self.train)
 
 
-def subject_labels(n_subjects: int) -> tuple[str, ...]:
-    """Labels of the subjects, ``01`` first."""
-    return tuple(f"{i + 1:02d}" for i in range(n_subjects))
-
-
-def make_design(
-    subject: int, *, seed: int, n_sessions: int, n_train: int, n_test: int, repeats: int
-) -> SubjectDesign:
-    """Design the sessions of one subject.
+def make_design(dataset: DatasetDesign, subject: int) -> SubjectDesign:
+    """Design the sessions of one subject, numbered from 0.
 
     The result depends on the subject's own number only: it does not change with more subjects.
-
-    Parameters
-    ----------
-    subject : int
-        The subject's number, from 0.
-    seed : int
-        The run's seed.
-    n_sessions : int
-        Number of sessions.
-    n_train, n_test : int
-        Number of the subject's own scenes, and of the scenes that all subjects share.
-    repeats : int
-        How often a scene is shown. Test scenes are shown exactly as often; of the training trials up
-        to 2 % a session are lost, but every training scene is seen at least once.
-
-    Returns
-    -------
-    SubjectDesign
-
-    Raises
-    ------
-    ValueError
-        If a count is below 1.
     """
-    counts = {"n_sessions": n_sessions, "n_train": n_train, "n_test": n_test, "repeats": repeats}
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} is {count}, it must be at least 1")
-    label = subject_labels(subject + 1)[-1]
-    rng = generator(seed, label, "design")
+    n_sessions, n_train, n_test = dataset.n_sessions, dataset.n_train, dataset.n_test
+    label = f"{subject + 1:02d}"
+    rng = generator(dataset.seed, label, "design")
     test = np.arange(n_test)
     train = np.arange(n_train) + n_test + subject * n_train
-    scenes = np.repeat(np.concatenate([test, train]), repeats)
-    session_of = _spread(rng, n_test + n_train, repeats, n_sessions)
+    scenes = np.repeat(np.concatenate([test, train]), dataset.repeats)
+    session_of = _spread(rng, n_test + n_train, dataset.repeats, n_sessions)
     kept = _lose_trials(rng, scenes, session_of, first_train=int(train[0]), n_sessions=n_sessions)
     sessions = []
     for s in range(n_sessions):
@@ -142,7 +148,7 @@ def make_design(
 
 
 def _spread(rng: np.random.Generator, n_scenes: int, repeats: int, n_sessions: int) -> NDArray[np.int64]:
-    """Session of every presentation, (n_scenes * repeats,): sessions of equal length but for one trial."""
+    """Session of every presentation, (n_scenes * repeats,); session lengths differ by one trial at most."""
     start = rng.permutation(n_scenes) * repeats
     session_of = ((start[:, None] + np.arange(repeats)) % n_sessions).ravel()
     free = rng.choice(len(session_of), int(_FREE_SESSION_SHARE * len(session_of)), replace=False)
@@ -158,7 +164,7 @@ def _lose_trials(
     first_train: int,
     n_sessions: int,
 ) -> NDArray[np.bool_]:
-    """Say which trials are kept: each session loses a few of its own, no scene loses its last."""
+    """Choose the trials that are kept: each session loses a few, but no scene loses its last one."""
     kept = np.ones(len(scenes), dtype=bool)
     left = np.bincount(scenes)
     for s in range(n_sessions):
@@ -175,7 +181,7 @@ def _lose_trials(
 
 
 def _shuffle(rng: np.random.Generator, scenes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Put the trials in random order, without a scene twice in a row where that can be had."""
+    """Put the trials in random order, if possible without the same scene twice in a row."""
     order = rng.permutation(scenes)
     for _ in range(100):
         same = np.flatnonzero(order[1:] == order[:-1]) + 1
@@ -188,16 +194,6 @@ def _shuffle(rng: np.random.Generator, scenes: NDArray[np.int64]) -> NDArray[np.
 
 
 def _runs(n_trials: int) -> NDArray[np.int64]:
-    """Run of every trial: runs of nearly equal length."""
+    """Run of every trial; runs differ in length by one trial at most."""
     n_runs = min(RUNS_PER_SESSION, max(1, n_trials))
     return 1 + np.arange(n_trials) * n_runs // max(1, n_trials)
-
-
-def sessions_of_repeats(design: SubjectDesign, scenes: Sequence[int]) -> dict[int, tuple[str, ...]]:
-    """Session labels of every presentation of the given scenes, in order of presentation."""
-    found: dict[int, list[str]] = {scene: [] for scene in scenes}
-    for session in design.sessions:
-        for scene in session.scenes.tolist():
-            if scene in found:
-                found[scene].append(session.label)
-    return {scene: tuple(labels) for scene, labels in found.items()}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 
 from bidsapp.demo.brain import ROI_NAMES, Brain, smooth, smooth_fields
-from bidsapp.demo.design import generator
+from bidsapp.demo.design import SessionDesign, generator
 
 #: ncsnr over an ROI's voxels is MAX_NCSNR times a beta variable with these parameters: median about
 #: 0.5, one voxel in ten above 0.83, single-trial explainable variance from 0 to 0.5.
@@ -61,21 +61,7 @@ class VoxelStatistics:
 
 
 def make_statistics(seed: int, subject: str, brain: Brain) -> VoxelStatistics:
-    """Set signal and noise of every voxel: smooth over space, NSD-like over the voxels of an ROI.
-
-    Parameters
-    ----------
-    seed : int
-        The run's seed.
-    subject : str
-        Subject label.
-    brain : Brain
-        The subject's brain.
-
-    Returns
-    -------
-    VoxelStatistics
-    """
+    """Set signal and noise of every voxel: smooth over space, NSD-like over the voxels of an ROI."""
     rng = generator(seed, subject, "statistics")
     quality, spread, level = smooth_fields(rng, brain.shape, 3, width=1.2)
     quality = quality + 0.5 * rng.standard_normal(brain.shape, dtype=np.float32)
@@ -95,30 +81,25 @@ class SessionNoise:
 
     Parameters
     ----------
-    seed : int
-        The run's seed.
-    subject, session : str
-        Labels.
+    session : SessionDesign
+        Its label seeds the noise; its number of trials sets the trend.
     statistics : VoxelStatistics
         Of the subject.
     voxels : ndarray of int64, shape (n_voxels, 3)
         Indices of the voxels that have a signal.
     patterns : ndarray of float32, shape (n_scenes, n_voxels)
         Their signal as z-scores over the scenes.
-    n_trials : int
-        Trials of the session.
     """
 
     def __init__(
         self,
         seed: int,
         subject: str,
-        session: str,
+        session: SessionDesign,
         *,
         statistics: VoxelStatistics,
         voxels: NDArray[np.int64],
         patterns: NDArray[np.float32],
-        n_trials: int,
     ) -> None:
         self._sd = statistics.noise_sd
         self._voxels = tuple(voxels.T)
@@ -130,23 +111,18 @@ class SessionNoise:
         own = np.full(shape, 1 - LOCAL_SHARE - GLOBAL_SHARE, np.float32)
         own[self._voxels] -= np.where(patterns.any(axis=0), np.float32(SIGNAL_LIKE_SHARE), 0)
         self._own = np.sqrt(own)
-        self._rng = generator(seed, subject, "noise", session)
+        self._rng = generator(seed, subject, "noise", session.label)
         drift = smooth_fields(self._rng, shape, 2, width=1.5)
         self._offset, self._trend = _SESSION_MEAN * drift[0], _SESSION_TREND * drift[1]
-        self._n_trials, self._done = n_trials, 0
+        self._n_trials, self._done = len(session.scenes), 0
 
     def draw(self, n: int) -> NDArray[np.float32]:
-        """Draw the noise of the next ``n`` trials.
-
-        Parameters
-        ----------
-        n : int
-            Number of trials.
+        """Draw the noise of the next ``n`` trials, with the session's offset and trend.
 
         Returns
         -------
         ndarray of float32, shape (n, x, y, z)
-            Percent signal change, with the session's offset and trend.
+            Percent signal change.
         """
         shape = self._sd.shape
         out = self._normal(n, *shape)

@@ -1,4 +1,4 @@
-"""Write the simulated dataset: a BIDS derivative of single-trial betas, designed as NSD is."""
+"""Write the simulated dataset: a BIDS derivative of single-trial betas, with the design of NSD."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from bidsapp import __version__
 from bidsapp.demo import scenes, sidecars
 from bidsapp.demo.brain import ROI_NAMES, Brain, make_brain
-from bidsapp.demo.design import DEMO_FAMILY, SessionDesign, SubjectDesign, generator, make_design
+from bidsapp.demo.design import DatasetDesign, SessionDesign, SubjectDesign, generator, make_design
 from bidsapp.demo.encoding import (
     INPUT_SIDE,
     UNEXPLAINED,
@@ -33,42 +33,24 @@ from bidsapp.storage.atomic import atomic_path, clear_partials
 from bidsapp.storage.text import read_json, write_json, write_text, write_tsv
 from bidsapp.system.progress import track
 
-_TRIALS_A_BLOCK = 64
+_BLOCK_TRIALS = 64
 
 
 def write_dataset(
-    bids_dir: str | os.PathLike[str],
-    *,
-    seed: int = 0,
-    n_subjects: int = 2,
-    n_sessions: int = 3,
-    n_train: int = 1000,
-    n_test: int = 100,
-    image_size: int = 128,
-    repeats: int = 3,
-    n_cpus: int = 2,
+    bids_dir: str | os.PathLike[str], design: DatasetDesign | None = None, *, n_cpus: int = 2
 ) -> Path:
     """Simulate subjects that look at drawn scenes, and write their betas as a BIDS dataset.
 
-    The same arguments give the same bytes. A folder that already holds the very dataset is left as it
-    is; one that was left unfinished is written anew.
+    The same design gives the same bytes, whatever the number of threads. A folder that already holds this
+    dataset is left unchanged; one that is incomplete is written again.
 
     Parameters
     ----------
     bids_dir : path
-        Where to write: a new or empty folder, or one of an earlier call with the same settings.
-    seed : int
-        Everything random follows from it, stimuli included.
-    n_subjects, n_sessions : int
-        Number of subjects, and of sessions of each.
-    n_train, n_test : int
-        Number of scenes of each subject's own, and of those that all subjects share.
-    image_size : int
-        Side of the stimuli in pixels; at least 64.
-    repeats : int
-        How often a scene is shown.
+        A new or empty folder, or one from an earlier call with the same design.
+    design : DatasetDesign, optional
     n_cpus : int
-        Number of threads; does not change the result.
+        Number of threads.
 
     Returns
     -------
@@ -80,50 +62,42 @@ def write_dataset(
     AppError
         Exit code 73 if the folder holds something else.
     ValueError
-        For counts below 1, an ``image_size`` below 64 or a negative seed.
+        For an image size below 64.
 
     Notes
     -----
-    Peak memory is about ``n_images * 12 kB`` (images at 64 pixels) and, a subject at a time,
-    ``n_images * n_voxels * 30`` bytes for the signal: about 0.2 GB with the defaults.
+    Peak memory is about ``n_images * 12 kB`` (images at 64 pixels) plus
+    ``n_images * n_voxels * 30`` bytes for one subject's signal: about 0.2 GB with the defaults.
     """
-    if image_size < INPUT_SIDE:
-        raise ValueError(f"image_size is {image_size}, it must be at least {INPUT_SIDE}")
-    if n_subjects < 1:
-        raise ValueError(f"n_subjects is {n_subjects}, it must be at least 1")
-    if seed < 0:  # the families of scenes below DEMO_FAMILY belong to the training of models
-        raise ValueError(f"seed is {seed}, it must not be negative")
-    counts = {"n_sessions": n_sessions, "n_train": n_train, "n_test": n_test, "repeats": repeats}
-    settings = ", ".join(
-        f"{k} {v}" for k, v in {"seed": seed, "n_subjects": n_subjects, **counts, "size": image_size}.items()
-    )
-    designs = [make_design(s, seed=seed, **counts) for s in range(n_subjects)]
+    design = design or DatasetDesign()
+    if design.image_size < INPUT_SIDE:
+        raise ValueError(f"image_size is {design.image_size}, it must be at least {INPUT_SIDE}")
+    settings = str(design)
+    subjects = [make_design(design, number) for number in range(design.n_subjects)]
     root = Path(bids_dir)
     if _already_written(root, settings):
         return root
     write_text(root / "README.md", sidecars.readme(settings))
     write_text(root / ".bidsignore", "\n".join(sidecars.BIDSIGNORE) + "\n")
 
-    family = DEMO_FAMILY + seed
-    # One BLAS thread in each of ours: more would fight for the cores, and sums would depend on them.
+    # One BLAS thread in each of ours: more would compete for the cores, and sums would depend on them.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(max_workers=max(1, n_cpus)) as pool:
-        images = _write_stimuli(root / "stimuli", family, designs, image_size, pool)
-        for design in designs:
-            subject = _Subject(root, seed, design)
-            subject.write_anatomy(repeats)
-            shown = np.array(design.scenes)
-            patterns = subject.patterns(images[shown], family)
-            jobs = [pool.submit(subject.write_session, session, patterns) for session in design.sessions]
-            for job in track(jobs, f"simulating the sessions of sub-{design.label}"):
+        images = _write_stimuli(root / "stimuli", design, subjects, pool)
+        for seen in subjects:
+            subject = _Subject(root, design, seen)
+            subject.write_anatomy()
+            patterns = subject.patterns(images[np.array(seen.scenes)])
+            jobs = [pool.submit(subject.write_session, session, patterns) for session in seen.sessions]
+            for job in track(jobs, f"simulating the sessions of sub-{seen.label}"):
                 job.result()
     columns: dict[str, Any] = {
-        "participant_id": [f"sub-{d.label}" for d in designs],
-        "n_sessions": [len(d.sessions) for d in designs],
-        "n_trials": [sum(len(s.scenes) for s in d.sessions) for d in designs],
+        "participant_id": [f"sub-{d.label}" for d in subjects],
+        "n_sessions": [len(d.sessions) for d in subjects],
+        "n_trials": [sum(len(s.scenes) for s in d.sessions) for d in subjects],
     }
     write_tsv(root / "participants.tsv", columns)
     write_json(root / "participants.json", sidecars.PARTICIPANTS_COLUMNS)
-    # Last, since it says that the dataset is whole.
+    # Last: this file marks the dataset as complete.
     write_json(root / "dataset_description.json", sidecars.dataset_description(settings))
     return root
 
@@ -134,15 +108,15 @@ def stimulus_label(scene: int) -> str:
 
 
 def _already_written(root: Path, settings: str) -> bool:
-    """Say whether the very dataset is there, and refuse to write into anything else."""
+    """Whether this very dataset exists already; refuse to write into anything else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     readme = root / "README.md"
     ours = readme.is_file() and readme.read_bytes() == sidecars.readme(settings).encode()
     if not ours:
         raise AppError(
-            f"{root} is not empty and holds no simulated dataset with these settings ({settings}) of "
-            f"bidsapp-recon {__version__}. Nothing was written. Name a new folder, or remove this one.",
+            f"{root} is not empty, and it does not hold a dataset that bidsapp-recon {__version__} simulated "
+            f"with these settings ({settings}). Nothing was written. Name a new folder, or remove this one.",
             exit_code=ExitCode.CANNOT_CREATE,
         )
     for folder in [root, *(p for p in root.rglob("*") if p.is_dir())]:
@@ -152,22 +126,18 @@ def _already_written(root: Path, settings: str) -> bool:
 
 
 def _write_stimuli(
-    folder: Path,
-    family: int,
-    designs: list[SubjectDesign],
-    size: int,
-    pool: ThreadPoolExecutor,
+    folder: Path, design: DatasetDesign, subjects: list[SubjectDesign], pool: ThreadPoolExecutor
 ) -> NDArray[np.uint8]:
-    """Draw every scene once, write it with its captions; give all at 64 pixels, by scene index."""
-    shown_to = dict.fromkeys(designs[0].test, "all")
-    for design in designs:
-        shown_to.update(dict.fromkeys(design.train, f"sub-{design.label}"))
-    n = len(shown_to)
+    """Draw every scene once and write it with its captions; return all at 64 pixels, by scene index."""
+    shown_to = dict.fromkeys(subjects[0].test, "all")
+    for subject in subjects:
+        shown_to.update(dict.fromkeys(subject.train, f"sub-{subject.label}"))
+    n, family = len(shown_to), design.family
     small = np.empty((n, INPUT_SIDE, INPUT_SIDE, 3), np.uint8)
 
     def draw(index: int) -> tuple[str, str]:
         scene = scenes.make_scene(family, index)
-        image = Image.fromarray(scenes.draw(scene, size))
+        image = Image.fromarray(scenes.draw(scene, design.image_size))
         with atomic_path(folder / f"stim-{stimulus_label(index)}_image.png") as temporary:
             image.save(temporary, format="PNG", compress_level=6)
         small[index] = np.asarray(image.resize((INPUT_SIDE, INPUT_SIDE), Image.Resampling.BOX))
@@ -197,13 +167,15 @@ def _write_stimuli(
 class _Subject:
     """Simulates and writes one subject."""
 
-    def __init__(self, root: Path, seed: int, design: SubjectDesign) -> None:
-        self._root, self._seed, self._design = root, seed, design
+    def __init__(self, root: Path, dataset: DatasetDesign, design: SubjectDesign) -> None:
+        self._root, self._dataset, self._design = root, dataset, design
+        self._seed = seed = dataset.seed
         self._brain: Brain = make_brain(seed, design.label)
         self._statistics: VoxelStatistics = make_statistics(seed, design.label, self._brain)
 
-    def write_anatomy(self, repeats: int) -> None:
+    def write_anatomy(self) -> None:
         """Write the reference image, the ROIs and the noise ceiling."""
+        repeats = self._dataset.repeats
         label, brain = self._design.label, self._brain
         core = scipy.ndimage.binary_erosion(brain.inside, iterations=3)
         anatomy = np.where(brain.inside, np.where(core, 900, 600), 0).astype(np.int16)
@@ -227,12 +199,12 @@ class _Subject:
         _write_nifti(image, data.shape, data.dtype, self._brain.affine, [data])
         write_json(path.with_name(path.name + ".json"), sidecar)
 
-    def patterns(self, images: NDArray[np.uint8], family: int) -> NDArray[np.float32]:
+    def patterns(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Noise-free responses of the voxels of both ROIs, as z-scores: (n_scenes, n_voxels).
 
         ``images`` (n_scenes, 64, 64, 3) and the rows of the result follow ``design.scenes``.
         """
-        label, brain = self._design.label, self._brain
+        label, brain, family = self._design.label, self._brain, self._dataset.family
         attributes = np.stack([scenes.attributes(scenes.make_scene(family, i)) for i in self._design.scenes])
         known = {
             "early": make_early_model(self._seed, label, brain).signal(images),
@@ -263,23 +235,17 @@ class _Subject:
         write_json(trials.with_name(trials.name + ".json"), sidecars.TRIALS_COLUMNS)
 
     def _volumes(self, session: SessionDesign, patterns: NDArray[np.float32]) -> Iterator[NDArray[np.int16]]:
-        """Betas of a session as stored, a volume (x, y, z) at a time."""
+        """Yield the betas of a session as stored, one volume (x, y, z) per trial."""
         n, statistics = len(session.scenes), self._statistics
         voxels = np.concatenate([self._brain.voxels(roi) for roi in ROI_NAMES])
         index = tuple(voxels.T)
         noise = SessionNoise(
-            self._seed,
-            self._design.label,
-            session.label,
-            statistics=statistics,
-            voxels=voxels,
-            patterns=patterns,
-            n_trials=n,
+            self._seed, self._design.label, session, statistics=statistics, voxels=voxels, patterns=patterns
         )
         amplitude = statistics.ncsnr[index] * statistics.noise_sd[index]
         rows = np.searchsorted(self._design.scenes, session.scenes)
-        for start in range(0, n, _TRIALS_A_BLOCK):
-            block = noise.draw(min(_TRIALS_A_BLOCK, n - start))
+        for start in range(0, n, _BLOCK_TRIALS):
+            block = noise.draw(min(_BLOCK_TRIALS, n - start))
             block += statistics.mean
             block[(slice(None), *index)] += patterns[rows[start : start + len(block)]] * amplitude
             block *= sidecars.SCALE_FACTOR
@@ -294,7 +260,7 @@ def _write_nifti(
     affine: NDArray[np.float64],
     volumes: Iterable[NDArray[Any]],
 ) -> None:
-    """Stream volumes into a NIfTI-1 file; its bytes depend on the arguments only, not on the clock."""
+    """Stream volumes into a NIfTI-1 file; its bytes depend on the arguments only, not on the time."""
     import nibabel as nib
 
     header: Any = nib.Nifti1Header()  # type: ignore[no-untyped-call]

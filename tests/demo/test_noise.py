@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bidsapp.demo.brain import ROI_NAMES, Brain, make_brain
+from bidsapp.demo.design import SessionDesign
 from bidsapp.demo.noise import (
     GLOBAL_SHARE,
     LOCAL_SHARE,
@@ -24,6 +25,10 @@ def brain() -> Brain:
 @pytest.fixture(scope="module")
 def statistics(brain: Brain) -> VoxelStatistics:
     return make_statistics(0, "01", brain)
+
+
+def session_of(label: str, n_trials: int) -> SessionDesign:
+    return SessionDesign(label, np.zeros(n_trials, np.int64), np.ones(n_trials, np.int64))
 
 
 def test_noise_ceiling_is_nsd_s_formula() -> None:
@@ -64,7 +69,9 @@ def test_noise_has_the_variance_and_covariance_it_should(brain: Brain, statistic
     patterns -= patterns.mean(axis=0)
     patterns[:, 1] -= patterns[:, 0] * (patterns[:, 0] @ patterns[:, 1]) / (patterns[:, 0] @ patterns[:, 0])
     patterns = (patterns / patterns.std(axis=0))[:, family]
-    noise = SessionNoise(0, "01", "01", statistics=statistics, voxels=voxels, patterns=patterns, n_trials=400)
+    noise = SessionNoise(
+        0, "01", session_of("01", 400), statistics=statistics, voxels=voxels, patterns=patterns
+    )
     trials = np.concatenate([noise.draw(100) for _ in range(4)]).astype(np.float64)
     assert np.all(trials[:, ~brain.inside] == 0)
     time = np.linspace(-0.5, 0.5, 400)
@@ -94,7 +101,7 @@ def test_sessions_drift_mildly_and_differently(brain: Brain, statistics: VoxelSt
     means = []
     for session in ("01", "02"):
         noise = SessionNoise(
-            0, "01", session, statistics=statistics, voxels=voxels, patterns=patterns, n_trials=300
+            0, "01", session_of(session, 300), statistics=statistics, voxels=voxels, patterns=patterns
         )
         means.append(noise.draw(300).mean(axis=0)[brain.inside] / statistics.noise_sd[brain.inside])
     for mean in means:

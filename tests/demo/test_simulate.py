@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -15,18 +16,18 @@ from PIL import Image
 
 from bidsapp.bids.inputs import open_dataset
 from bidsapp.demo import scenes
-from bidsapp.demo.design import DEMO_FAMILY
+from bidsapp.demo.design import DEMO_FAMILY, DatasetDesign
 from bidsapp.demo.simulate import write_dataset
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.storage.text import read_json, read_tsv, sha256_file
 
-SMALL = {"n_subjects": 2, "n_sessions": 2, "n_train": 40, "n_test": 20, "image_size": 64, "repeats": 2}
+SMALL = DatasetDesign(4, n_subjects=2, n_sessions=2, n_train=40, n_test=20, repeats=2, image_size=64)
 FUNC = "sub-01/func/sub-01_task-scenes_space-func3mm"
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("demo") / "bids", seed=4, **SMALL)
+    return write_dataset(tmp_path_factory.mktemp("demo") / "bids", SMALL)
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -44,18 +45,18 @@ def session_betas(root: Path, subject: str, session: str) -> tuple[np.ndarray, l
 
 
 def test_same_seed_same_bytes_on_any_number_of_threads(dataset: Path, tmp_path: Path) -> None:
-    write_dataset(tmp_path / "again", seed=4, n_cpus=1, **SMALL)
+    write_dataset(tmp_path / "again", SMALL, n_cpus=1)
     assert digests(tmp_path / "again") == digests(dataset)
 
 
 def test_another_seed_changes_stimuli_and_betas(dataset: Path, tmp_path: Path) -> None:
-    write_dataset(tmp_path / "other", seed=5, **{**SMALL, "n_subjects": 1})
+    write_dataset(tmp_path / "other", replace(SMALL, seed=5, n_subjects=1))
     mine, other = digests(dataset), digests(tmp_path / "other")
     assert all(mine[name] != other[name] for name in mine if name in other and name.endswith((".png", ".gz")))
 
 
 def test_a_subject_does_not_depend_on_the_others(dataset: Path, tmp_path: Path) -> None:
-    write_dataset(tmp_path / "alone", seed=4, **{**SMALL, "n_subjects": 1})
+    write_dataset(tmp_path / "alone", replace(SMALL, n_subjects=1))
     mine, alone = digests(dataset), digests(tmp_path / "alone")
     own = [name for name in alone if name.startswith("sub-01")]
     assert len(own) > 15
@@ -170,23 +171,23 @@ def test_repeats_agree_as_well_as_the_ceiling_says(dataset: Path) -> None:
 
 
 def test_a_finished_dataset_is_left_alone_and_an_unfinished_one_is_made_whole(tmp_path: Path) -> None:
-    tiny = {**SMALL, "n_subjects": 1, "n_train": 4, "n_test": 2}
-    root = write_dataset(tmp_path / "bids", **tiny)
+    tiny = replace(SMALL, n_subjects=1, n_train=4, n_test=2)
+    root = write_dataset(tmp_path / "bids", tiny)
     before = digests(root)
     png = root / "stimuli/stim-scene00000_image.png"
     stamp = png.stat().st_mtime_ns
-    write_dataset(root, **tiny)
+    write_dataset(root, tiny)
     assert png.stat().st_mtime_ns == stamp
     (root / "dataset_description.json").unlink()
     png.write_bytes(b"half a fi")
-    write_dataset(root, **tiny)
+    write_dataset(root, tiny)
     assert digests(root) == before
 
 
 def test_nothing_else_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("My own study.\n")
     with pytest.raises(AppError, match="not empty") as caught:
-        write_dataset(tmp_path, **SMALL)
+        write_dataset(tmp_path, SMALL)
     assert caught.value.exit_code == ExitCode.CANNOT_CREATE
     assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
 
@@ -196,5 +197,5 @@ def test_impossible_settings_are_refused_before_anything_is_written(
     tmp_path: Path, wrong: dict[str, int]
 ) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        write_dataset(tmp_path / "bids", **{**SMALL, **wrong})
+        write_dataset(tmp_path / "bids", replace(SMALL, **wrong))
     assert not (tmp_path / "bids").exists()

@@ -16,6 +16,7 @@ from PIL import Image
 
 from bidsapp import cli
 from bidsapp.config import load_recipe
+from bidsapp.demo.design import DatasetDesign
 from bidsapp.demo.simulate import write_dataset
 from bidsapp.models.suite import EMBEDDED, Models
 from bidsapp.models.weights.registry import VARIABLE, generative_files
@@ -67,9 +68,8 @@ def _no_models_folder() -> None:
 @pytest.fixture(scope="module")
 def bids(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("simulated") / "bids"
-    return write_dataset(
-        folder, n_subjects=1, n_sessions=2, n_train=12, n_test=N_TEST, image_size=64, repeats=2
-    )
+    design = DatasetDesign(n_subjects=1, n_sessions=2, n_train=12, n_test=N_TEST, repeats=2, image_size=64)
+    return write_dataset(folder, design)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import torch
 
 from bidsapp import cli
 from bidsapp.config import RECIPES
+from bidsapp.demo.design import DatasetDesign
 from bidsapp.demo.simulate import write_dataset
 from bidsapp.models.clip import CLIP_MEAN, CLIP_STD, ClipTokens
 from bidsapp.models.generators.versatile_diffusion import VersatileDiffusion
@@ -38,7 +39,7 @@ def recipe(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def bids(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("healthy") / "bids"
-    return write_dataset(folder, seed=3, n_subjects=1, n_train=240, n_test=24)
+    return write_dataset(folder, DatasetDesign(seed=3, n_subjects=1, n_train=240, n_test=24))
 
 
 @pytest.fixture(scope="module")

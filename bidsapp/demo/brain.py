@@ -1,4 +1,4 @@
-"""A small brain volume for every simulated subject: an ellipsoid with an early and a higher visual ROI."""
+"""A small simulated brain volume per subject: an ellipsoid with an early and a higher visual ROI."""
 
 from __future__ import annotations
 
@@ -43,24 +43,14 @@ class Brain:
         return x, y, z
 
     def voxels(self, roi: str) -> NDArray[np.int64]:
-        """Give the indices (n_voxels, 3) of an ROI's voxels, in C order; ``roi`` is one of ``ROI_NAMES``."""
+        """Return the indices (n_voxels, 3) of the voxels of ``roi``, one of ``ROI_NAMES``, in C order."""
         return np.argwhere(self.labels == 1 + ROI_NAMES.index(roi))
 
 
 def make_brain(seed: int, subject: str) -> Brain:
-    """Make a subject's brain: shape, affine, ROI places and voxel counts differ between subjects.
+    """Make a subject's brain: about 24 x 28 x 18 voxels of 3 mm, with ROIs of 650 to 750 voxels each.
 
-    Parameters
-    ----------
-    seed : int
-        The run's seed.
-    subject : str
-        Subject label.
-
-    Returns
-    -------
-    Brain
-        About 24 x 28 x 18 voxels of 3 mm; each ROI of 650 to 750 voxels.
+    Shape, affine, location of the ROIs and voxel counts differ between subjects.
     """
     rng = generator(seed, subject, "brain")
     shape = tuple(int(n + rng.integers(-1, 3)) for n in _BASE_SHAPE)
@@ -68,7 +58,7 @@ def make_brain(seed: int, subject: str) -> Brain:
     radius = np.sqrt(np.sum((grid / rng.uniform(0.90, 0.97, size=3)) ** 2, axis=-1))
     inside = radius < 1.0
 
-    # Early: at the back, on the midline. Higher: one patch a side, further forward and lower.
+    # Early: at the back, on the midline. Higher: one patch per hemisphere, further forward and lower.
     bumps = 0.12 * smooth_fields(rng, shape, len(ROI_NAMES), width=2.0)
     early = _distance(grid, (0.0, -0.72, -0.05), (1.1, 1.0, 1.0)) + bumps[0]
     side = float(rng.uniform(0.45, 0.52))
@@ -88,32 +78,17 @@ def make_brain(seed: int, subject: str) -> Brain:
 def smooth_fields(
     rng: np.random.Generator, shape: tuple[int, ...], n: int, width: float
 ) -> NDArray[np.float32]:
-    """Draw spatially smooth Gaussian fields of zero mean and unit variance at every voxel.
+    """Draw ``n`` spatially smooth Gaussian fields of zero mean and unit variance at every voxel.
 
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-        Source of the randomness.
-    shape : tuple of int
-        (x, y, z).
-    n : int
-        Number of fields.
-    width : float
-        Standard deviation of the smoothing kernel, in voxels.
-
-    Returns
-    -------
-    ndarray of float32, shape (n, x, y, z)
+    ``shape`` is (x, y, z); ``width`` is the standard deviation of the smoothing kernel, in voxels.
     """
-    fields = rng.standard_normal((n, *shape), dtype=np.float32)
-    return smooth(fields, width)
+    return smooth(rng.standard_normal((n, *shape), dtype=np.float32), width)
 
 
 def smooth(fields: NDArray[np.float32], width: float) -> NDArray[np.float32]:
-    """Smooth white noise (n, x, y, z) along its three axes so that its variance stays one.
+    """Smooth white noise (n, x, y, z) along its three axes, keeping a variance of one.
 
-    Each axis is a matrix product whose rows have unit norm: at the borders too the variance of a
-    voxel is exactly that of the white noise.
+    Each axis is smoothed by a matrix whose rows have unit norm, so the variance is exact at the borders too.
     """
     n, x, y, z = fields.shape
     kx, ky, kz = (_smoothing_matrix(side, width) for side in (x, y, z))
@@ -144,7 +119,7 @@ def _distance(
 
 
 def _affine(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Map voxels to mm: 3 mm voxels, the head slightly turned, the origin near the middle."""
+    """Voxel indices to mm: 3 mm voxels, the head slightly rotated, the origin near the middle."""
     pitch, yaw = np.deg2rad(rng.uniform(-8, 8, size=2))
     turn_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
     turn_z = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
@@ -152,5 +127,5 @@ def _affine(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.floa
     affine[:3, :3] = turn_z @ turn_x * VOXEL_MM
     middle = (np.asarray(shape) - 1) / 2
     affine[:3, 3] = np.round(rng.uniform(-4, 4, size=3), 2) - affine[:3, :3] @ middle
-    # float32 is what a NIfTI header holds: all files of a subject then agree to the last bit.
+    # NIfTI headers hold float32: rounded here, the affine is the same in all files of a subject.
     return affine.astype(np.float32).astype(np.float64)

@@ -3,7 +3,7 @@
 Early ROI: local oriented energy, luminance and opponent colour, pooled in population receptive fields
 whose size grows with eccentricity (after Kay et al. 2008, doi:10.1038/nature06713, and Dumoulin &
 Wandell 2008, doi:10.1016/j.neuroimage.2007.09.034). Higher ROI: semantic attributes of the scene, with
-sparse category tuning that neighbouring voxels share. Neither uses a latent space of any decoder.
+sparse category tuning that neighbouring voxels share. Neither uses the latent space of any decoder.
 """
 
 from __future__ import annotations
@@ -38,12 +38,7 @@ _BATCH = 64
 
 
 def local_features(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Compute the maps that early visual voxels pool.
-
-    Parameters
-    ----------
-    images : ndarray of uint8, shape (n, 64, 64, 3)
-        RGB.
+    """Compute the maps that early visual voxels pool, from RGB images (n, 64, 64, 3).
 
     Returns
     -------
@@ -66,7 +61,7 @@ def local_features(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _aperture() -> NDArray[np.float32]:
-    """Fade the border to grey, as a soft-edged screen on a grey ground: no edge where the image wraps."""
+    """Fade the border to grey, as on a soft-edged screen, so that no edge appears where the image wraps."""
     ramp = np.minimum(np.arange(INPUT_SIDE), np.arange(INPUT_SIDE)[::-1]) + 0.5
     edge = 0.5 - 0.5 * np.cos(np.pi * np.clip(ramp / _FADE_PIXELS, 0, 1))
     return np.outer(edge, edge).astype(np.float32)
@@ -82,7 +77,7 @@ def _filters(wavelength: float) -> NDArray[np.float32]:
         np.exp(-0.5 * ((fx - np.cos(a) / wavelength) ** 2 + (fy - np.sin(a) / wavelength) ** 2) / width**2)
         for a in angles
     ]
-    # A Gabor's small response to a uniform field is taken away: energy is blind to mean luminance.
+    # A Gabor's small response to a uniform field is removed: energy does not depend on mean luminance.
     filters = np.stack(bank)
     filters[:, 0, 0] = 0.0
     return filters.astype(np.float32)
@@ -109,7 +104,7 @@ def _normalise(energy: NDArray[np.float32], wavelength: float) -> NDArray[np.flo
     pool = kernel @ energy.mean(axis=1) @ kernel.T
     semi_saturation = np.float32(0.02)
     out: NDArray[np.float32] = energy / (semi_saturation + pool[:, None])
-    # A ratio alone would lose how much contrast there is: keep part of it, as a saturating gain.
+    # The ratio alone would discard contrast: keep part of it, as a saturating gain.
     out *= np.sqrt(pool / (semi_saturation + pool))[:, None]
     return out
 
@@ -162,25 +157,11 @@ class EarlyModel:
 
 
 def make_early_model(seed: int, subject: str, brain: Brain) -> EarlyModel:
-    """Lay a retinotopic map over the early ROI and tune its voxels.
+    """Lay a retinotopic map over the early ROI and tune the voxels of ``brain.voxels("early")``.
 
-    Eccentricity grows from the back of the ROI forwards with cortical magnification, the visual field
-    is crossed (left half on the right side), the upper field lies below; receptive fields and
-    preferences are jittered, so that neighbours are alike but not equal.
-
-    Parameters
-    ----------
-    seed : int
-        The run's seed.
-    subject : str
-        Subject label.
-    brain : Brain
-        The subject's brain.
-
-    Returns
-    -------
-    EarlyModel
-        Of the voxels of ``brain.voxels("early")``, in that order.
+    Eccentricity grows from the back of the ROI forwards with cortical magnification. The visual field is
+    crossed (left half in the right hemisphere) and inverted (upper half below). Receptive fields and
+    preferences are jittered, so that neighbours are similar but not identical.
     """
     rng = generator(seed, subject, "early")
     place = brain.voxels("early").astype(float)
@@ -197,7 +178,7 @@ def make_early_model(seed: int, subject: str, brain: Brain) -> EarlyModel:
     x, y = np.clip(x, -0.97, 0.97), np.clip(y, -0.97, 0.97)
     size = (0.07 + 0.13 * eccentricity) * rng.lognormal(0.0, 0.2, n)
 
-    # Finer scales near the centre of gaze; broad orientation tuning, as of a voxel of many neurons.
+    # Finer scales near the centre of gaze; broad orientation tuning, since a voxel pools many neurons.
     octave = np.clip(0.4 + 1.9 * np.sqrt(eccentricity) + rng.normal(0, 0.5, n), 0, 3)
     scale = np.exp(-0.5 * ((np.arange(len(WAVELENGTHS)) - octave[:, None]) / 0.8) ** 2)
     preferred = _neighbourly(rng, brain, "early", 1)[:, 0] * np.pi
@@ -215,27 +196,18 @@ def make_early_model(seed: int, subject: str, brain: Brain) -> EarlyModel:
 def make_higher_weights(seed: int, subject: str, brain: Brain) -> NDArray[np.float32]:
     """Tune the higher ROI's voxels to the attributes of :func:`bidsapp.demo.scenes.attributes`.
 
-    Every attribute has a spatially smooth random field over the ROI; a voxel keeps the attributes that
-    stand highest at its place, so that patches of voxels prefer the same few settings, kinds of object
+    Every attribute has a spatially smooth random field over the ROI. A voxel keeps the attributes with the
+    highest values at its location, so that patches of voxels prefer the same few settings, kinds of object
     or colours, and some of them a kind at a place (left, middle, right).
-
-    Parameters
-    ----------
-    seed : int
-        The run's seed.
-    subject : str
-        Subject label.
-    brain : Brain
-        The subject's brain.
 
     Returns
     -------
     ndarray of float32, shape (n_voxels, n_attributes)
-        Of the voxels of ``brain.voxels("higher")``, in that order; most entries are zero.
+        For ``brain.voxels("higher")``, in that order; most entries are zero.
     """
     rng = generator(seed, subject, "higher")
     n_kinds, n_colours, n_places = len(scenes.KINDS), len(scenes.COLOURS), len(scenes.PLACES)
-    #: number of attributes, how many of them a voxel keeps, and their strength, group by group
+    # per group: number of attributes, how many of them a voxel keeps, and their strength
     groups = (
         (len(scenes.SETTINGS), 2, 0.8),
         (n_kinds, 2, 1.1),
@@ -254,19 +226,10 @@ def make_higher_weights(seed: int, subject: str, brain: Brain) -> NDArray[np.flo
 
 
 def higher_signal(attributes: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Noise-free responses of the higher ROI.
+    """Noise-free responses of the higher ROI (n, n_voxels), as z-scores over the scenes.
 
-    Parameters
-    ----------
-    attributes : ndarray of float32, shape (n, n_attributes)
-        Of each scene.
-    weights : ndarray of float32, shape (n_voxels, n_attributes)
-        From :func:`make_higher_weights`; they apply to the standardised attributes.
-
-    Returns
-    -------
-    ndarray of float32, shape (n, n_voxels)
-        Z-scores over the scenes; all zero where a voxel's attributes do not vary.
+    ``attributes`` (n, n_attributes) are standardised, then weighted by those of :func:`make_higher_weights`.
+    The response is zero where a voxel's attributes do not vary.
     """
     centred = attributes - attributes.mean(axis=0)
     spread = centred.std(axis=0)
@@ -277,24 +240,11 @@ def higher_signal(attributes: NDArray[np.float32], weights: NDArray[np.float32])
 def add_unexplained(
     rng: np.random.Generator, signal: NDArray[np.float32], share: float
 ) -> NDArray[np.float32]:
-    """Let a share of the signal follow no known feature, as in measured responses.
+    """Replace a share (0 to 1) of the signal's variance by responses that no known feature explains.
 
-    It is the same whenever a scene is shown, so that it counts as signal, but it is unrelated to what
-    the scene holds. Its covariance over voxels is that of the signal: more voxels do not average it out.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-        Source of the randomness.
-    signal : ndarray of float32, shape (n, n_voxels)
-        Z-scores over the scenes.
-    share : float
-        Share of the signal's variance, 0 to 1.
-
-    Returns
-    -------
-    ndarray of float32, shape (n, n_voxels)
-        Z-scores over the scenes.
+    They are the same whenever a scene is shown, so they count as signal, but they are unrelated to the
+    scene's content. Their covariance over voxels is that of the signal, so pooling voxels does not average
+    them out. Takes and returns z-scores over the scenes (n, n_voxels).
     """
     mixing = rng.standard_normal((len(signal), len(signal)), dtype=np.float32) / np.sqrt(len(signal))
     other = mixing.astype(np.float32) @ signal
@@ -302,7 +252,7 @@ def add_unexplained(
 
 
 def _neighbourly(rng: np.random.Generator, brain: Brain, roi: str, n: int) -> NDArray[np.float64]:
-    """Random values (n_voxels, n), standard normal, that neighbouring voxels partly share."""
+    """Random values (n_voxels, n), standard normal, correlated between neighbouring voxels."""
     index = tuple(brain.voxels(roi).T)
     shared = smooth_fields(rng, brain.shape, n, width=2.0)[(slice(None), *index)].T
     own = rng.standard_normal(shared.shape)

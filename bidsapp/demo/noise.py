@@ -17,14 +17,14 @@ from scipy.special import betaincinv
 from bidsapp.demo.brain import ROI_NAMES, Brain, smooth, smooth_fields
 from bidsapp.demo.design import SessionDesign, generator
 
-#: ncsnr over an ROI's voxels is MAX_NCSNR times a beta variable with these parameters: median about
-#: 0.5, one voxel in ten above 0.83, single-trial explainable variance from 0 to 0.5.
+#: The ncsnr of an ROI's voxels follows MAX_NCSNR times a beta distribution with these parameters: median
+#: about 0.5, one voxel in ten above 0.83, single-trial explainable variance from 0 to 0.5.
 MAX_NCSNR = 1.05
 BETA_PARAMETERS = (2.2, 2.4)
 
-#: Shares of the noise variance: of neighbouring voxels, of the whole brain, and, in the ROIs, noise whose
-#: covariance is that of the signal ("information-limiting", Moreno-Bote et al. 2014,
-#: doi:10.1038/nn.3807); the rest is a voxel's own.
+#: Shares of the noise variance: common to neighbouring voxels, common to the whole brain, and, in the ROIs,
+#: with the covariance of the signal ("information-limiting", Moreno-Bote et al. 2014,
+#: doi:10.1038/nn.3807). The rest is independent between voxels.
 LOCAL_SHARE, GLOBAL_SHARE, SIGNAL_LIKE_SHARE = 0.25, 0.08, 0.20
 LOCAL_WIDTH = 1.0
 _N_GLOBAL = 8
@@ -55,7 +55,7 @@ class VoxelStatistics:
     mean: NDArray[np.float32]
 
     def noise_ceiling(self, repeats: int) -> NDArray[np.float32]:
-        """Explainable variance in percent of responses averaged over ``repeats`` trials, (x, y, z)."""
+        """Explainable variance, in percent, of responses averaged over ``repeats`` trials, (x, y, z)."""
         squared = self.ncsnr**2
         return np.asarray(100 * squared / (squared + np.float32(1 / repeats)), np.float32)
 
@@ -105,7 +105,7 @@ class SessionNoise:
         self._voxels = tuple(voxels.T)
         self._patterns = patterns
         shape = self._sd.shape
-        # The pattern of the whole-brain fluctuations is the subject's own, their course the session's.
+        # Whole-brain fluctuations: their spatial pattern is fixed within a subject, their time course is not.
         loadings = smooth_fields(generator(seed, subject, "global noise"), shape, _N_GLOBAL, width=4.0)
         self._loadings = loadings / np.linalg.norm(loadings, axis=0)
         own = np.full(shape, 1 - LOCAL_SHARE - GLOBAL_SHARE, np.float32)

@@ -1,7 +1,7 @@
 """Captioned scenes drawn by code: the stimuli of the simulated dataset and of the embedded models.
 
 A scene is a setting (sky and ground), and one or two coloured objects with a size and a place.
-Every scene is made from ``(seed, index)`` alone, so any subset can be drawn again byte for byte.
+Every scene depends on ``(seed, index)`` alone, so any subset can be drawn again byte for byte.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ KINDS = ("house", "tree", "car", "ball", "person", "umbrella", "mushroom", "flow
 SIZES: dict[str, float] = {"small": 0.17, "large": 0.30}
 PLACES: dict[str, float] = {"left": 0.26, "middle": 0.5, "right": 0.74}
 
+#: Scenes are drawn so many times larger than asked for.
+_SUPERSAMPLE = 3
 _BROWN = (112, 72, 40)
 _DARK = (30, 28, 32)
 _SKIN = (232, 184, 146)
@@ -73,7 +75,7 @@ class Scene:
 
 
 def make_scene(seed: int, index: int) -> Scene:
-    """Draw the contents of scene ``index`` of the family ``seed`` (the same every time)."""
+    """Sample the contents of scene ``index`` of the family ``seed`` (the same every time)."""
     rng = np.random.default_rng([seed, index])
     setting = str(rng.choice(list(SETTINGS)))
     horizon = float(rng.uniform(0.48, 0.62))
@@ -86,7 +88,7 @@ def make_scene(seed: int, index: int) -> Scene:
         size = str(rng.choice(list(SIZES)))
         half = SIZES[size] * float(rng.uniform(0.92, 1.08))
         x = PLACES[str(place)] + float(rng.uniform(-0.03, 0.03))
-        # Small things stand further away: their feet are nearer to the horizon.
+        # Small things are further away: their feet are nearer to the horizon.
         feet = horizon + (0.16 if size == "small" else 0.30) + float(rng.uniform(-0.04, 0.04))
         kind = str(rng.choice(KINDS))
         y = feet - half
@@ -101,8 +103,7 @@ def captions(scene: Scene) -> tuple[str, str]:
     """Two captions of a scene, as two people might describe it; words from a closed vocabulary."""
     ordered = sorted(scene.things, key=lambda t: -t.half)
     full = " and ".join(f"a {t.size} {t.colour} {t.kind} on the {t.place}" for t in ordered)
-    article = {t.colour: "an" if t.colour == "orange" else "a" for t in ordered}
-    brief = " with ".join(f"{article[t.colour]} {t.colour} {t.kind}" for t in ordered)
+    brief = " with ".join(f"{'an' if t.colour == 'orange' else 'a'} {t.colour} {t.kind}" for t in ordered)
     return f"{full} of a {scene.setting} scene", f"{scene.setting} scene showing {brief}"
 
 
@@ -119,8 +120,8 @@ def attributes(scene: Scene) -> np.ndarray:
     Returns
     -------
     ndarray of float32, shape (n_attributes,)
-        One-hot setting; for each kind and each colour the summed visual size of the objects that
-        have it; kind by place and colour by kind conjunctions; the number of objects.
+        One-hot setting; summed visual size of the objects by kind and by colour; conjunctions of kind and
+        place, and of kind and colour; the number of objects.
     """
     setting = np.zeros(len(SETTINGS))
     setting[list(SETTINGS).index(scene.setting)] = 1.0
@@ -141,22 +142,9 @@ def attributes(scene: Scene) -> np.ndarray:
     return np.concatenate(parts).astype(np.float32)
 
 
-def draw(scene: Scene, size: int = 128, supersample: int = 3) -> np.ndarray:
-    """Draw a scene.
-
-    Parameters
-    ----------
-    scene : Scene
-    size : int
-        Side of the image in pixels.
-    supersample : int
-        The image is drawn this many times larger and reduced, which smooths its edges.
-
-    Returns
-    -------
-    ndarray of uint8, shape (size, size, 3)
-    """
-    side = size * supersample
+def draw(scene: Scene, size: int = 128) -> np.ndarray:
+    """Draw a scene, uint8 (size, size, 3); drawn larger and then reduced, to smooth its edges."""
+    side = size * _SUPERSAMPLE
     image = Image.fromarray(_background(scene, side))
     pen = ImageDraw.Draw(image)
     _scenery(pen, scene, side)
@@ -218,26 +206,20 @@ def _scenery(pen: ImageDraw.ImageDraw, scene: Scene, side: int) -> None:
         polygon([(0, h), (0.22 + shift, h - 0.14), (0.5 + shift, h)], (70, 120, 92))
         polygon([(0.4 + shift, h), (0.72 + shift, h - 0.18), (1.1, h)], (56, 104, 84))
     elif scene.setting == "room":
-        polygon(
-            [(0.36 + shift, 0.08), (0.64 + shift, 0.08), (0.64 + shift, 0.34), (0.36 + shift, 0.34)],
-            (250, 250, 244),
-        )
-        polygon(
-            [(0.385 + shift, 0.105), (0.615 + shift, 0.105), (0.615 + shift, 0.315), (0.385 + shift, 0.315)],
-            (150, 200, 236),
-        )
+        for x0, y0, x1, y1, fill in (
+            (0.36, 0.08, 0.64, 0.34, (250, 250, 244)),
+            (0.385, 0.105, 0.615, 0.315, (150, 200, 236)),
+        ):
+            left, right = x0 + shift, x1 + shift
+            polygon([(left, y0), (right, y0), (right, y1), (left, y1)], fill)
 
 
 def _shadow(pen: ImageDraw.ImageDraw, thing: Thing, side: int) -> None:
     if thing.kind == "kite":
         return
     y = thing.y + thing.half * 0.97
-    box = [
-        (thing.x - thing.half * 0.75),
-        y - thing.half * 0.08,
-        (thing.x + thing.half * 0.75),
-        y + thing.half * 0.1,
-    ]
+    width, above, below = thing.half * 0.75, thing.half * 0.08, thing.half * 0.1
+    box = (thing.x - width, y - above, thing.x + width, y + below)
     pen.ellipse([v * side for v in box], fill=(48, 42, 44))
 
 

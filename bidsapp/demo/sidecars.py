@@ -1,4 +1,4 @@
-"""What the simulated dataset says of itself: descriptions, sidecars, README."""
+"""Metadata of the simulated dataset: its description, sidecars and README."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GENERATOR = "bidsapp-recon demo"
 BIDS_VERSION = "1.11.1"
 TASK = "scenes"
 SPACE = "func3mm"
-#: How the names of all maps begin.
+#: Entities that all maps share.
 MAP = f"task-{TASK}_space-{SPACE}"
 #: Stored betas divided by this are percent signal change, as in NSD.
 SCALE_FACTOR = 300
@@ -23,20 +23,14 @@ BIDSIGNORE = ("*_statmap.*", "*_trials.*")
 
 
 def dataset_description(settings: str) -> dict[str, Any]:
-    """Describe the dataset; ``settings`` is one line with all that it was made from."""
+    """``dataset_description.json``; ``settings`` is the design in one line."""
     return {
         "Name": "Simulated responses to drawn scenes",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "License": "CC0",
         "Authors": ["The bidsapp-recon contributors", "No person was scanned: the data are simulated"],
-        "GeneratedBy": [
-            {
-                "Name": GENERATOR,
-                "Version": __version__,
-                "Description": settings,
-            }
-        ],
+        "GeneratedBy": [{"Name": GENERATOR, "Version": __version__, "Description": settings}],
     }
 
 
@@ -44,7 +38,7 @@ def betas(subject: str, n_trials: int) -> dict[str, Any]:
     """Sidecar of a session's single-trial betas."""
     return {
         "Description": (
-            "Simulated single-trial response amplitudes, a volume a trial in the order of trials.tsv. "
+            "Simulated single-trial response amplitudes, one volume per trial, in the order of trials.tsv. "
             "Divide the stored integers by ScaleFactor to get percent signal change."
         ),
         "SpatialReference": reference(subject),
@@ -61,8 +55,8 @@ def noise_ceiling(subject: str, repeats: int) -> dict[str, Any]:
     return {
         "Description": (
             "Share of the variance of responses, averaged over NumberOfRepeats trials, that the stimulus "
-            "explains, from the known signal and noise of the simulation. Drift between sessions is "
-            "not counted as noise. Zero where a voxel has no signal."
+            "explains, from the known signal and noise of the simulation. Drift between sessions does "
+            "not count as noise. Zero where a voxel has no signal."
         ),
         "SpatialReference": reference(subject),
         "Units": "percent",
@@ -78,7 +72,7 @@ def noise_ceiling(subject: str, repeats: int) -> dict[str, Any]:
 def roi_mask(subject: str) -> dict[str, Any]:
     """Sidecar of the mask of all visual voxels."""
     return {
-        "Description": "The simulated visual cortex: the early and the higher ROI together.",
+        "Description": "The simulated visual cortex: union of the early and the higher ROI.",
         "Type": "ROI",
         "SpatialReference": reference(subject),
         "Sources": [f"bids::{func(subject, f'{MAP}_seg-visualrois_dseg.nii.gz')}"],
@@ -88,7 +82,7 @@ def roi_mask(subject: str) -> dict[str, Any]:
 def segmentation(subject: str) -> dict[str, Any]:
     """Sidecar of the segmentation into ROIs."""
     return {
-        "Description": "The two simulated visual ROIs; the table beside it names the labels.",
+        "Description": "The two simulated visual ROIs; the accompanying table names the labels.",
         "Manual": False,
         "SpatialReference": reference(subject),
     }
@@ -97,7 +91,7 @@ def segmentation(subject: str) -> dict[str, Any]:
 def anatomy(subject: str) -> dict[str, Any]:
     """Sidecar of the anatomical image, whose grid defines the space."""
     return {
-        "Description": f"Simulated anatomy, grey matter around white; its grid defines space-{SPACE}.",
+        "Description": f"Simulated anatomy, grey matter around white matter; its grid defines space-{SPACE}.",
         "SpatialReference": reference(subject),
         "SkullStripped": True,
     }
@@ -111,26 +105,26 @@ TRIALS_COLUMNS: dict[str, Any] = {
 }
 
 STIMULI_COLUMNS: dict[str, Any] = {
-    "stimulus_id": {"Description": "Identifies the stimulus."},
+    "stimulus_id": {"Description": "Stimulus identifier."},
     "file": {"Description": "Image file in this folder."},
     "type": {"Description": "Kind of stimulus."},
-    "present": {"Description": "Whether the file is part of this dataset."},
+    "present": {"Description": "Whether this dataset contains the file."},
     "split": {
         "Description": "The set that the stimulus belongs to.",
-        "Levels": {"train": "Shown to one subject.", "test": "Shown to all subjects, never trained on."},
+        "Levels": {"train": "Shown to one subject.", "test": "Shown to all subjects, not used in training."},
     },
-    "shown_to": {"Description": "Subject that sees it, or all."},
-    "scene_family": {"Description": "Seed of the family of scenes that it is drawn from."},
+    "shown_to": {"Description": "The subject that sees the stimulus, or all."},
+    "scene_family": {"Description": "Seed of the family of scenes that the stimulus is drawn from."},
     "scene_index": {"Description": "Index of the scene in its family."},
 }
 
 CAPTIONS_COLUMNS: dict[str, Any] = {
-    "stimulus_id": {"Description": "The stimulus, as in stimuli.tsv; several rows each."},
+    "stimulus_id": {"Description": "The stimulus, as in stimuli.tsv; several rows per stimulus."},
     "caption": {"Description": "What the image shows, in one sentence."},
 }
 
 PARTICIPANTS_COLUMNS: dict[str, Any] = {
-    "participant_id": {"Description": "Subject; simulated, not a person."},
+    "participant_id": {"Description": "Simulated subject, not a person."},
     "n_sessions": {"Description": "Number of simulated sessions."},
     "n_trials": {"Description": "Number of trials over all sessions."},
 }
@@ -143,27 +137,27 @@ def readme(settings: str) -> str:
     return f"""# Simulated responses to drawn scenes
 
 No person was scanned for this dataset: `bidsapp-recon demo` drew the images and simulated the
-responses, so that the app can be tried, taught and tested without any download.
+responses, so that the app can be tried, taught and tested without downloading anything.
 
 Made with {GENERATOR} {__version__}: {settings}.
 
-- **Stimuli**: captioned scenes drawn by code (`stimuli/`). The scenes of the split `test` are shown to
-  all subjects, the others to one subject each.
+- **Stimuli**: captioned scenes drawn by code (`stimuli/`). Scenes of the `test` split are shown to all
+  subjects, each other scene to one subject.
 - **Design**: as in the Natural Scenes Dataset (Allen et al. 2022, doi:10.1038/s41593-021-00962-x).
-  A scene is shown up to three times (or as often as the settings above say), its repeats are spread over
-  the sessions; a few training trials are lost.
+  The number of repeats per scene is in the settings above. Repeats are spread over the sessions; a few
+  training trials are lost.
 - **Early ROI**: contrast-normalised oriented energy, luminance and opponent colour within population
   receptive fields that grow with eccentricity.
 - **Higher ROI**: sparse tuning to the setting, the kinds of object, their colours and coarse places.
-- **Unknown features**: of the signal's variance, {early} in the early and {higher} in the higher ROI
-  repeats with the scene but follows nothing that it shows.
-- **Noise**: set to noise ceilings like those of that dataset; about a third of single-trial variance
-  is explainable in good voxels. Of the noise variance in the ROIs {local} is shared with neighbouring
-  voxels, {everywhere} over the whole brain, {alike} has the covariance of the signal. Every session
-  has a drift of its own. Voxels outside the two ROIs hold noise alone.
-- **Betas**: percent signal change times {SCALE_FACTOR}, as int16, a volume a trial.
+- **Unknown features**: {early} of the signal's variance in the early ROI, and {higher} in the higher ROI,
+  is the same whenever a scene is shown but unrelated to its content.
+- **Noise**: noise ceilings are similar to those of NSD; about a third of single-trial variance is
+  explainable in good voxels. Of the noise variance in the ROIs, {local} is shared between neighbouring
+  voxels, {everywhere} is shared by the whole brain, and {alike} has the covariance of the signal. Every
+  session has its own drift. Voxels outside the two ROIs contain only noise.
+- **Betas**: percent signal change times {SCALE_FACTOR}, as int16, one volume per trial.
 
-The files named in `.bidsignore` (`statmap`, `trials`) have no place in BIDS yet.
+BIDS does not define the files named in `.bidsignore` (`statmap`, `trials`) yet.
 """
 
 

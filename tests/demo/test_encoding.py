@@ -109,7 +109,7 @@ def test_receptive_fields_are_where_they_say(early: EarlyModel, brain: Brain) ->
 
 
 def test_a_voxel_answers_to_its_own_part_of_the_image(early: EarlyModel) -> None:
-    images = np.stack([scenes.draw(scenes.make_scene(20_000, i), 64, 2) for i in range(24)])
+    images = np.stack([scenes.draw(scenes.make_scene(20_000, i), 64) for i in range(24)])
     changed = images.copy()
     changed[0, :, :26] = 255 - changed[0, :, :26]  # the left third of one image
     change = np.abs(early.signal(changed)[0] - early.signal(images)[0])
@@ -117,7 +117,7 @@ def test_a_voxel_answers_to_its_own_part_of_the_image(early: EarlyModel) -> None
 
 
 def test_early_signal_is_the_formula_in_float64(early: EarlyModel) -> None:
-    images = np.stack([scenes.draw(scenes.make_scene(20_000, i), 64, 2) for i in range(70)])
+    images = np.stack([scenes.draw(scenes.make_scene(20_000, i), 64) for i in range(70)])
     signal = early.signal(images)  # more images than one batch
     maps = local_features(images).astype(float).reshape(70, N_CHANNELS, -1)
     for v in (0, 100, 500):

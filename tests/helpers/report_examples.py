@@ -125,7 +125,7 @@ def full_subject_report(root, n: int = 30) -> SubjectReport:
     """Report of a subject; one further figure is written into ``root``."""
     rng = np.random.default_rng(1)
     drawn = [scenes.make_scene(0, i) for i in range(n)]
-    stimuli = np.stack([scenes.draw(s, 32, 1) for s in drawn])
+    stimuli = np.stack([scenes.draw(s, 32) for s in drawn])
     captions = tuple(scenes.captions(s)[0] for s in drawn)
     ids = tuple(f"scene{i:05d}" for i in range(n))
     scores = []

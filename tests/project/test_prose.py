@@ -26,7 +26,6 @@ NOT_YET_REVISED = {
     "cli",
     "data",
     "decoding",
-    "demo",
     "group",
     "metrics",
     "models",

@@ -55,7 +55,7 @@ def parse(path: Path) -> _Links:
 def example(n: int = 30, caption: str | None = None, seed: int = 0) -> SubjectReport:
     rng = np.random.default_rng(seed)
     drawn = [scenes.make_scene(0, i) for i in range(n)]
-    stimuli = np.stack([scenes.draw(s, 32, 1) for s in drawn])
+    stimuli = np.stack([scenes.draw(s, 32) for s in drawn])
     rows = [
         ScoreRow("brain", "stage1", "two_way_clip", 0.80, 0.75, 0.85, 0.5, 0.44, 0.56, n),
         ScoreRow("brain", "stage2", "two_way_clip", 0.84, 0.79, 0.89, 0.5, 0.44, 0.56, n),

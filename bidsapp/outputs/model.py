@@ -20,7 +20,6 @@ from bidsapp.storage.atomic import atomic_path
 from bidsapp.storage.stages import stage_key
 
 if TYPE_CHECKING:
-    from bidsapp.data.targets import TargetRows
     from bidsapp.decoding.crossvalidation import Selection
     from bidsapp.pipeline.records import Reconstruction
 
@@ -103,8 +102,9 @@ def _selections(found: Reconstruction, config: RunConfig) -> dict[str, Any]:
 def target_rows(found: Reconstruction, config: RunConfig) -> tuple[TargetRow, ...]:
     """How well each target was predicted: correlations over test images, dimension by dimension."""
     rows = []
+    quality = {q.target: q for q in found.evidence.targets}
     for name in config.recipe.target_names:
-        r = correlations(found.test_targets[name], found.latents[f"{name}_raw"])
+        r = quality[name].r
         n_dims, penalty = r.size, found.penalties[name]
         alpha = penalty.alpha
         note = ""
@@ -119,34 +119,6 @@ def target_rows(found: Reconstruction, config: RunConfig) -> tuple[TargetRow, ..
         low, high = np.quantile(r, [0.025, 0.975])
         rows.append(TargetRow(name, float(r.mean()), float(low), float(high), n_dims, alpha, note))
     return tuple(rows)
-
-
-def correlations(true: TargetRows, predicted: np.ndarray, block: int = 1 << 22) -> np.ndarray:
-    """Correlate true and predicted targets over images, about ``block`` values at a time.
-
-    Parameters
-    ----------
-    true, predicted : array-like, (images, dims)
-        Read by blocks of dimensions.
-    block : int
-        Values worked on at once.
-
-    Returns
-    -------
-    ndarray of float64, (dims,)
-        NaN where one of the two does not vary.
-    """
-    n, d = true.shape
-    step = max(1, block // n)
-    found = np.full(d, np.nan)
-    for start in range(0, d, step):
-        columns = slice(start, min(start + step, d))
-        a, b = (np.asarray(values[:, columns], dtype=np.float64) for values in (true, predicted))
-        varies = (np.ptp(a, axis=0) > 0) & (np.ptp(b, axis=0) > 0)
-        a, b = a[:, varies], b[:, varies]
-        a, b = a - a.mean(0), b - b.mean(0)
-        found[columns][varies] = (a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0))
-    return found
 
 
 def _tried(penalty: Selection) -> dict[str, Any]:

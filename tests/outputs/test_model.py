@@ -9,10 +9,11 @@ import numpy as np
 
 from bidsapp.config import load_recipe
 from bidsapp.decoding.crossvalidation import Selection
-from bidsapp.outputs.model import correlations, target_rows
+from bidsapp.decoding.quality import column_correlation
+from bidsapp.outputs.model import target_rows
 
 
-def test_correlations_are_over_images_of_what_varies():
+def test_correlations_are_those_of_dimensions_that_vary():
     rng = np.random.default_rng(0)
     names = load_recipe("embedded").target_names
     true = {name: rng.standard_normal((9, 6)).astype(np.float32) for name in names}
@@ -20,7 +21,11 @@ def test_correlations_are_over_images_of_what_varies():
     true["clip_text"][:] = true["clip_text"][:1]  # captions that all read the same
     true["clip_vision"][:, 2:] = 0.1
     penalties = dict.fromkeys(names, Selection((2000.0,))) | {"vdvae": Selection((10.0, 2000.0), (2.0, 1.0))}
-    found = SimpleNamespace(test_targets=true, latents=predicted, penalties=penalties)
+    quality = [
+        SimpleNamespace(target=name, r=column_correlation(predicted[f"{name}_raw"], true[name]))
+        for name in names
+    ]
+    found = SimpleNamespace(evidence=SimpleNamespace(targets=quality), penalties=penalties)
     vdvae, vision, text = target_rows(found, SimpleNamespace(recipe=load_recipe("embedded")))
     expected = [np.corrcoef(true["vdvae"][:, i], predicted["vdvae_raw"][:, i])[0, 1] for i in range(6)]
     np.testing.assert_allclose(vdvae.correlation, np.mean(expected), rtol=1e-12)
@@ -37,14 +42,3 @@ def test_correlations_are_over_images_of_what_varies():
     assert vision.note == ""
     assert [r.target for r in (vdvae, vision, text)] == list(names)
     assert {r.n_dims for r in (vdvae, vision, text)} == {6}
-
-
-def test_correlations_do_not_depend_on_the_block():
-    rng = np.random.default_rng(1)
-    true, predicted = rng.standard_normal((2, 12, 31)).astype(np.float32)
-    true[:, 4] = predicted[:, 30] = 3.0
-    whole = correlations(true, predicted)
-    assert np.flatnonzero(np.isnan(whole)).tolist() == [4, 30]
-    for block in (1, 24, 60, 10_000):
-        np.testing.assert_allclose(correlations(true, predicted, block), whole, rtol=1e-12)
-    np.testing.assert_allclose(whole[7], np.corrcoef(true[:, 7], predicted[:, 7])[0, 1], rtol=1e-6)

@@ -28,8 +28,7 @@ from bidsapp.evidence import (
 )
 from bidsapp.metrics import spuriousness
 from bidsapp.metrics.identification import TIE, similarity, top1, two_way, two_way_null
-from bidsapp.metrics.shares import mean_with_interval
-from bidsapp.metrics.statistics import permutation_p
+from bidsapp.metrics.statistics import mean_with_interval, permutation_p
 from bidsapp.models.embeddings import caption_embeddings, embedding_columns, image_embeddings
 from bidsapp.pipeline.records import Decoded
 from bidsapp.records import SubjectInputs
@@ -197,7 +196,7 @@ def flattery(done: Decoded, second: StageResult, models: Models, config: RunConf
     return Spuriousness(
         space="IP-Adapter's image embedding" if target == "clip_image" else "CLIP's image embedding",
         nearest_train=near.similarity,
-        nearest_ids=tuple(done.split.train[i] for i in near.place),
+        nearest_ids=tuple(done.split.train[i] for i in near.index),
         own=own,
         closest_train=near_made.similarity,
         closer_to_training=mean_with_interval((near_made.similarity > own + TIE).astype(float), seed),

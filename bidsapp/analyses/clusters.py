@@ -24,8 +24,8 @@ from bidsapp.decoding.quality import Similarity
 from bidsapp.decoding.streaming import TargetBlocks
 from bidsapp.evidence import HoldoutScores
 from bidsapp.metrics.identification import two_way
-from bidsapp.metrics.shares import mean_with_interval
 from bidsapp.metrics.spuriousness import two_way_by_cluster
+from bidsapp.metrics.statistics import mean_with_interval
 from bidsapp.pipeline.records import Decoded
 from bidsapp.seeds import seed_for
 from bidsapp.storage.stages import StageResult

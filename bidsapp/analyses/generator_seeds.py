@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bidsapp.analyses import ladder
 from bidsapp.config import RunConfig
 from bidsapp.evidence import SeedSpread
-from bidsapp.metrics.shares import mean_with_interval
+from bidsapp.metrics.statistics import mean_with_interval
 from bidsapp.pipeline.images import first_stage, take
 from bidsapp.pipeline.records import BRAIN, Decoded, Refinement, Rung
 from bidsapp.seeds import seed_for

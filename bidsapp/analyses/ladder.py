@@ -25,7 +25,7 @@ from bidsapp.analyses.findings import IDENTIFICATION
 from bidsapp.config import RunConfig, ladder_size
 from bidsapp.evidence import RUNGS, LadderRow
 from bidsapp.metrics.scoring import Scores, score
-from bidsapp.metrics.shares import mean_with_interval, share_of_range
+from bidsapp.metrics.statistics import mean_with_interval, share_of_range
 from bidsapp.pipeline.decoding import predict_and_calibrate
 from bidsapp.pipeline.images import first_stage, shown_images, take, true_latents
 from bidsapp.pipeline.records import BRAIN, NULL, ORACLE, Decoded, Refinement, Rung, Start, _Images

@@ -26,8 +26,7 @@ from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.decoding.regions import part_similarity, similarity_weights, synthetic_targets, with_ties
 from bidsapp.evidence import RegionScore, RoiAnalysis, Value
 from bidsapp.metrics.identification import two_way
-from bidsapp.metrics.shares import mean_with_interval
-from bidsapp.metrics.statistics import percentile_interval, permutation_p
+from bidsapp.metrics.statistics import mean_with_interval, percentile_interval, permutation_p
 from bidsapp.pipeline.images import first_stage
 from bidsapp.pipeline.records import Decoded, Refinement
 from bidsapp.seeds import seed_for

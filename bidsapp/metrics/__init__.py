@@ -1,4 +1,4 @@
-"""How good reconstructions are: pixel metrics, identification, their statistics, named protocols.
+"""Quality of reconstructions: pixel metrics, identification, statistics, named protocols.
 
 The public names are imported when they are first used, so that importing the package costs nothing.
 """

@@ -1,6 +1,6 @@
-"""Identification: whether a reconstruction is more like its own stimulus than like others.
+"""Identification: whether a reconstruction is more similar to its own stimulus than to others.
 
-``r[i, j]`` is the similarity of ground truth i and reconstruction j throughout.
+``r[i, j]`` is the similarity of stimulus i and reconstruction j throughout.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bidsapp.metrics.statistics import Interval, check_square, pairing_null, percentile_interval
+from bidsapp.metrics.statistics import check_square, pairing_null
 
 Matrix = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float64]
 
-#: Feature columns worked on at once are chosen so that a block has this many elements.
+#: Values in a block of feature columns.
 _BLOCK = 1 << 23
 #: A feature vector whose spread is below this share of its size varies by rounding only.
 _CONSTANT = 1e-10
 #: Correlations are rounded to this many decimals.
 _DECIMALS = 12
-#: Similarities that differ by less tie: equal images' features come out alike to float32's rounding only,
-#: which depends on their place in a batch.
+#: Similarities that differ by less are ties: features of equal images differ by float32 rounding, which
+#: depends on their position in a batch.
 TIE = 1e-6
 
 
@@ -34,13 +34,13 @@ class TwoWay:
     Attributes
     ----------
     per_image : ndarray of float64, (n,)
-        For each reconstruction the share of the other ground truths that are less similar to it than
-        its own; a tie counts one half.
+        For each reconstruction the share of the other stimuli that are less similar to it than its
+        own; a tie counts one half.
     mean : float
         Chance is 0.5.
     ties : int
-        Pairs of a reconstruction and another ground truth as similar to it as its own, within rounding;
-        there are ``n * (n - 1)`` pairs. Many ties mean that the score says little.
+        Number of the ``n * (n - 1)`` pairs of a reconstruction and another stimulus that are as similar
+        as its own pair, within rounding. With many ties the score has little meaning.
     """
 
     per_image: Vector
@@ -49,17 +49,17 @@ class TwoWay:
 
 
 def similarity(f_gt: npt.ArrayLike, f_rec: npt.ArrayLike) -> Matrix:
-    """Pearson correlation of every ground truth's features with every reconstruction's.
+    """Pearson correlation of every stimulus' features with every reconstruction's.
 
     Parameters
     ----------
     f_gt, f_rec : array-like, (n, ...)
-        Features of ground truths and reconstructions; further axes are flattened.
+        Features of stimuli and reconstructions; further axes are flattened.
 
     Returns
     -------
     ndarray of float64, (n, n)
-        Ground truths in rows: ``numpy.corrcoef(f_gt, f_rec)[:n, n:]``, rounded to 12 decimals, and 0
+        Stimuli in rows: ``numpy.corrcoef(f_gt, f_rec)[:n, n:]``, rounded to 12 decimals, and 0
         where a feature vector is constant (corrcoef has NaN there).
 
     Raises
@@ -73,7 +73,7 @@ def similarity(f_gt: npt.ArrayLike, f_rec: npt.ArrayLike) -> Matrix:
     n, d = a.shape
     mean_a, mean_b = (f.mean(axis=1, dtype=np.float64)[:, None] for f in (a, b))
     if not (np.isfinite(mean_a).all() and np.isfinite(mean_b).all()):
-        raise ValueError("the features hold NaN or infinite values")
+        raise ValueError("the features contain NaN or infinite values")
     r = np.zeros((n, n))
     squares_a, squares_b = np.zeros(n), np.zeros(n)
     step = max(1, _BLOCK // n)
@@ -96,17 +96,17 @@ def _inverse_norm(squares: Vector, mean: Vector, d: int) -> Vector:
 
 
 def comparisons(r: npt.NDArray[Any]) -> Matrix:
-    """Compare each reconstruction's own ground truth with every other.
+    """Compare each reconstruction's own stimulus with every other.
 
     Parameters
     ----------
     r : ndarray, (n, n)
-        From :func:`similarity`; ground truths in rows.
+        From :func:`similarity`; stimuli in rows.
 
     Returns
     -------
     ndarray of float64, (n, n)
-        1 where ground truth i is less similar to reconstruction j than its own, 0 where it is more, 0.5
+        1 where stimulus i is less similar to reconstruction j than its own, 0 where it is more, 0.5
         where they tie, as on the diagonal.
     """
     own = np.diagonal(r)
@@ -116,17 +116,13 @@ def comparisons(r: npt.NDArray[Any]) -> Matrix:
 def two_way(r: npt.NDArray[Any]) -> TwoWay:
     """Two-way identification, ``sum_i(r[i, j] < r[j, j]) / (n - 1)`` for each reconstruction j.
 
-    A tie counts one half, so that chance is 0.5 however many images are alike. (The code published with
-    the papers counts it as lost; photographs do not tie.)
+    As in Ozcelik & VanRullen 2023 (arXiv 2303.05334), except that a tie counts one half, so that chance is
+    0.5 however many images are alike. (The published code counts it as wrong; photographs do not tie.)
 
     Parameters
     ----------
     r : ndarray, (n, n)
-        From :func:`similarity`; ground truths in rows.
-
-    Returns
-    -------
-    TwoWay
+        From :func:`similarity`; stimuli in rows.
 
     Raises
     ------
@@ -141,17 +137,23 @@ def two_way(r: npt.NDArray[Any]) -> TwoWay:
 
 
 def top1(r: npt.NDArray[Any]) -> Vector:
-    """Top-1 retrieval: 1 where a reconstruction is most similar to its own ground truth, else 0.
+    """Top-1 retrieval: 1 where a reconstruction is most similar to its own stimulus, else 0.
 
-    Where k ground truths tie for the first place, its own among them, it is 1 / k. Chance is 1 / n.
+    Where k stimuli tie for the first place, its own among them, it is 1 / k. Chance is 1 / n.
 
     Parameters
     ----------
     r : ndarray, (n, n)
+        From :func:`similarity`; stimuli in rows.
 
     Returns
     -------
     ndarray of float64, (n,)
+
+    Raises
+    ------
+    ValueError
+        As :func:`two_way`.
     """
     check_square(r)
     won = comparisons(r)
@@ -159,50 +161,31 @@ def top1(r: npt.NDArray[Any]) -> Vector:
 
 
 def two_way_table(r: npt.NDArray[Any]) -> Matrix:
-    """Two-way score of reconstruction j were ground truth i its own, for all i and j, (n, n).
+    """Two-way score of reconstruction j if stimulus i were its own, for all i and j, (n, n).
 
     Its diagonal is ``two_way(r).per_image``.
     """
-    below, to = _places(r)
-    return np.asarray((below + (to - below - 1) / 2) / (len(r) - 1))
+    below, up_to = _ranks(r)
+    return np.asarray((below + (up_to - below - 1) / 2) / (len(r) - 1))
 
 
 def top1_table(r: npt.NDArray[Any]) -> Matrix:
-    """Top-1 score of reconstruction j were ground truth i its own, for all i and j, (n, n)."""
-    below, to = _places(r)
-    return np.asarray((to == len(r)) / (to - below))
+    """Top-1 score of reconstruction j if stimulus i were its own, for all i and j, (n, n)."""
+    below, up_to = _ranks(r)
+    return np.asarray((up_to == len(r)) / (up_to - below))
 
 
-def _places(r: npt.NDArray[Any]) -> tuple[Matrix, Matrix]:
-    """How many ground truths are less similar than each, and how many no more similar than it (ties too)."""
+def _ranks(r: npt.NDArray[Any]) -> tuple[Matrix, Matrix]:
+    """How many stimuli are less similar than each, and how many are not more similar (ties included)."""
     n = check_square(r)
-    below, to = np.empty((n, n)), np.empty((n, n))
+    below, up_to = np.empty((n, n)), np.empty((n, n))
     for j in range(n):
-        column, rising = r[:, j], np.sort(r[:, j])
-        below[:, j] = np.searchsorted(rising, column - TIE, side="left")
-        to[:, j] = np.searchsorted(rising, column + TIE, side="right")
-    return below, to
+        column, ascending = r[:, j], np.sort(r[:, j])
+        below[:, j] = np.searchsorted(ascending, column - TIE, side="left")
+        up_to[:, j] = np.searchsorted(ascending, column + TIE, side="right")
+    return below, up_to
 
 
 def two_way_null(r: npt.NDArray[Any], seed: int, n_permutations: int = 1000) -> Vector:
-    """Mean two-way scores under random pairings of reconstructions and ground truths.
-
-    Parameters
-    ----------
-    r : ndarray, (n, n)
-    seed : int
-    n_permutations : int
-
-    Returns
-    -------
-    ndarray of float64, (n_permutations,)
-        For :func:`~bidsapp.metrics.statistics.permutation_p` and intervals.
-    """
+    """Mean two-way scores under random pairings of reconstructions and stimuli, (n_permutations,)."""
     return pairing_null(two_way_table(r), seed, n_permutations)
-
-
-def two_way_null_interval(
-    r: npt.NDArray[Any], seed: int, n_permutations: int = 1000, level: float = 0.95
-) -> Interval:
-    """Interval of the mean two-way score were the pairing random; see :func:`two_way_null`."""
-    return percentile_interval(two_way_null(r, seed, n_permutations), level)

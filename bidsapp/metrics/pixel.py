@@ -18,15 +18,15 @@ Vector = npt.NDArray[np.float64]
 _LUMINANCE = (0.2125, 0.7154, 0.0721)
 #: Wang et al. (2004): window sigma; constants (K1 L)^2 and (K2 L)^2 with data range L = 1.
 _SIGMA, _C1, _C2 = 1.5, 0.01**2, 0.03**2
-#: The window is cut at 3.5 sigma; means leave out a border of this width, where it overhangs.
+#: The window is cut at 3.5 sigma; means leave out a border of its radius.
 _TRUNCATE = 3.5
 _RADIUS = int(_TRUNCATE * _SIGMA + 0.5)
-#: Pixels worked on at once.
+#: Pixels in a block.
 _BLOCK = 1 << 18
-#: An image whose variance (of values in [0, 1]) is not above this is of one value throughout, but for
-#: rounding; a single 8-bit value off by one in 512 x 512 pixels is above it.
+#: An image whose variance (of values in [0, 1]) is not above this is constant but for rounding; a single
+#: 8-bit value off by one in 512 x 512 pixels is above it.
 _FLAT = 1e-12
-#: Largest value of float images: 1, and what resizing white may add by rounding.
+#: Largest value of float images: 1, plus what resizing may add by rounding.
 _WHITE = 1 + 1e-5
 
 
@@ -40,7 +40,12 @@ def pixcorr(a: Images, b: Images) -> Vector:
     Returns
     -------
     ndarray of float64, (n,)
-        0 where an image is of one value throughout (the correlation is not defined there).
+        0 where an image is constant (the correlation is not defined there).
+
+    Raises
+    ------
+    ValueError
+        For other dtypes, values or shapes, and for images of two sizes.
     """
     _check(a, b)
     out = np.zeros(a.shape[0])
@@ -56,11 +61,11 @@ def pixcorr(a: Images, b: Images) -> Vector:
 
 
 def ssim(a: Images, b: Images) -> Vector:
-    """Structural similarity of each pair of images in gray.
+    """Structural similarity of each pair of images in grey scale.
 
     Equal to scikit-image's ``structural_similarity`` of ``rgb2gray`` images with
     ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0``
-    (Wang et al. 2004, IEEE Trans. Image Process. 13:600), as both published protocols have it.
+    (Wang et al. 2004, IEEE Trans. Image Process. 13:600), as in both published protocols.
 
     Parameters
     ----------
@@ -70,42 +75,29 @@ def ssim(a: Images, b: Images) -> Vector:
     Returns
     -------
     ndarray of float64, (n,)
+
+    Raises
+    ------
+    ValueError
+        As :func:`pixcorr`.
     """
     return _ssim_images(a, b, axes=(1, 2))
 
 
 def ssim_columnwise(a: Images, b: Images) -> Vector:
-    """Mean 1-D structural similarity of the columns of each pair of gray images.
+    """Mean 1-D structural similarity of the columns of each pair of grey-scale images.
 
-    What scikit-image 0.17 computed when a gray image was passed with ``multichannel=True``: each
-    column is taken for a channel. Brain-Diffuser's published SSIM values are of this kind; on blurred
-    images they lie above :func:`ssim`.
-
-    Parameters
-    ----------
-    a, b : ndarray of uint8, or of float in [0, 1], (n, H, W, 3)
-        At least 11 pixels high and wide.
-
-    Returns
-    -------
-    ndarray of float64, (n,)
+    scikit-image 0.17 computed this when a grey-scale image was passed with ``multichannel=True``: each
+    column was treated as a channel. Brain-Diffuser's published SSIM values are of this type; on blurred
+    images they are higher than :func:`ssim`, whose parameters, result and errors it shares.
     """
     return _ssim_images(a, b, axes=(1,))
 
 
 def ssim_shifted(a: Images, b: Images, shifts: Sequence[int]) -> Vector:
-    """Mean :func:`ssim` of pairs that do not belong together.
+    """Mean :func:`ssim` of pairs that do not belong together, (shifts,).
 
-    Parameters
-    ----------
-    a, b : ndarray of uint8, or of float in [0, 1], (n, H, W, 3)
-    shifts : sequence of int, (k,)
-        Shift s pairs ``b[j]`` with ``a[(j + s) % n]``.
-
-    Returns
-    -------
-    ndarray of float64, (k,)
-        The mean over the n pairs of each shift.
+    Shift s pairs ``b[j]`` with ``a[(j + s) % n]``; the mean is over the n pairs.
     """
     _check(a, b, smallest=2 * _RADIUS + 1)
     n = a.shape[0]
@@ -135,7 +127,7 @@ def _blocks(images: Images) -> Iterator[slice]:
 
 
 class _Moments:
-    """Gray images (k, H, W) and their local means and variances, filtered along ``axes``."""
+    """Grey-scale images (k, H, W) and their local means and variances, filtered along ``axes``."""
 
     def __init__(self, rgb: Images, axes: tuple[int, ...]) -> None:
         self.axes = axes
@@ -169,10 +161,13 @@ def _ssim(x: _Moments, y: _Moments) -> Vector:
 
 def _check(a: Images, b: Images, smallest: int = 1) -> None:
     if a.dtype != b.dtype or not (a.dtype == np.uint8 or np.issubdtype(a.dtype, np.floating)):
-        raise ValueError(f"uint8 (or float) images are needed for both, {a.dtype} and {b.dtype} given")
+        raise ValueError(f"both must be uint8 (or float) images; {a.dtype} and {b.dtype} were given")
     if a.dtype != np.uint8 and not all(x.min(initial=0) >= 0 and x.max(initial=1) <= _WHITE for x in (a, b)):
         raise ValueError("float images must lie between 0 and 1 (or be given as uint8)")
     if a.shape != b.shape or a.ndim != 4 or a.shape[3] != 3:
-        raise ValueError(f"shapes {a.shape} and {b.shape} given, (n, H, W, 3) needed for both")
+        message = f"shapes {a.shape} and {b.shape} were given; both must be (n, H, W, 3) of one size"
+        raise ValueError(f"{message} (resize the images first)")
     if min(a.shape[1:3]) < smallest:
-        raise ValueError(f"images of {a.shape[1:3]} pixels given, at least {smallest} x {smallest} needed")
+        raise ValueError(
+            f"images of {a.shape[1:3]} pixels were given; SSIM needs at least {smallest} x {smallest}"
+        )

@@ -11,12 +11,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Resizing:
-    """How images are brought to size.
+    """How images are resized.
 
     Attributes
     ----------
     sizes : tuple of int
-        Sides in pixels of the squares they are brought to, one after the other.
+        Sides in pixels of the squares they are resized to, one after the other.
     resample : {"bilinear", "bicubic"}
     precision : {"uint8", "float"}
         ``uint8`` rounds after each step, as PIL does with 8-bit images; ``float`` keeps values in
@@ -30,13 +30,14 @@ class Resizing:
 
 @dataclass(frozen=True)
 class NetworkUse:
-    """One network of a protocol: which checkpoint, which of its outputs, of what input, scored how.
+    """One evaluation network of a protocol: its checkpoint, layer, input and score.
 
     Attributes
     ----------
     architecture, layer : str
     score : {"two_way", "distance"}
     mean_std : {"imagenet", "clip"}
+        Normalization of the input.
     file : str
         Name of the published checkpoint; empty for CLIP, which is a folder.
     resizing : Resizing
@@ -52,7 +53,7 @@ class NetworkUse:
 
 @dataclass(frozen=True)
 class PublishedProtocol:
-    """What a published protocol measures.
+    """Metrics of a published protocol.
 
     Attributes
     ----------
@@ -72,7 +73,7 @@ class PublishedProtocol:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """All metrics in the order of the published tables, ``<score>_<network>`` those of networks."""
+        """All metrics in the order of the published tables; those of networks as ``<score>_<network>``."""
         return (*self.pixel_metrics, *(f"{use.score}_{name}" for name, use in self.networks.items()))
 
 
@@ -81,27 +82,17 @@ def published_protocols() -> dict[str, PublishedProtocol]:
     """Read the published protocols, by name."""
     text = resources.files("bidsapp.metrics").joinpath("protocols.toml").read_text(encoding="utf-8")
     table = tomllib.loads(text)
-    return {name: _protocol(name, row, table["networks"]) for name, row in table["protocols"].items()}
-
-
-def _protocol(name: str, row: dict[str, Any], networks: dict[str, Any]) -> PublishedProtocol:
-    return PublishedProtocol(
-        name=name,
-        title=row["title"],
-        pixels=_resizing(row["pixels"]),
-        pixel_metrics=tuple(row["pixel_metrics"]),
-        networks={
-            network: NetworkUse(
-                architecture=networks[network]["architecture"],
-                layer=networks[network]["layer"],
-                score=networks[network]["score"],
-                mean_std=networks[network]["mean_std"],
-                file=use.get("file", networks[network]["file"]),
-                resizing=_resizing(use),
+    protocols = {}
+    for name, row in table["protocols"].items():
+        uses = {}
+        for network, use in row["networks"].items():
+            common = table["networks"][network]
+            uses[network] = NetworkUse(
+                **(common | {"file": use.get("file", common["file"])}), resizing=_resizing(use)
             )
-            for network, use in row["networks"].items()
-        },
-    )
+        pixels, metrics = _resizing(row["pixels"]), tuple(row["pixel_metrics"])
+        protocols[name] = PublishedProtocol(name, row["title"], pixels, metrics, uses)
+    return protocols
 
 
 def _resizing(row: dict[str, Any]) -> Resizing:

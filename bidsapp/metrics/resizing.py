@@ -1,4 +1,4 @@
-"""Bring images to a size, in 8 bits or in floats."""
+"""Resize images, in 8 bits or in floats."""
 
 from __future__ import annotations
 
@@ -13,17 +13,9 @@ Images = npt.NDArray[np.uint8]
 
 
 def resize(images: Images, size: int, resample: str = "bilinear") -> Images:
-    """Bring 8-bit images to ``size`` x ``size`` pixels (PIL, antialiased), where they are not.
+    """Resize 8-bit images (n, H, W, 3) to ``size`` x ``size`` pixels (PIL, antialiased).
 
-    Parameters
-    ----------
-    images : ndarray of uint8, (n, H, W, 3)
-    size : int
-    resample : {"bilinear", "bicubic"}
-
-    Returns
-    -------
-    ndarray of uint8, (n, size, size, 3)
+    Images of that size are returned as they are. ``resample`` is bilinear or bicubic.
     """
     if images.shape[1:3] == (size, size):
         return images
@@ -37,17 +29,9 @@ def resize(images: Images, size: int, resample: str = "bilinear") -> Images:
 
 
 def apply_resizing(images: Images, how: Resizing) -> npt.NDArray[Any]:
-    """Bring images to size as a protocol says.
+    """Resize 8-bit images (n, H, W, 3) as a protocol does, to (n, S, S, 3).
 
-    Parameters
-    ----------
-    images : ndarray of uint8, (n, H, W, 3)
-    how : Resizing
-
-    Returns
-    -------
-    ndarray, (n, S, S, 3)
-        uint8, or float32 in [0, 1] where ``how.precision`` is ``float``.
+    The result is uint8, or float32 in [0, 1] where ``how.precision`` is ``float``.
     """
     if how.precision == "uint8":
         for size in how.sizes:
@@ -60,7 +44,7 @@ def apply_resizing(images: Images, how: Resizing) -> npt.NDArray[Any]:
 
 
 def _resize_floats(values: npt.NDArray[np.float32], size: int, resample: str) -> npt.NDArray[np.float32]:
-    """PIL's 32-bit mode, a channel at a time: the same kernel as an antialiased resize of tensors."""
+    """Resize in PIL's 32-bit mode, one channel at a time: the kernel of antialiased tensor resizing."""
     if values.shape[1:3] == (size, size):
         return values
     from PIL import Image

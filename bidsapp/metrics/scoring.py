@@ -1,4 +1,4 @@
-"""Score reconstructions by a named protocol, each metric beside its chance level.
+"""Score reconstructions by a named protocol, each metric with its chance level.
 
 ``native`` scores images at a size of the caller's choice with whatever networks are given; the
 published protocols (``protocols.toml``) fix sizes, resampling and networks.
@@ -31,15 +31,14 @@ Network = Callable[[Images], npt.NDArray[Any]]
 
 PROTOCOLS = ("native", *published_protocols())
 
-#: Pairings drawn for the null of identification and PixCorr, and for that of SSIM, which costs a
-#: filter for every pair.
+#: Pairings drawn for the null of identification and PixCorr, and for that of SSIM, which filters every pair.
 _PERMUTATIONS = 1000
 _SHIFTS = 20
-#: Mismatched pairs of the published protocols' pixel metrics, which are taken of large images.
+#: Mismatched pairs for the pixel metrics of published protocols, which use large images.
 _PAIRS = 500
-#: Image pairs of the pixel metrics held at size at once.
+#: Image pairs resized at once for the pixel metrics.
 _AT_ONCE = 16
-#: Two-sided 95 % quantile of the normal distribution.
+#: Two-sided 95% quantile of the normal distribution.
 _Z95 = 1.959964
 
 
@@ -49,21 +48,20 @@ class Summary:
 
     Attributes
     ----------
-    mean : float
-    low, high : float
-        Bootstrap 95 % interval of the mean over images.
+    mean, low, high : float
+        Mean over images and its bootstrap 95% interval.
     chance : float
-        What a random pairing of reconstructions and stimuli scores: 0.5 for two-way identification,
+        Score of a random pairing of reconstructions and stimuli: 0.5 for two-way identification,
         1 / n for top-1, the mean over all pairs for distances and for PixCorr (``native``), over
         mismatched pairs for the other pixel metrics.
     chance_low, chance_high : float
-        95 % interval of the mean score under random pairings.
+        95% interval of the mean score under random pairings.
     ties : int
         Ties in two-way identification; see :class:`~bidsapp.metrics.identification.TwoWay`.
     p : float or None
-        Permutation p of the pairing, ``(1 + #) / (1 + N)``; None where random pairings were too few.
+        Permutation p of the pairing, ``(1 + #) / (1 + N)``; None where only a few pairings were drawn.
     reverse : float or None
-        Two-way identification the other way round: for each stimulus, the share of the other
+        Two-way identification in the other direction: for each stimulus, the share of the other
         reconstructions that are less similar to it than its own.
     """
 
@@ -115,51 +113,91 @@ def score(
     stimuli : ndarray of uint8, (n, H', W', 3)
         In the same order.
     networks : mapping of str to callable, optional
-        Each takes uint8 images (n, H, W, 3), as given here and of whatever size, and returns their
+        Each takes uint8 images (n, H, W, 3) as they were passed in, of any size, and returns
         features, (n, ...). With ``native`` any network gives ``two_way_<name>`` and ``top1_<name>``;
         a published protocol knows its networks by name, and skips those that are not given.
     size : int
-        Side in pixels to which both are brought (PIL, bilinear) for ``pixcorr`` and ``ssim`` of
+        Side in pixels to which both are resized (PIL, bilinear) for ``pixcorr`` and ``ssim`` of
         ``native``; published protocols have their own.
     seed : int
         Of bootstrap and permutations.
     protocol : {"native", "bd2023", "mindeye"}
+        ``bd2023``: Ozcelik & VanRullen 2023 (arXiv 2303.05334); ``mindeye``: Scotti et al. 2023
+        (arXiv 2305.18274).
 
     Returns
     -------
     Scores
-        Keys of ``native``: ``pixcorr``, ``ssim``, then two of each network. Of the others, as far as
-        networks are given: ``pixcorr``, ``ssim`` (``bd2023``: and ``ssim_columnwise``),
+        Keys of ``native``: ``pixcorr``, ``ssim``, then two for each network. Keys of the others, for
+        the networks that are given: ``pixcorr``, ``ssim`` (``bd2023``: also ``ssim_columnwise``),
         ``two_way_alexnet2``, ``two_way_alexnet5``, ``two_way_inception``, ``two_way_clip``, and
         ``distance_effnet``, ``distance_swav``, which are better when lower.
 
     Raises
     ------
     AppError
-        Exit code 64 for a protocol, or a network of a published protocol, that is not known; 65 for
+        Exit code 64 for an unknown protocol, or an unknown network of a published protocol; 65 for
         fewer than two test images, or features that are not finite.
+    TypeError
+        For images that are not arrays (a list, or a dict by name), and networks without names.
     ValueError
-        For arrays that are not such images, or are of different numbers of them.
+        For arrays of another dtype or shape, or of unequal numbers of images.
     """
     if protocol not in PROTOCOLS:
         raise AppError(
-            f"There is no protocol {protocol!r}. Choose one of: {', '.join(PROTOCOLS)}.",
-            exit_code=ExitCode.USAGE,
+            f"Unknown protocol {protocol!r}. Choose one of: {', '.join(PROTOCOLS)}.", exit_code=ExitCode.USAGE
         )
+    if networks is not None and not isinstance(networks, Mapping):
+        raise TypeError(f"networks: give callables by name, {{'clip': ...}}, not {_kind(networks)}")
+    if isinstance(reconstructions, Mapping) or isinstance(stimuli, Mapping):
+        raise TypeError(_by_name(reconstructions, stimuli))
     for what, images in (("reconstructions", reconstructions), ("stimuli", stimuli)):
+        if not isinstance(images, np.ndarray):
+            raise TypeError(f"{what}: {_kind(images)} was given{_sizes(images)}. {_WANTED}")
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise ValueError(f"{what} should be uint8 (n, H, W, 3), not {images.dtype} {images.shape}")
     n = stimuli.shape[0]
     if reconstructions.shape[0] != n:
-        raise ValueError(f"{reconstructions.shape[0]} reconstructions given for {n} stimuli")
+        raise ValueError(
+            f"{reconstructions.shape[0]} reconstructions were given for {n} stimuli. Give one reconstruction "
+            "per stimulus, in the same order."
+        )
     if n < 2:
         raise AppError(
-            f"{n} test image given, but identification needs at least two. Put more into the test set.",
+            f"{n} test image given, but identification needs at least two. Add images to the test set.",
             exit_code=ExitCode.BAD_DATA,
         )
     if protocol == "native":
         return _native(reconstructions, stimuli, networks or {}, size, seed)
     return _published(reconstructions, stimuli, networks or {}, published_protocols()[protocol], seed)
+
+
+_WANTED = "Give one uint8 array (n, H, W, 3); numpy.stack(images) makes it from images of one size."
+
+
+def _kind(value: object) -> str:
+    length = f" of {len(value)} items" if hasattr(value, "__len__") else ""
+    return f"a {type(value).__name__}{length}"
+
+
+def _sizes(images: object) -> str:
+    """Name the sizes of a sequence's images where they differ."""
+    items = images if isinstance(images, (list, tuple)) else ()
+    sizes = dict.fromkeys(" x ".join(map(str, np.shape(image)[:2])) for image in items)
+    return f", of several sizes ({', '.join(sizes)}): resize the images to one size first" * (len(sizes) > 1)
+
+
+def _by_name(reconstructions: object, stimuli: object) -> str:
+    """Explain that images are paired by position, with the names that only one of the two has."""
+    given = {"reconstructions": reconstructions, "stimuli": stimuli}
+    what, images = next((k, v) for k, v in given.items() if isinstance(v, Mapping))
+    text = f"{what}: {_kind(images)} was given, but score() pairs images by position. "
+    if isinstance(reconstructions, Mapping) and isinstance(stimuli, Mapping):
+        for one, other in (("reconstructions", "stimuli"), ("stimuli", "reconstructions")):
+            alone = [str(k) for k in given[one] if k not in given[other]]  # type: ignore[attr-defined,operator]
+            if alone:
+                text += f"Names only in {one}: {', '.join(alone[:5])}{', ...' * (len(alone) > 5)}. "
+    return text + _WANTED
 
 
 def _native(
@@ -168,12 +206,14 @@ def _native(
     scores = Scores()
     truth, images = resize(stimuli, size), resize(reconstructions, size)
     table = identification.similarity(truth, images)
-    _add(scores, "pixcorr", pixel.pixcorr(truth, images), float(table.mean()), _by_pairing(table, seed), seed)
-    _add(scores, "ssim", pixel.ssim(truth, images), *_ssim_chance(truth, images, seed), seed)
+    null: Interval | Vector = _null_means(table, seed)
+    _add(scores, "pixcorr", pixel.pixcorr(truth, images), float(table.mean()), null, seed)
+    chance, null = _ssim_chance(truth, images, seed)
+    _add(scores, "ssim", pixel.ssim(truth, images), chance, null, seed)
     for name, network in networks.items():
         r = _similarity(name, network, stimuli, reconstructions)
         _add_two_way(scores, f"two_way_{name}", r, seed)
-        null = _by_pairing(identification.top1_table(r), seed)
+        null = _null_means(identification.top1_table(r), seed)
         _add(scores, f"top1_{name}", identification.top1(r), 1 / len(r), null, seed)
     return scores
 
@@ -188,8 +228,8 @@ def _published(
     unknown = [name for name in networks if name not in protocol.networks]
     if unknown:
         raise AppError(
-            f"The protocol {protocol.name!r} has no network {', '.join(map(repr, unknown))}. "
-            f"It has: {', '.join(protocol.networks)}.",
+            f"Protocol {protocol.name!r} does not use a network {', '.join(map(repr, unknown))}. "
+            f"Its networks: {', '.join(protocol.networks)}.",
             exit_code=ExitCode.USAGE,
         )
     absent = (name for name in protocol.networks if name not in networks)
@@ -208,7 +248,7 @@ def _published(
         if use.score == "two_way":
             _add_two_way(scores, f"two_way_{name}", r, seed)
         else:
-            null = _by_pairing(1 - r, seed)
+            null = _null_means(1 - r, seed)
             _add(scores, f"distance_{name}", 1 - np.diagonal(r), 1 - float(r.mean()), null, seed)
     return scores
 
@@ -228,13 +268,13 @@ def _add(
 
 def _add_two_way(scores: Scores, name: str, r: Vector, seed: int) -> None:
     result = identification.two_way(r)
-    null = _by_pairing(identification.two_way_table(r), seed)
+    null = _null_means(identification.two_way_table(r), seed)
     _add(scores, name, result.per_image, 0.5, null, seed)
     reverse = identification.two_way(r.T).mean
     scores.summary[name] = replace(scores.summary[name], ties=result.ties, reverse=reverse)
 
 
-def _by_pairing(table: Vector, seed: int) -> Vector:
+def _null_means(table: Vector, seed: int) -> Vector:
     return pairing_null(table, seed, _PERMUTATIONS)
 
 
@@ -251,7 +291,7 @@ def _pixel_values(
     reconstruction: npt.NDArray[np.intp],
     protocol: PublishedProtocol,
 ) -> dict[str, Vector]:
-    """Pixel metrics of pairs of images, given by their places, brought to size a few at a time."""
+    """Pixel metrics of pairs of images, given by their indices and resized a few at a time."""
     blocks: dict[str, list[Vector]] = {name: [] for name in protocol.pixel_metrics}
     for start in range(0, len(stimulus), _AT_ONCE):
         rows = slice(start, start + _AT_ONCE)
@@ -263,9 +303,9 @@ def _pixel_values(
 
 
 def _mismatched(n: int, seed: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Places of stimuli and reconstructions that do not belong together: all pairs, or 500 of them.
+    """Draw pairs of a stimulus and a reconstruction of another: all such pairs, or 500; their indices.
 
-    They are shifts of the images in a random order, so that every image comes about as often.
+    They are shifts of the images in a random order, so that every image comes about equally often.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(n)
@@ -276,7 +316,7 @@ def _mismatched(n: int, seed: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np
 
 
 def _null_of_pairs(values: Vector, n: int) -> Interval:
-    """Give the normal 95 % interval of a mean of n mismatched pairs, taken for independent.
+    """Compute the normal 95% interval of a mean over n mismatched pairs, treated as independent.
 
     Under a true random pairing every image comes once, so the interval is, if anything, too wide.
     """
@@ -291,8 +331,8 @@ def _features(name: str, network: Network, images: Images) -> npt.NDArray[Any]:
         raise ValueError(f"network {name}: features of shape {features.shape} for {images.shape[0]} images")
     if not np.isfinite(features).all():
         raise AppError(
-            f"The features of the evaluation network {name} hold NaN or infinite values. Its weights may be "
-            "damaged, or its precision too low: fetch them again, or run it in float32.",
+            f"Features of the evaluation network {name} contain NaN or infinite values. Its weights may be "
+            "damaged, or its precision too low: download them again, or use float32.",
             exit_code=ExitCode.BAD_DATA,
         )
     return features
@@ -311,6 +351,3 @@ def _ssim_chance(truth: Images, images: Images, seed: int) -> tuple[float, Inter
     chance = float(np.mean(means))
     half = _Z95 * float(np.std(means, ddof=1)) if means.size > 1 else 0.0
     return chance, Interval(chance - half, chance + half)
-
-
-__all__ = ["PROTOCOLS", "Interval", "Network", "Scores", "Summary", "resize", "score"]

@@ -1,7 +1,7 @@
-"""What could make reconstructions look better than they are: training images, and clusters of stimuli.
+"""What can make reconstructions look better than they are: training images, and clusters of stimuli.
 
-After Shirakawa et al. 2024 (arXiv 2405.10078): where test images have near twins in training, or fall into
-few clusters, a decoder that only picks a cluster, and a generator that only repeats what it was trained on,
+After Shirakawa et al. 2024 (arXiv 2405.10078): where test images have near duplicates in training, or fall
+into few clusters, a decoder that only picks a cluster, and a generator that only repeats its training images,
 score well. Similarities are cosines of image embeddings.
 """
 
@@ -17,16 +17,15 @@ from bidsapp.metrics.identification import comparisons
 Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
 
-
-#: Decimals, relative to the largest deviation from the mean, to which features of one caption are alike.
+#: Decimals, relative to the largest deviation from the mean, to which features of one caption agree.
 _ALIKE = 4
 
 
 class Nearest(NamedTuple):
-    """The most similar candidate of each row: similarity and place."""
+    """The most similar candidate of each row: its similarity and index."""
 
     similarity: Vector
-    place: npt.NDArray[np.intp]
+    index: npt.NDArray[np.intp]
 
 
 def cosine(a: npt.ArrayLike, b: npt.ArrayLike) -> Matrix:
@@ -35,15 +34,7 @@ def cosine(a: npt.ArrayLike, b: npt.ArrayLike) -> Matrix:
 
 
 def nearest(embeddings: npt.ArrayLike, candidates: npt.ArrayLike) -> Nearest:
-    """Find the most similar candidate of each embedding.
-
-    Parameters
-    ----------
-    embeddings : array-like of float, (n, d)
-        Of test images, or of reconstructions.
-    candidates : array-like of float, (m, d)
-        Of the training images.
-    """
+    """Find the most similar candidate, (m, d), of each embedding, (n, d)."""
     table = cosine(embeddings, candidates)
     index = table.argmax(axis=1)
     return Nearest(table[np.arange(len(table)), index], index)
@@ -55,20 +46,19 @@ def own_similarity(reconstructions: npt.ArrayLike, stimuli: npt.ArrayLike) -> Ve
 
 
 def clusters(features: npt.ArrayLike, n_clusters: int, seed: int) -> npt.NDArray[np.int64]:
-    """Put stimuli into clusters by k-means (scikit-learn, 4 starts), no more than there are distinct rows.
+    """Cluster stimuli by k-means (scikit-learn, 4 starts), into at most as many clusters as distinct rows.
 
     Parameters
     ----------
     features : array-like of float, (n, d)
-        One row a stimulus, such as its mean CLIP text token.
-    n_clusters : int
-    seed : int
+        One row per stimulus, such as its mean CLIP text token.
+    n_clusters, seed : int
 
     Returns
     -------
     ndarray of int64, (n,)
         Cluster of each stimulus, from 0. Rows that differ by rounding only, as those of equal captions may,
-        are one.
+        count as one.
     """
     from sklearn.cluster import KMeans
 
@@ -80,21 +70,21 @@ def clusters(features: npt.ArrayLike, n_clusters: int, seed: int) -> npt.NDArray
 
 
 class ClusterScores(NamedTuple):
-    """Two-way identification of each reconstruction among some of the stimuli; NaN where there are none."""
+    """Two-way identification of each reconstruction among some of the stimuli; NaN without any."""
 
     within: Vector
     between: Vector
 
 
 def two_way_by_cluster(r: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> ClusterScores:
-    """Two-way identification against stimuli of the own cluster, and of the others.
+    """Two-way identification against stimuli of the same cluster, and of other clusters.
 
     A decoder that gets the cluster right and nothing else scores 1 between and 0.5 within clusters.
 
     Parameters
     ----------
     r : ndarray of float, (n, n)
-        From :func:`~bidsapp.metrics.identification.similarity`; ground truths in rows.
+        From :func:`~bidsapp.metrics.identification.similarity`; stimuli in rows.
     labels : ndarray of int, (n,)
         Cluster of each stimulus.
 

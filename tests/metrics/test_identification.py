@@ -15,9 +15,9 @@ from bidsapp.metrics.identification import (
     top1_table,
     two_way,
     two_way_null,
-    two_way_null_interval,
     two_way_table,
 )
+from bidsapp.metrics.statistics import percentile_interval
 
 #: Square matrices of few distinct values, so that ties are common.
 matrices = st.integers(2, 8).flatmap(
@@ -152,19 +152,19 @@ def test_null_interval_covers_chance_and_noise_but_not_signal():
         rng = np.random.default_rng(seed)
         gt = rng.normal(size=(40, 60))
         r = similarity(gt, rng.normal(size=(40, 60)))
-        low, high = two_way_null_interval(r, seed, 400)
+        low, high = percentile_interval(two_way_null(r, seed, 400))
         assert low < 0.5 < high
         inside += low <= two_way(r).mean <= high
-    assert inside >= 17  # of 20, at 95 %
+    assert inside >= 17  # of 20, at 95%
     r = similarity(gt, gt + rng.normal(size=gt.shape))
-    assert two_way(r).mean > two_way_null_interval(r, 0).high
+    assert two_way(r).mean > percentile_interval(two_way_null(r, 0)).high
 
 
 def test_null_is_reproducible_and_wider_at_a_higher_level():
     r = similarity(*np.random.default_rng(0).normal(size=(2, 20, 30)))
     np.testing.assert_array_equal(two_way_null(r, 3, 50), two_way_null(r, 3, 50))
     assert not np.array_equal(two_way_null(r, 3, 50), two_way_null(r, 4, 50))
-    wide, narrow = (two_way_null_interval(r, 0, 500, level) for level in (0.99, 0.5))
+    wide, narrow = (percentile_interval(two_way_null(r, 0, 500), level) for level in (0.99, 0.5))
     assert wide.low < narrow.low < narrow.high < wide.high
 
 

@@ -288,7 +288,7 @@ def test_same_seed_same_scores():
 
 def test_a_network_that_the_protocol_does_not_have_is_refused():
     truth = _formula_images(3, 16, 0)
-    with pytest.raises(AppError, match=r"'mindeye' has no network 'vgg'.*alexnet2") as caught:
+    with pytest.raises(AppError, match=r"'mindeye' does not use a network 'vgg'.*alexnet2") as caught:
         score(truth, truth, {"clip": _formula_network, "vgg": _formula_network}, protocol="mindeye")
     assert caught.value.exit_code == ExitCode.USAGE
     bad = {"swav": lambda x: np.full((3, 4), np.inf)}

@@ -126,5 +126,43 @@ def test_refusals():
         score(truth, truth, {"bad": lambda x: np.zeros((2, 2))}, 32)
     with pytest.raises(ValueError, match="2 reconstructions"):
         score(truth[:2], truth, {}, 32)
-    with pytest.raises(AppError, match="no protocol"):
+    with pytest.raises(AppError, match="Unknown protocol"):
         score(truth, truth, {}, 32, protocol="bd")
+
+
+def test_a_list_of_images_is_answered_with_what_to_give():
+    truth = _images(3)
+    with pytest.raises(TypeError, match=r"reconstructions: a list of 3 items .*one uint8 array .*stack"):
+        score(list(truth), truth, {}, 32)
+    with pytest.raises(TypeError, match=r"stimuli: a tuple of 3 items"):
+        score(truth, tuple(truth), {}, 32)
+
+
+def test_images_of_several_sizes_are_named():
+    truth = _images(3)
+    several = [truth[0], _images(1, 64)[0], truth[2]]
+    with pytest.raises(TypeError, match=r"several sizes \(32 x 32, 64 x 64\).*[Rr]esize"):
+        score(several, truth, {}, 32)
+    with pytest.raises(ValueError, match=r"one size.*resize"):
+        pixel.pixcorr(truth, _images(3, 64))
+
+
+def test_images_by_name_are_answered_with_the_names_that_lack_a_partner():
+    truth = _images(3)
+    by_name = dict(zip(("a", "b", "c"), truth, strict=True))
+    with pytest.raises(TypeError, match=r"pairs images by position.*only in stimuli: c.*"):
+        score({k: v for k, v in by_name.items() if k != "c"}, by_name, {}, 32)
+    with pytest.raises(TypeError, match=r"reconstructions: a dict of 3 items"):
+        score(by_name, truth, {}, 32)
+
+
+def test_unequal_numbers_name_both_and_the_order():
+    truth = _images(3)
+    with pytest.raises(ValueError, match=r"2 reconstructions.*3 stimuli.*same order"):
+        score(truth[:2], truth, {}, 32)
+
+
+def test_networks_are_given_by_name():
+    truth = _images(3)
+    with pytest.raises(TypeError, match=r"networks.*by name"):
+        score(truth, truth, [_mean_colours], 32)

@@ -27,7 +27,6 @@ NOT_YET_REVISED = {
     "data",
     "decoding",
     "group",
-    "metrics",
     "models",
     "nsd",
     "outputs",

@@ -196,7 +196,7 @@ def flattery(done: Decoded, second: StageResult, models: Models, config: RunConf
     return Spuriousness(
         space="IP-Adapter's image embedding" if target == "clip_image" else "CLIP's image embedding",
         nearest_train=near.similarity,
-        nearest_ids=tuple(done.split.train[i] for i in near.index),
+        nearest_ids=tuple(done.split.train[i] for i in near.row),
         own=own,
         closest_train=near_made.similarity,
         closer_to_training=mean_with_interval((near_made.similarity > own + TIE).astype(float), seed),

@@ -22,10 +22,10 @@ _ALIKE = 4
 
 
 class Nearest(NamedTuple):
-    """The most similar candidate of each row: its similarity and index."""
+    """The most similar candidate of each row: its similarity and row."""
 
     similarity: Vector
-    index: npt.NDArray[np.intp]
+    row: npt.NDArray[np.intp]
 
 
 def cosine(a: npt.ArrayLike, b: npt.ArrayLike) -> Matrix:

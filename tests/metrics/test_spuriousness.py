@@ -20,7 +20,7 @@ def test_cosines_and_nearest_as_scipy(rng):
     distances = cdist(a, b, "cosine")
     np.testing.assert_allclose(spuriousness.cosine(a, b), 1 - distances, atol=1e-12)
     found = spuriousness.nearest(a, b)
-    assert found.index.tolist() == distances.argmin(axis=1).tolist()
+    assert found.row.tolist() == distances.argmin(axis=1).tolist()
     np.testing.assert_allclose(found.similarity, 1 - distances.min(axis=1), atol=1e-12)
     np.testing.assert_allclose(spuriousness.own_similarity(a, b[:7]), 1 - np.diagonal(distances), atol=1e-12)
     assert (spuriousness.cosine(np.zeros((1, 12)), b) == 0).all()

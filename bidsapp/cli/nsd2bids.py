@@ -61,19 +61,20 @@ def nsd2bids(**options: Any) -> int:
 
 def _report(outcome: Outcome, bids_dir: Path, *, dry_run: bool) -> None:
     """Say what was converted on standard output, and what was not on standard error."""
+    found = outcome.inventory
     for subject in outcome.subjects:
-        click.echo(subject.describe())
+        click.echo(subject.summary())
     if dry_run:
         click.echo(f"{bids_dir}: nothing was written (--dry-run)")
     else:
         click.echo(f"{bids_dir}: files written: {outcome.written}, up to date: {outcome.kept}")
-    for note in outcome.notes:
+    for note in found.notes:
         click.echo(f"Note: {note}", err=True)
-    for problem in outcome.problems:
+    for problem in found.problems:
         click.echo(f"Not usable: {problem.path}\n    {problem.what}\n    To mend: {problem.mend}", err=True)
-    for missing in outcome.missing:
+    for missing in found.missing:
         click.echo(f"Missing: {missing.path}\n    {missing.what}\n    Get it: {missing.origin}", err=True)
     if outcome.exit_code != ExitCode.OK:
-        count = len(outcome.missing) + len(outcome.problems)
+        count = len(found.missing) + len(found.problems)
         listed = f"{count} {'entry' if count == 1 else 'entries'} above"
         click.echo(f"{listed}: get what they name and run the same command again.", err=True)

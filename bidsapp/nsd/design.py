@@ -1,10 +1,10 @@
-"""NSD's experimental design: which image was shown on which trial."""
+"""NSD's experimental design: which image was shown on which trial, and how often."""
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ class Design:
     Attributes
     ----------
     order : ndarray of int64, (trials,)
-        ``masterordering``: the image of every trial, as a 1-based place in a row of ``images``.
+        ``masterordering``: the image of every trial, as a 1-based column of ``images``.
     images : ndarray of int64, (subjects, images of a subject)
         ``subjectim``: 1-based 73k IDs. The shared images come first.
     n_shared : int
         Number of images that all subjects share: the test set.
     runs : tuple of tuple of int
-        Number of trials in each run of each session; empty where the file does not tell.
+        Number of trials in each run of each session; empty if the file does not contain it.
     """
 
     order: NDArray[np.int64]
@@ -50,7 +50,7 @@ class Design:
 
     @property
     def n_sessions(self) -> int:
-        """Number of sessions, 0 where ``runs`` is empty."""
+        """Number of sessions; 0 if ``runs`` is empty."""
         return len(self.runs)
 
     @property
@@ -63,19 +63,9 @@ class Design:
         return sum(self.runs[session - 1])
 
     def shown(self, subject: int, session: int) -> NDArray[np.int64]:
-        """Give the image of every trial of a session, in order.
+        """Return the 1-based 73k ID of every trial's image, in order; subjects and sessions count from 1.
 
-        ``subjectim[subject - 1, masterordering[trial] - 1]``, as NSD's own code reads it.
-
-        Parameters
-        ----------
-        subject, session : int
-            Numbered from 1.
-
-        Returns
-        -------
-        ndarray of int64, (trials of the session,)
-            1-based 73k IDs.
+        ``subjectim[subject - 1, masterordering[trial] - 1]``, as in NSD's own code.
         """
         start = sum(self.n_trials(s) for s in range(1, session))
         places = self.order[start : start + self.n_trials(session)] - 1
@@ -83,48 +73,82 @@ class Design:
         return shown
 
     def run_of_trial(self, session: int) -> list[int] | None:
-        """Give the run (from 1) of every trial of a session; None where the design does not tell."""
+        """Return the run (from 1) of every trial of a session; None if the design does not contain it."""
         runs = self.runs[session - 1]
         if len(runs) == 1:
             return None
         return [run for run, count in enumerate(runs, start=1) for _ in range(count)]
 
     def divided(self, n_trials: int) -> Design:
-        """Divide the trials into sessions of equal length, where the file itself does not tell.
+        """Divide the trials into sessions of equal length, for files without session lengths.
 
         Raises
         ------
         ValueError
-            Where this leaves a remainder.
+            If this leaves a remainder.
         """
         if n_trials < 1 or self.order.size % n_trials:
             raise ValueError(f"{self.order.size} trials do not make sessions of {n_trials}")
         return replace(self, runs=((n_trials,),) * (self.order.size // n_trials))
 
 
+@dataclass(frozen=True)
+class Repeats:
+    """How often the images were shown whose responses are averaged.
+
+    Attributes
+    ----------
+    counts : dict of int to int
+        Number of repeats to number of images.
+    of_test : bool
+        Whether these are the shared (test) images; if no shared image was shown, they are all images.
+    """
+
+    counts: dict[int, int]
+    of_test: bool
+
+    @property
+    def mean_inverse(self) -> float:
+        """Mean of 1/n over images: the noise variance left after averaging, relative to one trial."""
+        return sum(c / n for n, c in self.counts.items()) / sum(self.counts.values())
+
+
+def count_repeats(shown: Sequence[NDArray[np.int64]], shared: NDArray[np.int64]) -> Repeats:
+    """Count how often each shared image was shown in these sessions.
+
+    ``shown`` holds the 73k ID of every trial of each session, ``shared`` those of the shared images.
+    """
+    images, counts = np.unique(np.concatenate(shown), return_counts=True)
+    test = np.isin(images, shared)
+    averaged = counts[test] if test.any() else counts
+    numbers, of_images = np.unique(averaged, return_counts=True)
+    found = {int(n): int(c) for n, c in zip(numbers, of_images, strict=True)}
+    return Repeats(found, bool(test.any()))
+
+
 def read_design(path: Path) -> Design:
     """Read ``nsd_expdesign.mat``.
 
-    Only the numeric arrays that are needed are loaded, and only after their declared sizes were looked at.
+    Only the arrays that are needed are loaded, and only after a check of their declared sizes.
 
     Raises
     ------
     AppError
-        Exit code 65 where the file is damaged, lacks a variable, or contradicts itself.
+        Exit code 65 if the file is damaged, lacks a variable, or is inconsistent.
     """
     arrays = _load(path)
     order, images, shared = (arrays[name] for name in _REQUIRED)
     order, shared = order.reshape(-1), shared.reshape(-1)
     if not order.size or order.min() < 1 or order.max() > images.shape[1]:
-        raise _bad(path, f"masterordering must number the {images.shape[1]} images of a subject from 1")
+        raise _bad(path, f"masterordering must index the {images.shape[1]} images of a subject from 1")
     if images.min() < 1:
-        raise _bad(path, "subjectim must hold 73k IDs, which begin at 1")
+        raise _bad(path, "subjectim must hold 73k IDs, which start at 1")
     if any(np.unique(row).size != row.size for row in images):
-        raise _bad(path, "subjectim has an image twice for one subject")
+        raise _bad(path, "subjectim lists an image twice for one subject")
     n = shared.size
-    # Compared as sets: that their order is the same as well is not needed.
+    # Compared as sets: their order may differ.
     if not 0 < n <= images.shape[1] or (np.sort(images[:, :n], axis=1) != np.sort(shared)).any():
-        raise _bad(path, "the first images of every subject in subjectim must be those of sharedix")
+        raise _bad(path, "the first images of every subject in subjectim must be those in sharedix")
     return Design(order, images, n, _runs(arrays.get("stimpattern"), order.size))
 
 
@@ -153,12 +177,12 @@ def _load(path: Path) -> dict[str, NDArray[np.int64]]:
     except AppError:
         raise
     except Exception as error:  # damaged files raise a dozen kinds
-        raise _bad(path, f"is no readable MATLAB file ({error or type(error).__name__})") from error
+        raise _bad(path, f"is not a readable MATLAB file ({error or type(error).__name__})") from error
     arrays = {}
     for name in wanted:
         value = np.asarray(content[name])
         number = value.dtype.kind in "iufb"
-        # NaN and numbers too large for an integer would be cast to anything.
+        # NaN and numbers that do not fit an integer would be cast to arbitrary values.
         if not number or not (np.abs(value) < 2**53).all() or (np.rint(value) != value).any():
             raise _bad(path, f"{name} must hold whole numbers")
         arrays[name] = value.astype(np.int64)
@@ -166,9 +190,9 @@ def _load(path: Path) -> dict[str, NDArray[np.int64]]:
 
 
 def _inflates_to_more(path: Path) -> bool:
-    """Whether a compressed variable is longer than it should be, whatever it declares.
+    """Whether the compressed variables are longer than they should be, whatever they declare.
 
-    A file of version 5 is a header of 128 bytes and elements, each with its type and length before it;
+    A version 5 file is a header of 128 bytes followed by elements, each preceded by its type and length;
     type 15 is compressed by zlib (MathWorks, "MAT-File Format").
     """
     content, place, left = path.read_bytes(), 128, _MOST_INFLATED
@@ -181,7 +205,7 @@ def _inflates_to_more(path: Path) -> bool:
             try:
                 left -= len(inflated.decompress(content[place : place + length], left + 1))
             except zlib.error:
-                return False  # its reader says so
+                return False  # damaged: loadmat raises the error
             if left < 0:
                 return True
         place += length
@@ -189,14 +213,14 @@ def _inflates_to_more(path: Path) -> bool:
 
 
 def _wanted(path: Path, listed: Mapping[str, tuple[tuple[int, ...], str]]) -> list[str]:
-    """Names to load: the required ones, and ``stimpattern`` where it looks as it should."""
+    """Variables to load: the required ones, and ``stimpattern`` if it has the expected form."""
     for name, n_dims in _REQUIRED.items():
         if name not in listed:
             found = ", ".join(sorted(listed)[:10]) or "none"
             raise _bad(path, f"has no variable {name}; its variables are {found}")
         shape, kind = listed[name]
         if len(shape) != n_dims or not _is_array(shape, kind):
-            raise _bad(path, f"{name} is a {kind} of shape {shape}, not a matrix of numbers of NSD's size")
+            raise _bad(path, f"{name} is a {kind} of shape {shape}, not a numeric matrix of NSD's size")
     shape, kind = listed.get("stimpattern", ((), ""))
     return [*_REQUIRED, "stimpattern"] if len(shape) == 3 and _is_array(shape, kind) else list(_REQUIRED)
 

@@ -1,4 +1,4 @@
-"""Files put into the dataset: links to NSD's own, and small ones written only where they changed."""
+"""Files of the converted dataset: links to NSD's own, and small files written only if they changed."""
 
 from __future__ import annotations
 
@@ -23,16 +23,14 @@ _NO_HARD_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENO
 
 
 class Writer:
-    """Puts files into one dataset, never outside of it, and counts what it changed.
+    """Writes files into one dataset, never outside of it.
 
     Attributes
     ----------
-    written : int
-        Files made or replaced.
-    kept : int
-        Files that were there already and stay untouched.
+    written, kept : int
+        Number of files created or replaced, and of those that were up to date.
     notes : list of str
-        What the user should know of how files came there.
+        What the user should know about how the files were created.
     """
 
     def __init__(self, root: Path, link: str) -> None:
@@ -42,17 +40,17 @@ class Writer:
         self.written = self.kept = 0
         self.notes: list[str] = []
 
-    def place(self, source: Path, target: Path) -> None:
+    def link_or_copy(self, source: Path, target: Path) -> None:
         """Link a large file to its name in the dataset, or copy it.
 
-        A target that already is the source, or a copy of the same size and time, stays, unless it is a
-        symbolic link and something firmer was asked for. Where a hard link is impossible a symbolic one is
-        made, and a note says so.
+        A target that is the source already, or a copy with the same size and time, is kept; a symbolic link
+        is replaced if a hard link or a copy was requested. If a hard link is impossible, a symbolic one is
+        made and noted.
 
         Raises
         ------
         AppError
-            Exit code 73 where it can't be made, 74 where the disk is full.
+            Exit code 73 if it cannot be created, 74 if the disk is full.
         """
         self._stay_inside(target)
         if _is_same(source, target) and not self._replaces_link(source, target):
@@ -69,21 +67,21 @@ class Writer:
 
     def _hard_link(self, source: Path, target: Path) -> bool:
         try:
-            # The file itself: on Linux a hard link to a symbolic link would be a second symbolic link.
+            # Resolved: on Linux, a hard link to a symbolic link would be a second symbolic link.
             os.link(os.path.realpath(source), target)
         except OSError as error:
             if error.errno not in _NO_HARD_LINK:
                 raise
             self._note(
-                f"Hard links are not possible ({error.strerror}), so symbolic links were made. They need "
-                "NSD's folder at the same path wherever the dataset is read, in containers too; copies "
-                "(--link copy) do not."
+                f"Hard links are not possible ({error.strerror}), so symbolic links were made. NSD's folder "
+                "must then have the same path wherever the dataset is read, in containers too. To avoid "
+                "this, copy the files (--link copy)."
             )
             return False
         return True
 
     def _replaces_link(self, source: Path, target: Path) -> bool:
-        """Whether a symbolic link of an earlier run gives way: to a copy, or to a hard link on its disk."""
+        """Whether a copy, or a hard link on the same disk, replaces a symbolic link of an earlier run."""
         if self._link == "symbolic" or not target.is_symlink():
             return False
         same_disk = source.stat().st_dev == target.lstat().st_dev
@@ -94,7 +92,7 @@ class Writer:
             self.notes.append(text)
 
     def remove(self, target: Path) -> None:
-        """Remove a file of the dataset whose place another one takes."""
+        """Remove a file that another one replaces."""
         self._stay_inside(target)
         target.unlink(missing_ok=True)
 
@@ -129,7 +127,7 @@ class Writer:
         folder = os.path.realpath(target.parent)
         if folder != root and not folder.startswith(root + os.sep):
             raise AppError(
-                f"{target.parent} leads out of {self.root} by a link. Nothing is written through it; "
+                f"{target.parent} is a link to a folder outside {self.root}. Nothing is written there; "
                 "remove the link.",
                 exit_code=ExitCode.CANNOT_CREATE,
             )
@@ -142,5 +140,5 @@ def _is_same(source: Path, target: Path) -> bool:
             return True
         ours, theirs = target.stat(), source.stat()
     except OSError:
-        return False  # not there, or a link to nothing
+        return False  # missing, or a broken link
     return (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)

@@ -1,4 +1,4 @@
-"""Where NSD keeps its files: paths below the download folder are the same as in its S3 bucket.
+"""NSD's file layout: paths below the download folder are the same as in its S3 bucket.
 
 Paths and numbers are those of the NSD Data Manual (https://cvnlab.slite.page/p/CT9Fwl4_hc) and of Allen et
 al. 2022 (doi:10.1038/s41593-021-00962-x).
@@ -14,17 +14,17 @@ COCO_URL = "http://images.cocodataset.org/annotations/annotations_trainval2017.z
 
 #: Core sessions of subjects 1 to 8.
 SESSIONS = (40, 40, 32, 30, 40, 32, 40, 30)
-#: Versions of the betas (b3, b2, b1 in the paper) and the spaces that have them as volumes.
+#: Versions of the betas (b3, b2, b1 in the paper), and the volume spaces that they exist in.
 BETAS = ("fithrf_GLMdenoise_RR", "fithrf", "assumehrf")
 SPACES = ("func1pt8mm", "func1mm")
-#: How betas and the brick of images come into the dataset, and in which form the images.
+#: How betas and the brick of images are placed in the dataset, and the form of the images.
 LINKS = ("hard", "symbolic", "copy")
 STIMULI = ("hdf5", "png")
-#: Stored betas divided by this are percent signal change; so in every version and volume space.
+#: Stored betas divided by this are percent signal change, in every version and volume space.
 SCALE_FACTOR = 300
 TASK = "nsdcore"
 
-#: The region that covers what responds in posterior cortex, and the volumes of labels.
+#: The mask of responsive posterior cortex, and the volumes of labels.
 MASK = "nsdgeneral"
 SEGMENTATIONS = (
     "prf-visualrois",
@@ -50,16 +50,21 @@ ANNOTATIONS = (
 COCO_SPLITS = ("train2017", "val2017")
 
 
+def session_label(session: int) -> str:
+    """BIDS label of a session, numbered from 1, as in NSD's raw data."""
+    return f"nsd{session:02d}"
+
+
 @dataclass(frozen=True)
 class Missing:
-    """A file that is not there.
+    """A missing file.
 
     Attributes
     ----------
     path : Path
-        Where it is looked for.
+        Where it should be.
     origin : str
-        Where it can be had: its place in NSD's bucket, or a URL.
+        Where to get it: its path in NSD's bucket, or a URL.
     what : str
         What it is, and what the dataset lacks without it.
     """
@@ -71,32 +76,32 @@ class Missing:
 
 @dataclass(frozen=True)
 class Nsd:
-    """A download of NSD: its folder, and the version and space of the betas wanted."""
+    """A download of NSD: its folder, and the version and space of the betas to convert."""
 
     root: Path
     betas: str
     space: str
 
     def betas_folder(self, subject: int) -> str:
-        """Folder of a subject's betas, from the root."""
+        """Folder of a subject's betas, relative to the root."""
         return f"nsddata_betas/ppdata/subj{subject:02d}/{self.space}/betas_{self.betas}"
 
     def session(self, subject: int, session: int) -> str:
-        """Betas of a session, from the root, without ``.nii.gz`` or ``.hdf5``."""
+        """Betas of a session, relative to the root, without ``.nii.gz`` or ``.hdf5``."""
         return f"{self.betas_folder(subject)}/betas_session{session:02d}"
 
     def ncsnr(self, subject: int) -> str:
-        """Map of the noise ceiling's signal-to-noise ratio, from the root."""
+        """Map of the noise-ceiling signal-to-noise ratio, relative to the root."""
         return f"{self.betas_folder(subject)}/ncsnr.nii.gz"
 
     def roi(self, subject: int, name: str) -> str:
-        """Volume of one ROI or of a set of labels, from the root."""
+        """Volume of one ROI or of a set of labels, relative to the root."""
         return f"nsddata/ppdata/subj{subject:02d}/{self.space}/roi/{name}.nii.gz"
 
     def label_tables(self, subject: int, name: str) -> tuple[str, ...]:
-        """Places of the names of a volume's labels, the usual one first.
+        """Possible files with the names of a volume's labels, the usual one first.
 
-        NSD keeps them with the surfaces; the values are the same in the volumes.
+        NSD stores them with the surfaces; the values are the same in the volumes.
         """
         return (
             f"nsddata/freesurfer/subj{subject:02d}/label/{name}.mgz.ctab",
@@ -106,9 +111,9 @@ class Nsd:
         )
 
     def find(self, *relative: str) -> Path | None:
-        """Give the first of these files that is there."""
+        """Return the first of these files that exists."""
         return next((self.root / path for path in relative if (self.root / path).is_file()), None)
 
     def missing(self, relative: str, what: str) -> Missing:
-        """Name a file of the bucket that is not there."""
+        """Describe a missing file of the bucket."""
         return Missing(self.root / relative, f"{BUCKET}/{relative}", what)

@@ -1,52 +1,41 @@
-"""Find NSD's files of a subject, and say which are missing or damaged; reads headers only."""
+"""NSD's files of each subject: which exist, and which are missing or damaged. Reads headers only."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from bidsapp.errors import AppError, ExitCode, Problem
 from bidsapp.nsd import layout, sidecars
 from bidsapp.nsd.layout import Missing, Nsd
-from bidsapp.nsd.stimuli import BRICK_KEY, StimulusInfo, open_brick
+from bidsapp.nsd.stimuli import BRICK_KEY, BRICK_NAME, StimulusInfo, open_brick
 from bidsapp.storage.hdf5 import open_array
 from bidsapp.storage.nifti import Header, read_header
 
-#: Extensions of betas, the one preferred first.
+#: Extensions of betas, the preferred one first.
 EXTENSIONS = (".nii.gz", ".hdf5")
 
 
 @dataclass
-class Findings:
-    """Collects what is missing, damaged, or worth saying."""
+class Inventory:
+    """What is missing, damaged, or worth a note."""
 
     missing: list[Missing] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def damaged(self, error: AppError, path: Path, mend: str = "Download it again.") -> None:
+    def add_damaged(self, error: AppError, path: Path, fix: str = "Download it again.") -> None:
         """Record what is wrong with a file (the one that the error names, else ``path``)."""
-        problem = Problem.of(error, path, mend)
+        problem = Problem.of(error, path, fix)
         self.problems.append(replace(problem, what=problem.what.removesuffix(" Download it again.")))
 
 
 @dataclass(frozen=True)
 class Betas:
-    """The betas of a session that were found.
+    """The betas of one session.
 
-    Attributes
-    ----------
-    path : Path
-    extension : str
-        ``.nii.gz`` or ``.hdf5``.
-    shape : tuple of int
-        (x, y, z, trials).
-    header : Header or None
-        None for HDF5, which has no affine.
+    ``extension`` is ``.nii.gz``, or ``.hdf5``, which has no header; ``shape`` is (x, y, z, trials).
     """
 
     path: Path
@@ -56,105 +45,14 @@ class Betas:
 
 
 def betas_name(nsd: Nsd, subject: int, session: int, extension: str) -> str:
-    """Name of a session's betas in the dataset, from its root."""
+    """Name of a session's betas in the dataset, relative to its root."""
     suffix = f"space-{nsd.space}_stat-effect_desc-singletrial_statmap{extension}"
-    return sidecars.func(f"{subject:02d}", suffix, f"nsd{session:02d}")
+    return sidecars.func(f"{subject:02d}", suffix, layout.session_label(session))
 
 
 def map_name(nsd: Nsd, subject: int, suffix: str) -> str:
-    """Name of a subject's map in the dataset, from its root, e.g. for ``label-nsdgeneral_mask.nii.gz``."""
+    """Name of a subject's map in the dataset, e.g. for the suffix ``label-nsdgeneral_mask.nii.gz``."""
     return sidecars.func(f"{subject:02d}", f"space-{nsd.space}_{suffix}")
-
-
-def find_betas(nsd: Nsd, bids_dir: Path, subject: int, found: Findings) -> tuple[dict[int, Betas], list[int]]:
-    """Find the betas of every session that NSD has of a subject.
-
-    NSD's file is taken, else what an earlier run put into the dataset; NIfTI, of either, before HDF5.
-
-    Returns
-    -------
-    betas : dict of int to Betas
-        By session, from 1.
-    absent : list of int
-        Sessions of which no file is there. (Damaged ones are in neither.)
-    """
-    betas: dict[int, Betas] = {}
-    absent = []
-    for session in range(1, layout.SESSIONS[subject - 1] + 1):
-        places = [
-            (path, extension)
-            for extension in EXTENSIONS
-            for path in (
-                nsd.root / (nsd.session(subject, session) + extension),
-                bids_dir / betas_name(nsd, subject, session, extension),
-            )
-        ]
-        there = next(((p, e) for p, e in places if p.is_file()), None)
-        if there is None:
-            absent.append(session)
-            continue
-        try:
-            betas[session] = _read_betas(*there)
-        except AppError as error:
-            found.damaged(error, there[0])
-    return betas, absent
-
-
-def _read_betas(path: Path, extension: str) -> Betas:
-    header = read_header(path) if extension == ".nii.gz" else None
-    shape, dtype = (header.shape, header.dtype) if header else _hdf5_form(path)
-    if dtype.kind not in "iu":
-        # Divided by the scale factor once more, such a session would not fit the others.
-        what = f"holds {dtype} values; NSD's are integers, {layout.SCALE_FACTOR} times percent signal change"
-        raise AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA)
-    if len(shape) not in (3, 4):
-        raise AppError(f"{path}: must be 4-D, but its shape is {shape}.", exit_code=ExitCode.BAD_DATA)
-    return Betas(path, extension, shape if len(shape) == 4 else (*shape, 1), header)
-
-
-def _hdf5_form(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Read the shape (x, y, z, trials) and type of betas in HDF5, whose array has the axes reversed."""
-    with open_array(path) as array:
-        return tuple(int(n) for n in array.shape[::-1]), array.dtype
-
-
-def name_missing_sessions(nsd: Nsd, subject: int, absent: Sequence[int], n: int, found: Findings) -> None:
-    """Record the sessions that are not there, of the ``n`` that NSD has of a subject."""
-    absent = [session for session in absent if session <= n]
-    if absent and len(absent) == n:
-        first = f"{nsd.session(subject, 1)}.nii.gz"
-        found.missing.append(nsd.missing(first, f"betas of subject {subject}, all sessions, 1 to {n}"))
-        return
-    for session in absent:
-        path = f"{nsd.session(subject, session)}.nii.gz"
-        found.missing.append(nsd.missing(path, f"betas of subject {subject}, session {session}"))
-
-
-def find_mask(nsd: Nsd, bids_dir: Path, subject: int, found: Findings) -> Path | None:
-    """Find the volume of the region that is decoded by default."""
-    path = nsd.find(nsd.roi(subject, layout.MASK))
-    if path is None and not (bids_dir / map_name(nsd, subject, f"label-{layout.MASK}_mask.nii.gz")).is_file():
-        what = f"mask of subject {subject}, the voxels that are decoded by default"
-        found.missing.append(nsd.missing(nsd.roi(subject, layout.MASK), what))
-    return path
-
-
-def find_segmentation(
-    nsd: Nsd, bids_dir: Path, subject: int, name: str, found: Findings
-) -> tuple[Path, Path] | None:
-    """Find a volume of labels and the table of their names; both are needed."""
-    volume = nsd.find(nsd.roi(subject, name))
-    tables = nsd.label_tables(subject, name)
-    table = nsd.find(*tables)
-    if volume and table:
-        return volume, table
-    if not (bids_dir / map_name(nsd, subject, f"seg-{segment(name)}_dseg.nii.gz")).is_file():
-        if volume is None:
-            found.missing.append(nsd.missing(nsd.roi(subject, name), f"regions {name} of subject {subject}"))
-        if table is None:
-            what = f"names of the regions {name}, without which they were left out"
-            found.missing.append(nsd.missing(tables[0], what))
-    return None
 
 
 def segment(name: str) -> str:
@@ -162,60 +60,160 @@ def segment(name: str) -> str:
     return "".join(c for c in name if c.isalnum())
 
 
-def find_ncsnr(nsd: Nsd, bids_dir: Path, subject: int, found: Findings) -> Path | None:
-    """Find the map that the noise ceiling is made from."""
-    path = nsd.find(nsd.ncsnr(subject))
-    if path is None and not (bids_dir / map_name(nsd, subject, "desc-noiseceiling_statmap.nii.gz")).is_file():
-        found.missing.append(nsd.missing(nsd.ncsnr(subject), f"noise ceiling of subject {subject}"))
-    return path
+class Sources:
+    """The files to convert: NSD's own, else what an earlier run put into the dataset.
 
-
-def find_brick(nsd: Nsd, bids_dir: Path, info: StimulusInfo, found: Findings) -> Path | None:
-    """Find the brick of all images, and check that it has them."""
-    there = bids_dir / "stimuli" / Path(layout.BRICK).name
-    path = nsd.find(layout.BRICK) or (there if there.is_file() else None)
-    if path is None:
-        found.missing.append(nsd.missing(layout.BRICK, "the images that were shown"))
-        return None
-    try:
-        with open_brick(path) as brick:
-            if brick.shape[0] != len(info):
-                what = f"has {brick.shape[0]} images in {BRICK_KEY}, but NSD's table lists {len(info)}"
-                raise AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA)
-    except AppError as error:
-        found.damaged(error, path)
-        return None
-    return path
-
-
-def find_captions(
-    nsd: Nsd, bids_dir: Path, info: StimulusInfo, given: Sequence[Path], found: Findings
-) -> tuple[Path, ...]:
-    """Find COCO's caption files: those given, else one for each COCO set in NSD's folder.
-
-    Raises
-    ------
-    AppError
-        Exit code 66 for a file that was given and is not there.
+    Parameters
+    ----------
+    nsd : Nsd
+    bids_dir : Path
+        The dataset.
+    inventory : Inventory
+        Takes what is missing or damaged.
     """
-    for path in given:
-        if not path.is_file():
-            raise AppError(f"--captions {path}: there is no such file.", exit_code=ExitCode.NO_INPUT)
-    if given:
-        return tuple(given)
-    paths = []
-    for split in sorted(set(info.coco_split)):
-        name = f"captions_{split}.json"
-        there = nsd.find(*(f"{folder}/{name}" for folder in layout.ANNOTATIONS))
-        if there:
-            paths.append(there)
-        elif not (bids_dir / "stimuli" / "captions.tsv").is_file():
-            found.missing.append(missing_captions(nsd, split))
-    return tuple(paths)
+
+    def __init__(self, nsd: Nsd, bids_dir: Path, inventory: Inventory) -> None:
+        self.nsd, self.bids_dir, self.inventory = nsd, bids_dir, inventory
+
+    def betas(self, subject: int) -> tuple[dict[int, Betas], list[int]]:
+        """Find the betas of every session that NSD has of a subject; NIfTI is preferred to HDF5.
+
+        Returns
+        -------
+        betas : dict of int to Betas
+            By session, from 1.
+        absent : list of int
+            Sessions without a file. (Damaged ones are in neither.)
+        """
+        betas: dict[int, Betas] = {}
+        absent = []
+        for session in range(1, layout.SESSIONS[subject - 1] + 1):
+            candidates = [
+                (path, extension)
+                for extension in EXTENSIONS
+                for path in (
+                    self.nsd.root / (self.nsd.session(subject, session) + extension),
+                    self.bids_dir / betas_name(self.nsd, subject, session, extension),
+                )
+            ]
+            existing = next(((p, e) for p, e in candidates if p.is_file()), None)
+            if existing is None:
+                absent.append(session)
+                continue
+            try:
+                betas[session] = _read_betas(*existing)
+            except AppError as error:
+                self.inventory.add_damaged(error, existing[0])
+        return betas, absent
+
+    def add_missing_sessions(self, subject: int, absent: Sequence[int], n: int) -> None:
+        """Record the missing ones of the ``n`` sessions that NSD has of a subject."""
+        absent = [session for session in absent if session <= n]
+        if absent and len(absent) == n:
+            self._add(
+                f"{self.nsd.session(subject, 1)}.nii.gz",
+                f"betas of subject {subject}, all sessions, 1 to {n}",
+            )
+            return
+        for session in absent:
+            path = f"{self.nsd.session(subject, session)}.nii.gz"
+            self._add(path, f"betas of subject {subject}, session {session}")
+
+    def mask(self, subject: int) -> Path | None:
+        """Find the mask of the voxels that are decoded by default."""
+        what = f"mask of subject {subject}, the voxels that are decoded by default"
+        return self._map(subject, self.nsd.roi(subject, layout.MASK), f"label-{layout.MASK}_mask", what)
+
+    def ncsnr(self, subject: int) -> Path | None:
+        """Find the map that the noise ceiling is computed from."""
+        what = f"noise ceiling of subject {subject}"
+        return self._map(subject, self.nsd.ncsnr(subject), "desc-noiseceiling_statmap", what)
+
+    def segmentation(self, subject: int, name: str) -> tuple[Path, Path] | None:
+        """Find a volume of labels and the table of their names; both are needed."""
+        volume = self.nsd.find(self.nsd.roi(subject, name))
+        tables = self.nsd.label_tables(subject, name)
+        table = self.nsd.find(*tables)
+        if volume and table:
+            return volume, table
+        if not self._converted(subject, f"seg-{segment(name)}_dseg"):
+            if volume is None:
+                self._add(self.nsd.roi(subject, name), f"regions {name} of subject {subject}")
+            if table is None:
+                self._add(tables[0], f"names of the regions {name}, which are left out without them")
+        return None
+
+    def brick(self, info: StimulusInfo) -> Path | None:
+        """Find the brick of all images, and check their number."""
+        converted = self.bids_dir / "stimuli" / BRICK_NAME
+        path = self.nsd.find(layout.BRICK) or (converted if converted.is_file() else None)
+        if path is None:
+            self._add(layout.BRICK, "the images that were shown")
+            return None
+        try:
+            with open_brick(path) as brick:
+                if brick.shape[0] != len(info):
+                    what = f"has {brick.shape[0]} images in {BRICK_KEY}, but NSD's table lists {len(info)}"
+                    raise AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA)
+        except AppError as error:
+            self.inventory.add_damaged(error, path)
+            return None
+        return path
+
+    def captions(self, info: StimulusInfo, given: Sequence[Path]) -> tuple[Path, ...]:
+        """Find COCO's caption files: those given, else one for each COCO set in NSD's folder.
+
+        Raises
+        ------
+        AppError
+            Exit code 66 if a given file does not exist.
+        """
+        for path in given:
+            if not path.is_file():
+                raise AppError(f"--captions {path}: There is no such file.", exit_code=ExitCode.NO_INPUT)
+        if given:
+            return tuple(given)
+        paths = []
+        for split in sorted(set(info.coco_split)):
+            path = self.nsd.find(*(f"{folder}/captions_{split}.json" for folder in layout.ANNOTATIONS))
+            if path:
+                paths.append(path)
+            elif not (self.bids_dir / "stimuli" / "captions.tsv").is_file():
+                self.inventory.missing.append(missing_captions(self.nsd, split))
+        return tuple(paths)
+
+    def _map(self, subject: int, relative: str, stem: str, what: str) -> Path | None:
+        path = self.nsd.find(relative)
+        if path is None and not self._converted(subject, stem):
+            self._add(relative, what)
+        return path
+
+    def _converted(self, subject: int, stem: str) -> bool:
+        """Whether an earlier run wrote this map into the dataset."""
+        return (self.bids_dir / map_name(self.nsd, subject, f"{stem}.nii.gz")).is_file()
+
+    def _add(self, relative: str, what: str) -> None:
+        self.inventory.missing.append(self.nsd.missing(relative, what))
+
+
+def _read_betas(path: Path, extension: str) -> Betas:
+    header = read_header(path) if extension == ".nii.gz" else None
+    if header:
+        shape, dtype = header.shape, header.dtype
+    else:
+        with open_array(path) as array:  # HDF5 has the axes reversed
+            shape, dtype = tuple(int(n) for n in array.shape[::-1]), array.dtype
+    if dtype.kind not in "iu":
+        # Divided by the scale factor once more, such a session would not match the others.
+        what = f"holds {dtype} values; NSD's are integers, {layout.SCALE_FACTOR} times percent signal change"
+        raise AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA)
+    if len(shape) not in (3, 4):
+        raise AppError(f"{path}: must be 4-D, but its shape is {shape}.", exit_code=ExitCode.BAD_DATA)
+    return Betas(path, extension, shape if len(shape) == 4 else (*shape, 1), header)
 
 
 def missing_captions(nsd: Nsd, split: str) -> Missing:
-    """Name COCO's caption file of one of its sets."""
+    """Describe the missing caption file of one of COCO's sets."""
     path = nsd.root / layout.ANNOTATIONS[0] / f"captions_{split}.json"
     what = f"COCO's captions of {split}: unzip into {path.parent.parent}, or give the files with --captions"
     return Missing(path, layout.COCO_URL, what)

@@ -1,9 +1,9 @@
-"""NSD's 73,000 images: their table, their pixels in one HDF5 brick, and COCO's captions."""
+"""NSD's 73,000 images: their table, the HDF5 brick with their pixels, and COCO's captions."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +15,18 @@ from numpy.typing import NDArray
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.nsd.design import Design
 from bidsapp.nsd.layout import COCO_SPLITS
-from bidsapp.storage.atomic import atomic_path
-from bidsapp.storage.hdf5 import DAMAGED, open_array
+from bidsapp.storage.hdf5 import open_array
 from bidsapp.storage.text import read_json
 
-#: Name of the brick's array, uint8 (images, H, W, 3); row = 73k ID - 1.
+#: The brick's array, uint8 (images, H, W, 3); row = 73k ID - 1.
 BRICK_KEY = "imgBrick"
-#: Its name in the dataset.
+#: Name of the brick in the dataset.
 BRICK_NAME = "nsd_stimuli.hdf5"
 _COLUMNS = ("nsdId", "cocoId", "cocoSplit", "shared1000")
 
 
 def label(image: int) -> str:
-    """Label of an image by its 1-based 73k ID, as NSD names its shared images: ``nsd02951``."""
+    """Label of an image from its 1-based 73k ID, as NSD names its shared images: ``nsd02951``."""
     return f"nsd{image:05d}"
 
 
@@ -41,10 +40,10 @@ class StimulusInfo:
     coco_split : tuple of str
         ``train2017`` or ``val2017``.
     crop_box : tuple of str
-        Part of the COCO image that was cut off: "(top, bottom, left, right)", shares of its size.
+        Part of the COCO image that was cut off: "(top, bottom, left, right)", as shares of its size.
     shared : ndarray of bool, (images,)
     shown_on : mapping of (int, int) to int
-        (subject, trial), both from 1, to the 73k ID that the table says was planned there.
+        (subject, trial), both from 1, to the 73k ID that the table plans there.
     """
 
     coco_id: tuple[int, ...]
@@ -63,7 +62,7 @@ def read_stimulus_info(path: Path) -> StimulusInfo:
     Raises
     ------
     AppError
-        Exit code 65 where it is no such table; the message has the line.
+        Exit code 65 if it is not such a table; the message has the line.
     """
     rows: dict[int, dict[str, str]] = {}
     try:
@@ -71,7 +70,7 @@ def read_stimulus_info(path: Path) -> StimulusInfo:
             reader = csv.DictReader(stream)
             lacking = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
             if lacking:
-                raise _bad(path, f"has no column {' and no column '.join(lacking)}")
+                raise _bad(path, f"lacks the column {' and the column '.join(lacking)}")
             for line, row in enumerate(reader, start=2):
                 nsd_id = _whole(path, line, "nsdId", row["nsdId"])
                 if nsd_id in rows:
@@ -81,7 +80,7 @@ def read_stimulus_info(path: Path) -> StimulusInfo:
                     raise _bad(path, f"line {line}: cocoSplit must be {' or '.join(COCO_SPLITS)}")
                 rows[nsd_id] = row
     except (csv.Error, UnicodeDecodeError) as error:
-        raise _bad(path, f"is no readable CSV table ({error})") from error
+        raise _bad(path, f"is not a readable CSV table ({error})") from error
     if sorted(rows) != list(range(len(rows))) or not rows:
         raise _bad(path, "must list every image once, numbered from 0 in nsdId")
     ordered = [rows[i] for i in range(len(rows))]
@@ -96,7 +95,7 @@ def read_stimulus_info(path: Path) -> StimulusInfo:
 
 
 def _planned(path: Path, rows: Sequence[Mapping[str, str]]) -> dict[tuple[int, int], int]:
-    """Read the columns ``subject1_rep0`` ...: the trial (from 1) of each repetition, 0 for none."""
+    """Read the columns ``subject1_rep0`` ...: the trial (from 1) of each repeat, 0 for none."""
     names = [name for name in rows[0] if name and name.startswith("subject") and "_rep" in name]
     planned = {}
     for name in names:
@@ -117,17 +116,17 @@ def _whole(path: Path, line: int, column: str, text: str | None) -> int:
             return int(value)
     except ValueError:
         pass
-    raise _bad(path, f"line {line}: {column} is {text!r}, which is no whole number")
+    raise _bad(path, f"line {line}: {column} is {text!r}, which is not a whole number")
 
 
 def check_agreement(info: StimulusInfo, design: Design, table: Path, design_file: Path) -> None:
-    """Compare the table with the design: they come from different files and count from 0 and from 1.
+    """Compare the table with the design; one counts from 0, the other from 1.
 
     Raises
     ------
     AppError
-        Exit code 65 where an image of the design is not in the table, or the two tell different images for
-        a trial or different shared images. Shifted indices would show here.
+        Exit code 65 if the table lacks an image of the design, or if the two disagree on the image of a
+        trial or on the shared images, as shifted indices would.
     """
     if design.images.max() > len(info):
         what = f"lists {len(info)} images, but {design_file} has the 73k ID {design.images.max()}"
@@ -135,7 +134,7 @@ def check_agreement(info: StimulusInfo, design: Design, table: Path, design_file
     shared = np.flatnonzero(info.shared) + 1
     if not np.array_equal(shared, np.sort(design.shared)):
         what = f"marks {shared.size} images as shared1000"
-        raise _bad(table, f"{what}, which are not the {design.n_shared} of {design_file}")
+        raise _bad(table, f"{what}, which differ from the {design.n_shared} in {design_file}")
     for (subject, trial), image in info.shown_on.items():
         if subject <= design.n_subjects and trial <= design.order.size:
             expected = int(design.images[subject - 1, design.order[trial - 1] - 1])
@@ -146,12 +145,12 @@ def check_agreement(info: StimulusInfo, design: Design, table: Path, design_file
 
 @contextmanager
 def open_brick(path: Path) -> Iterator[Any]:
-    """Open the brick of all images; gives an ``h5py.Dataset``, uint8 (images, H, W, 3).
+    """Open the brick of all images; yields an ``h5py.Dataset``, uint8 (images, H, W, 3).
 
     Raises
     ------
     AppError
-        Exit code 65 where the file is damaged, has no such array, or keeps it in other files.
+        Exit code 65 if the file is damaged, lacks such an array, or stores it in other files.
     """
     with open_array(path, BRICK_KEY) as brick:
         if brick.dtype != np.uint8 or brick.shape[3] != 3:
@@ -159,42 +158,8 @@ def open_brick(path: Path) -> Iterator[Any]:
         yield brick
 
 
-def write_pngs(brick_path: Path, folder: Path, images: Iterable[int]) -> int:
-    """Write images as ``stim-<label>_image.png``; those that are there already stay.
-
-    Parameters
-    ----------
-    brick_path : Path
-    folder : Path
-        The dataset's ``stimuli`` folder.
-    images : iterable of int
-        1-based 73k IDs.
-
-    Returns
-    -------
-    int
-        How many were written.
-    """
-    from PIL import Image
-
-    from bidsapp.system.progress import track
-
-    wanted = [i for i in sorted(set(images)) if not (folder / png_name(i)).is_file()]
-    if not wanted:
-        return 0
-    with open_brick(brick_path) as brick:
-        for image in track(wanted, "writing the stimuli"):
-            try:
-                pixels = np.asarray(brick[image - 1], np.uint8)
-            except DAMAGED as error:
-                raise _bad(brick_path, f"row {image - 1} cannot be read ({error})") from error
-            with atomic_path(folder / png_name(image)) as temporary:
-                Image.fromarray(pixels).save(temporary, format="PNG", compress_level=6)
-    return len(wanted)
-
-
 def png_name(image: int) -> str:
-    """File name of an image, by its 1-based 73k ID."""
+    """File name of an image, from its 1-based 73k ID."""
     return f"stim-{label(image)}_image.png"
 
 
@@ -204,34 +169,34 @@ def read_captions(paths: Sequence[Path]) -> dict[int, list[str]]:
     Returns
     -------
     dict of int to list of str
-        COCO ID to the image's captions, in the order of the annotations' ids.
+        COCO ID to the image's captions, in the order of the annotation ids.
 
     Raises
     ------
     AppError
-        Exit code 65 where a file is not of COCO's form.
+        Exit code 65 if a file does not have COCO's form.
     """
     found: dict[int, dict[int, str]] = {}
     for path in paths:
         annotations = read_json(path).get("annotations")
         if not isinstance(annotations, list):
-            what = f"{path}: has no list 'annotations'. Give COCO's captions_*.json."
+            what = f"{path}: lacks the list 'annotations'. Give COCO's captions_*.json."
             raise AppError(what, exit_code=ExitCode.BAD_DATA)
         for number, entry in enumerate(annotations):
             try:
                 image, key, text = entry["image_id"], entry["id"], entry["caption"]
             except (TypeError, KeyError) as error:
-                raise _no_captions(path, number) from error
+                raise _bad_annotation(path, number) from error
             if not (isinstance(image, int) and isinstance(key, int) and isinstance(text, str)):
-                raise _no_captions(path, number)
-            if any("\ud800" <= c <= "\udfff" for c in text):  # half of a pair: no file can hold it
-                what = f"{path}: annotation {number} (from 0) has a caption that is no Unicode text."
+                raise _bad_annotation(path, number)
+            if any("\ud800" <= c <= "\udfff" for c in text):  # half of a surrogate pair: not UTF-8
+                what = f"{path}: annotation {number} (from 0) has a caption that is not valid Unicode."
                 raise AppError(what, exit_code=ExitCode.BAD_DATA, path=path)
             found.setdefault(image, {})[key] = " ".join(text.split())
     return {image: [texts[key] for key in sorted(texts)] for image, texts in found.items()}
 
 
-def _no_captions(path: Path, number: int) -> AppError:
+def _bad_annotation(path: Path, number: int) -> AppError:
     what = f"{path}: annotation {number} (from 0) lacks image_id, id or caption. Give COCO's captions_*.json."
     return AppError(what, exit_code=ExitCode.BAD_DATA)
 

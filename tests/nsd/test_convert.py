@@ -229,7 +229,7 @@ def test_a_betas_file_that_changed_is_linked_anew(tmp_path):
 def test_a_link_to_a_link_is_a_link_to_the_file(nsd, tmp_path):
     store, target = tmp_path / "store.nii.gz", tmp_path / "bids" / "x.nii.gz"
     store.symlink_to(nsd.betas(1, 1))
-    Writer(tmp_path / "bids", "hard").place(store, target)
+    Writer(tmp_path / "bids", "hard").link_or_copy(store, target)
     assert not target.is_symlink()
     assert target.samefile(nsd.betas(1, 1))
 

@@ -311,7 +311,7 @@ def test_only_its_own_datasets_are_completed(whole, tmp_path, capsys):
     other.mkdir()
     (other / "thesis.tex").write_text("years of work")
     assert run(whole.root, other) == 73
-    assert "holds no dataset of nsd2bids" in capsys.readouterr().err
+    assert "does not hold a dataset made by nsd2bids" in capsys.readouterr().err
     assert [p.name for p in other.iterdir()] == ["thesis.tex"]
     assert run(whole.root, other / "thesis.tex") == 73
     assert run(whole.root, whole.root / "bids") == 73
@@ -338,7 +338,7 @@ def test_nothing_is_written_through_links_that_lead_out(whole, tmp_path, capsys)
 def test_an_interrupted_run_leaves_nothing_half_and_the_next_completes_it(
     whole, converted, tmp_path, monkeypatch
 ):
-    place, calls = nsd_files.Writer.place, []
+    place, calls = nsd_files.Writer.link_or_copy, []
 
     def break_off(self: nsd_files.Writer, source: Path, target: Path) -> None:
         calls.append(target)
@@ -346,7 +346,7 @@ def test_an_interrupted_run_leaves_nothing_half_and_the_next_completes_it(
             raise KeyboardInterrupt
         place(self, source, target)
 
-    monkeypatch.setattr(nsd_files.Writer, "place", break_off)
+    monkeypatch.setattr(nsd_files.Writer, "link_or_copy", break_off)
     assert run(whole.root, tmp_path / "bids") == 130
     made = hashes(tmp_path / "bids")
     assert 0 < len(made) < len(converted)
@@ -384,7 +384,7 @@ def test_hdf5_betas_stand_in_for_nifti_until_it_comes(nsd, converted, tmp_path, 
     nsd.betas(1, 2).unlink()
     folder = tmp_path / "bids"
     assert run(nsd.root, folder) == 0
-    assert ".hdf5 only, and taken as such, of 1 of 3" in capsys.readouterr().err
+    assert "1 of 3 sessions have only .hdf5 betas" in capsys.readouterr().err
     found = [p.name for p in (folder / "sub-01/ses-nsd02/func").iterdir() if "statmap" in p.name]
     assert sorted(Path(n).suffix for n in found) == [".hdf5", ".json"]
     nsd.betas(1, 2).write_bytes(content)

@@ -72,7 +72,7 @@ def test_betas_that_someone_divided_already_are_refused(nsd, tmp_path, capsys, s
     [
         (lambda b: b'{"annotations": {}}', "annotations"),
         (lambda b: b.replace(b"seen", b"se\xe9n"), "UTF-8"),
-        (lambda b: b.replace(b"seen", b"\\ud800"), "no Unicode"),
+        (lambda b: b.replace(b"seen", b"\\ud800"), "not valid Unicode"),
     ],
 )
 def test_a_damaged_caption_file_is_the_one_named_and_the_other_is_used(
@@ -156,7 +156,7 @@ def test_symbolic_links_give_way_to_what_is_asked_for_now(nsd, tmp_path, capsys,
 
 def test_a_folder_that_cannot_be_made(whole, capsys):
     assert run(whole.root, "/proc/nothing/bids") == 73
-    assert "/proc/nothing/bids cannot be made" in capsys.readouterr().err
+    assert "/proc/nothing/bids cannot be created" in capsys.readouterr().err
 
 
 def test_a_dataset_without_its_images_is_told_so(nsd, tmp_path, capsys):

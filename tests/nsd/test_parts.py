@@ -14,7 +14,7 @@ from scipy.io import savemat
 
 from bidsapp.errors import AppError
 from bidsapp.nsd import maps
-from bidsapp.nsd.design import Design, read_design
+from bidsapp.nsd.design import Design, Repeats, count_repeats, read_design
 from bidsapp.nsd.files import Writer
 from bidsapp.nsd.stimuli import label, read_captions, read_stimulus_info
 
@@ -22,14 +22,14 @@ from bidsapp.nsd.stimuli import label, read_captions, read_stimulus_info
 def test_the_noise_ceiling_in_closed_form():
     # A signal as strong as the noise of one trial: 1/2, 2/3, 3/4 of the variance after 1, 2, 3 repeats.
     for n, expected in ((1, 50.0), (2, 200 / 3), (3, 75.0)):
-        made = maps.noise_ceiling(np.array([1.0, 0.0, np.nan]), maps.Repeats({n: 10}, True))
+        made = maps.noise_ceiling(np.array([1.0, 0.0, np.nan]), Repeats({n: 10}, True))
         assert made[:2] == pytest.approx([expected, 0.0], abs=1e-5)
         assert np.isnan(made[2])
 
 
 @given(a=st.integers(0, 900), b=st.integers(0, 900), c=st.integers(1, 900), snr=st.floats(0, 5))
 def test_the_noise_ceiling_of_unequal_repeats_as_in_the_manual(a, b, c, snr):
-    repeats = maps.Repeats({n: k for n, k in ((1, c), (2, b), (3, a)) if k}, True)
+    repeats = Repeats({n: k for n, k in ((1, c), (2, b), (3, a)) if k}, True)
     expected = 100 * snr**2 / (snr**2 + (a / 3 + b / 2 + c / 1) / (a + b + c))
     assert maps.noise_ceiling(np.array([snr]), repeats)[0] == pytest.approx(expected, rel=1e-5, abs=1e-30)
 
@@ -41,14 +41,14 @@ def test_the_noise_ceiling_is_what_simulated_averages_keep():
     for n in (1, 3):
         average = signal + rng.standard_normal((n, signal.size)).mean(axis=0)
         kept = 100 * np.corrcoef(signal, average)[0, 1] ** 2
-        made = maps.noise_ceiling(np.array([0.7]), maps.Repeats({n: 1}, True))[0]
+        made = maps.noise_ceiling(np.array([0.7]), Repeats({n: 1}, True))[0]
         assert made == pytest.approx(kept, abs=0.3)
 
 
 def test_repeats_are_those_of_the_test_images():
     shown = [np.array([5, 9, 5, 7]), np.array([5, 7, 2])]
-    assert maps.count_repeats(shown, np.array([5, 2, 8])) == maps.Repeats({1: 1, 3: 1}, True)
-    assert maps.count_repeats(shown, np.array([8])) == maps.Repeats({1: 2, 2: 1, 3: 1}, False)
+    assert count_repeats(shown, np.array([5, 2, 8])) == Repeats({1: 1, 3: 1}, True)
+    assert count_repeats(shown, np.array([8])) == Repeats({1: 2, 2: 1, 3: 1}, False)
 
 
 def test_label_tables_with_and_without_colours(tmp_path):
@@ -100,7 +100,7 @@ def test_a_stimpattern_that_does_not_fit_is_not_believed(tmp_path):
 def test_a_design_that_declares_too_much_is_not_loaded(tmp_path):
     content = {"masterordering": np.ones((1, 4)), "subjectim": np.zeros((8, 2_000_000)), "sharedix": [[1.0]]}
     savemat(tmp_path / "d.mat", content, do_compression=True)
-    with pytest.raises(AppError, match="not a matrix of numbers of NSD's size"):
+    with pytest.raises(AppError, match="not a numeric matrix of NSD's size"):
         read_design(tmp_path / "d.mat")
 
 

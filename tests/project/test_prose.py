@@ -28,7 +28,6 @@ NOT_YET_REVISED = {
     "decoding",
     "group",
     "models",
-    "nsd",
     "outputs",
     "participant",
     "pipeline",

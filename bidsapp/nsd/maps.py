@@ -115,8 +115,8 @@ def write_maps(
         if unnamed:
             inventory.notes.append(f"{table}: lacks names for {unnamed} of {path.name}: named label<n>.")
         names = dict(sorted({**names, **{n: f"label{n}" for n in unnamed}}.items()))
-        rows = {"index": list(names), "name": list(names.values())}
-        writer.tsv(root / map_name(nsd, number, f"{stem}.tsv"), rows)
+        table_file = root / map_name(nsd, number, f"{stem}.tsv")
+        writer.tsv(table_file, {"index": list(names), "name": list(names.values())})
         write(stem, labels, sidecars.segmentation(nsd, subject.label, number, roi))
 
     def write_ceiling(_: Path, values: NDArray[np.float64]) -> None:

@@ -175,9 +175,9 @@ class Sources:
             return tuple(given)
         paths = []
         for split in sorted(set(info.coco_split)):
-            path = self.nsd.find(*(f"{folder}/captions_{split}.json" for folder in layout.ANNOTATIONS))
-            if path:
-                paths.append(path)
+            found = self.nsd.find(*(f"{folder}/captions_{split}.json" for folder in layout.ANNOTATIONS))
+            if found:
+                paths.append(found)
             elif not (self.bids_dir / "stimuli" / "captions.tsv").is_file():
                 self.inventory.missing.append(missing_captions(self.nsd, split))
         return tuple(paths)

@@ -70,6 +70,15 @@ def _cut(line: str) -> str:
     return f"{line[:half]} ... {left_out} characters ... {line[-half:]}" if left_out > 0 else line
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Suggest known names that a mistyped word resembles: " Did you mean 'demo'?"; "" if there is none."""
+    from difflib import get_close_matches
+
+    by_case = {name.lower(): name for name in known}
+    found = [repr(by_case[name]) for name in get_close_matches(word.lower(), by_case, n=2, cutoff=0.7)]
+    return f" Did you mean {' or '.join(found)}?" if found else ""
+
+
 class AppError(Exception):
     """An error meant for the user: a message that names the fix, and an exit code.
 

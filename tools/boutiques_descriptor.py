@@ -1,7 +1,7 @@
 """Write ``boutiques.json``, the app's Boutiques descriptor, from the command line's own definition.
 
-python tools/boutiques_descriptor.py           writes it anew
-python tools/boutiques_descriptor.py --check   exit code 1 where it is not current
+python tools/boutiques_descriptor.py           writes the file
+python tools/boutiques_descriptor.py --check   exit code 1 if the file is out of date
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import click
 
 from bidsapp import __version__
 from bidsapp.cli import app
-from bidsapp.cli.options import LEVELS, LISTS, Percent
+from bidsapp.cli.types import Percent
+from bidsapp.cli.words import LEVELS, is_list
 from bidsapp.errors import ExitCode
 
 PATH = Path(__file__).parents[1] / "boutiques.json"
@@ -24,43 +25,42 @@ _MADE = {"output_dir", "work_dir"}
 _POSITIONALS = {
     "bids_dir": "BIDS derivative dataset of single-trial betas.",
     "output_dir": "The dataset to write.",
-    "analysis_level": "participant: a subject after the other. group: gathers those that are done.",
+    "analysis_level": "participant: reconstruct one subject at a time. group: collect the finished subjects.",
 }
-#: Of these options one at most is given.
+#: At most one of these options is given.
 _PARTS = ("prepare", "shard")
-_SHOWS = {"help", "version"}
 _EXIT_CODES = {
-    ExitCode.SUBJECT_FAILED: "A subject failed; its report and log say why.",
-    ExitCode.INVALID_BIDS: "The input is no valid BIDS dataset.",
+    ExitCode.SUBJECT_FAILED: "A subject failed; its report and log give the reason.",
+    ExitCode.INVALID_BIDS: "The input is not a valid BIDS dataset.",
     ExitCode.UNKNOWN_LEVEL: "Unknown analysis level.",
-    ExitCode.NOTHING_MATCHED: "The labels or filters given match nothing.",
+    ExitCode.NOTHING_MATCHED: "The given labels or filters match nothing.",
     ExitCode.USAGE: "The command is wrong: an unknown option, or a choice that has to be made.",
-    ExitCode.BAD_DATA: "A file holds what it should not.",
-    ExitCode.NO_INPUT: "A file or folder is not there.",
+    ExitCode.BAD_DATA: "The content of a file is wrong.",
+    ExitCode.NO_INPUT: "A file or folder is missing.",
     ExitCode.INTERNAL: "An error of the app.",
-    ExitCode.CANNOT_CREATE: "The output or work folder cannot be made or written.",
-    ExitCode.IO_ERROR: "Reading or writing failed, or the disk has too little room.",
-    ExitCode.TRY_AGAIN: "Weights are missing, memory is too little, or another job is at the subject.",
+    ExitCode.CANNOT_CREATE: "The output or work folder cannot be created or written.",
+    ExitCode.IO_ERROR: "Reading or writing failed, or the disk is full.",
+    ExitCode.TRY_AGAIN: "Weights are missing, memory is too small, or another job is working on the subject.",
 }
-_SIGNALS = {130: "Stopped by SIGINT.", 143: "Stopped by SIGTERM; the same command goes on."}
+_SIGNALS = {130: "Stopped by SIGINT.", 143: "Stopped by SIGTERM; the same command resumes."}
 #: Id, name, path below OUTPUT_DIR, what it is.
 _OUTPUTS = (
     ("description", "Dataset description", "dataset_description.json", "Makes the output a BIDS derivative."),
-    ("reports", "Subjects' reports", "sub-*.html", "A report a subject."),
-    ("images", "Reconstructions", "sub-*/func/*_desc-recon_image.png", "An image a test stimulus."),
-    ("scores", "Scores", "sub-*/func/*_metrics.tsv", "A row an image, and summaries."),
+    ("reports", "Subjects' reports", "sub-*.html", "One report per subject."),
+    ("images", "Reconstructions", "sub-*/func/*_desc-recon_image.png", "One image per test stimulus."),
+    ("scores", "Scores", "sub-*/func/*_metrics.tsv", "Tables with one row per image, and summaries."),
     ("models", "Models", "sub-*/func/*_model.h5", "The fitted regressions."),
     ("masks", "Masks", "sub-*/func/*_mask.nii.gz", "The voxels that were decoded."),
-    ("group_table", "Group table", "phenotype/reconmetrics.tsv", "A row a subject; group level."),
+    ("group_table", "Group table", "phenotype/reconmetrics.tsv", "One row per subject; group level."),
     ("group_report", "Group report", "group.html", "Group level."),
-    ("logs", "Logs", "logs/sub-*/*/run.log", "A log a run, beside its settings."),
+    ("logs", "Logs", "logs/sub-*/*/run.log", "One log per run, next to its settings."),
 )
 _LISTED = {"reports", "images", "scores", "models", "masks", "logs"}
 
 
 def descriptor(command: click.Command = app) -> dict[str, Any]:
     """Describe a command in Boutiques' schema 0.5: each argument and option an input, in order."""
-    inputs = [_input(p) for p in command.params if p.name not in _SHOWS]
+    inputs = [_input(p) for p in command.params if p.expose_value]
     outputs = [
         {
             "id": name,
@@ -74,7 +74,7 @@ def descriptor(command: click.Command = app) -> dict[str, Any]:
     ]
     missing = set(ExitCode) - set(_EXIT_CODES) - {ExitCode.OK}
     if missing:
-        raise SystemExit(f"tools/boutiques_descriptor.py: say what the exit codes {missing} mean")
+        raise SystemExit(f"tools/boutiques_descriptor.py: describe the exit codes {missing}")
     codes = {int(code): text for code, text in _EXIT_CODES.items()} | _SIGNALS
     keys = [given["value-key"] for given in inputs]
     parts = [given["id"] for given in inputs if given["id"] in _PARTS]
@@ -104,13 +104,13 @@ def _input(param: click.Parameter) -> dict[str, Any]:
     }
     if isinstance(param, click.Option):
         found["description"] = _about(param)
-        found["command-line-flag"] = max(param.opts, key=len)
+        found["command-line-flag"] = next(word for word in param.opts if word.startswith("--"))
         if param.is_flag or param.count:
             return found | {"type": "Flag"}
         if param.multiple:
             flag = found["command-line-flag"]
             # Lists as BIDS Apps have them follow one flag; other options are repeated.
-            found |= {"list": True, "list-separator": " " if flag in LISTS else f" {flag} "}
+            found |= {"list": True, "list-separator": " " if is_list(param) else f" {flag} "}
     else:
         found["description"] = _POSITIONALS[name]
         found |= {"value-choices": list(LEVELS)} if name == "analysis_level" else {}
@@ -150,7 +150,7 @@ def text() -> str:
 
 
 def main() -> int:
-    """Write the file, or compare it."""
+    """Write the file, or check that it is current."""
     if sys.argv[1:] == ["--check"]:
         current = PATH.is_file() and PATH.read_text(encoding="utf-8") == text()
         print(f"{PATH.name}: {'current' if current else 'not current: run ' + Path(__file__).name}")

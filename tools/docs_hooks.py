@@ -49,9 +49,10 @@ def include(name: str) -> str:
 def commands() -> dict[str, click.Command]:
     """Give the commands of the app: the BIDS App itself, then the subcommands."""
     from bidsapp.cli import app
-    from bidsapp.cli.command import VERBS
+    from bidsapp.cli.bids_app import SUBCOMMANDS
+    from bidsapp.cli.command import subcommand
 
-    return {"bidsapp-recon": app} | {f"bidsapp-recon {name}": command for name, command in VERBS.items()}
+    return {"bidsapp-recon": app} | {f"bidsapp-recon {name}": subcommand(name) for name in SUBCOMMANDS}
 
 
 class _Recorder(click.HelpFormatter):

@@ -1,4 +1,4 @@
-"""The verb ``demo``: simulate a dataset, run both levels on it, and show the scores."""
+"""The subcommand ``demo``: simulate a dataset, run both levels on it, and show the scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bidsapp.cli.options import command_line, common, prepare
+from bidsapp.cli.help import Command
+from bidsapp.cli.options import command_line, run_options, set_up
 from bidsapp.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def run_demo(config: RunConfig, design: DatasetDesign) -> int:
 
 
 def score_table(scores: Mapping[str, Sequence[ScoreRow]]) -> str:
-    """Mean scores as text: a line a subject, stage and metric; brain beside chance, null and oracle."""
+    """Write mean scores as text: one line per subject, stage and metric."""
     lines = [f"{'subject':8} {'stage':7} {'metric':28} {'brain':>7} {'chance':>7} {'null':>7} {'oracle':>7}"]
     for subject, rows in scores.items():
         by_key = {(r.condition, r.stage, r.metric): r for r in rows}
@@ -58,24 +59,30 @@ def score_table(scores: Mapping[str, Sequence[ScoreRow]]) -> str:
     return "\n".join(lines)
 
 
-@click.command("demo", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("demo", cls=Command, examples=["bidsapp-recon demo ~/recon-demo --n-subjects 1"])
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--simulate-only", is_flag=True, help="Write DIR/bids and stop.")
-@click.option("--n-subjects", type=click.IntRange(min=1, max=8), default=2, show_default=True)
+@click.option("--simulate-only", is_flag=True, help="Write DIR/bids, and stop.")
 @click.option(
-    "--n-train", type=click.IntRange(min=20), default=1000, show_default=True, help="Training images each."
+    "--n-subjects", type=click.IntRange(min=1, max=8), default=2, show_default=True, help="Subjects."
+)
+@click.option(
+    "--n-train",
+    type=click.IntRange(min=20),
+    default=1000,
+    show_default=True,
+    help="Training images of each subject.",
 )
 @click.option(
     "--n-test", type=click.IntRange(min=5), default=100, show_default=True, help="Shared test images."
 )
-@common
+@run_options("seed", "n_cpus", "omp_nthreads", "device", "dtype", "verbose")
 def demo(**options: Any) -> int:
-    """Simulate a dataset in DIR/bids, reconstruct it into DIR/out, and show the scores.
+    """Simulate a dataset in DIR/bids, reconstruct its images into DIR/out, and print the scores.
 
-    Subjects look at drawn scenes; an encoding model that the decoder does not know gives their
-    responses, with noise as in NSD. Both levels run with the embedded recipe.
+    Subjects see drawn scenes. Their responses come from an encoding model that the decoder does not
+    know, with noise as in NSD. Both levels run with the embedded recipe.
     """
-    prepare(options)
+    set_up(options)
     from bidsapp.config import RunConfig, load_recipe
     from bidsapp.demo.design import DatasetDesign
     from bidsapp.demo.simulate import write_dataset
@@ -94,6 +101,6 @@ def demo(**options: Any) -> int:
         recipe=load_recipe("embedded"),
         skip_bids_validation=True,
         command=command_line(),
-        **{name: options[name] for name in ("device", "dtype", "n_cpus", "seed", "verbose")},
+        **{name: options[name] for name in ("device", "dtype", "n_cpus", "omp_nthreads", "seed", "verbose")},
     )
     return run_demo(config, design)

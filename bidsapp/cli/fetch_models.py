@@ -7,41 +7,48 @@ from pathlib import Path
 
 import click
 
-from bidsapp.cli.options import models_dir_option
+from bidsapp.cli.help import Command
+from bidsapp.cli.options import run_options
+from bidsapp.cli.types import RecipeName
 from bidsapp.errors import ExitCode, InputProblems
 
 
-@click.command("fetch-models", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--recipe", default="brain-diffuser", show_default=True, help="Its name, or a TOML file.")
-@models_dir_option
-@click.option("--verify", is_flag=True, help="Hash all that is there in full, and fetch nothing.")
-@click.option("-v", "--verbose", count=True, help="Say more (-vv: debugging lines, tracebacks).")
+@click.command("fetch-models", cls=Command, examples=["bidsapp-recon fetch-models --recipe sd15-ip-adapter"])
+@click.option(
+    "--recipe",
+    type=RecipeName(),
+    default="brain-diffuser",
+    show_default=True,
+    help="Name of a recipe, or a TOML file.",
+)
+@run_options("models_dir", "verbose")
+@click.option("--verify", is_flag=True, help="Hash all existing files, and download nothing.")
 def fetch_models(recipe: str, models_dir: Path | None, verify: bool, verbose: int) -> int:
-    """Download the weights that a recipe needs, and verify those that are there.
+    """Download the weights that a recipe needs, and verify existing ones.
 
-    Run it again after an interruption: it goes on where it stopped. Hashes are recorded in
+    After an interruption, the same command resumes where it stopped. Hashes are recorded in
     weights.lock.json in the folder. Every run compares them; this command reads every byte again.
     """
     from bidsapp.system.logging import set_up_logging
 
     set_up_logging(verbose)
     folder, fetched = fetch_weights(recipe, models_dir, click.echo, only_verify=verify)
-    click.echo(f"{folder}: complete, " + ("all verified" if verify else f"{fetched} files fetched now"))
+    click.echo(f"{folder}: complete, " + ("all files verified" if verify else f"{fetched} files downloaded"))
     return ExitCode.OK
 
 
 def fetch_weights(
-    recipe: str, models_dir: Path | None, say: Callable[[str], None], *, only_verify: bool = False
+    recipe: str, models_dir: Path | None, report: Callable[[str], None], *, only_verify: bool = False
 ) -> tuple[Path, int]:
-    """Fetch the weights that a recipe needs, and hash those that are there in full.
+    """Fetch the weights that a recipe needs, and hash existing ones in full.
 
     Parameters
     ----------
     recipe : str
         Its name, or the path of a TOML file.
     models_dir : Path or None
-    say : callable
-        Takes a line on each file.
+    report : callable
+        Takes one line for each file.
     only_verify : bool
         Fetch nothing.
 
@@ -50,7 +57,7 @@ def fetch_weights(
     folder : Path
         The models folder.
     fetched : int
-        How many files were not there before.
+        Number of files downloaded now.
 
     Raises
     ------
@@ -71,9 +78,9 @@ def fetch_weights(
     uses = judging_networks(loaded)
     needed = needed_weights(loaded, uses)
     if not only_verify:
-        return folder, fetch(needed, folder, say=say)
+        return folder, fetch(needed, folder, say=report)
     for name in verify(needed, folder, full=True):
-        say(f"{name}: verified")
+        report(f"{name}: verified")
     if problems := missing_models(loaded, models_dir, uses, recipe):
         raise InputProblems(problems)
     return folder, 0

@@ -1,41 +1,22 @@
-"""The words of a participant run that another command starts: understood here, written again for there."""
+"""The options of a participant run that another subcommand starts: parsed here, and written out again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from bidsapp.cli.options import normalise
-
-if TYPE_CHECKING:
-    from bidsapp.config import RunConfig
+from bidsapp.cli.bids_app import app
+from bidsapp.cli.words import normalise
 
 
-@dataclass(frozen=True)
-class App:
-    """The app itself, for verbs that start it.
-
-    Attributes
-    ----------
-    command : click.Command
-    settings : callable
-        Makes a run's settings of the command's parameters.
-    """
-
-    command: click.Command
-    settings: Callable[[dict[str, Any]], RunConfig]
-
-
-def understand(app: App, bids_dir: Path, output_dir: Path, words: Sequence[str]) -> click.Context:
+def parse_run(bids_dir: Path, output_dir: Path, words: Sequence[str]) -> click.Context:
     """Parse the options of a participant run.
 
     Parameters
     ----------
-    app : App
     bids_dir, output_dir : Path
         Absolute.
     words : sequence of str
@@ -49,30 +30,29 @@ def understand(app: App, bids_dir: Path, output_dir: Path, words: Sequence[str])
     Raises
     ------
     click.UsageError
-        For options that the app refuses, and for anything that is no option.
+        For options that the app refuses, and for anything that is not an option.
     """
     positionals = [str(bids_dir), str(output_dir), "participant"]
-    flat = normalise([*positionals, *words], app.command)
+    flat = normalise([*positionals, *words], app)
     if flat[-4:] != ["--", *positionals]:
         extra = flat[flat.index("--") + 4 :]
-        raise click.UsageError(f"After -- come options of the run, and {' '.join(extra)!r} is none.")
-    return app.command.make_context("bidsapp-recon", flat)
+        raise click.UsageError(f"Only options of the run may follow --, and {' '.join(extra)!r} is not one.")
+    return app.make_context("bidsapp-recon", flat)
 
 
 def given(context: click.Context, name: str) -> bool:
-    """Tell whether a parameter was typed or set in the environment, rather than left to its default."""
-    source = context.get_parameter_source(name)
+    """Whether a parameter was typed, or set in the environment or a configuration file."""
     kinds = click.core.ParameterSource
-    return source in (kinds.COMMANDLINE, kinds.ENVIRONMENT)
+    return context.get_parameter_source(name) in (kinds.COMMANDLINE, kinds.ENVIRONMENT, kinds.DEFAULT_MAP)
 
 
 def written_again(context: click.Context, leave_out: Sequence[str] = ()) -> list[list[str]]:
-    """Write the options that were given, an option a list, with absolute paths.
+    """Write the options that were given, each as one list of words, with absolute paths.
 
     Parameters
     ----------
     context : click.Context
-        Of :func:`understand`.
+        From :func:`parse_run`.
     leave_out : sequence of str
         Names of parameters.
     """
@@ -81,7 +61,9 @@ def written_again(context: click.Context, leave_out: Sequence[str] = ()) -> list
         name = option.name or ""
         if not isinstance(option, click.Option) or name in leave_out or not given(context, name):
             continue
-        flag, value = max(option.opts, key=len), context.params[name]
+        if not option.expose_value:  # --config-file, whose options are all written
+            continue
+        flag, value = next(word for word in option.opts if word.startswith("--")), context.params[name]
         if option.count:
             lines.append([flag] * value)
         elif option.is_flag:
@@ -103,7 +85,7 @@ def _text(name: str, value: Any) -> str:
 
 
 def recipe_file(recipe: str | None) -> Path | None:
-    """Give the absolute path of a recipe that is a file of the user's, None for one that has a name."""
+    """Give the absolute path of a recipe that is a file of the user's; None for a recipe of the package."""
     from bidsapp.config import RECIPES
 
     if recipe is None or (RECIPES / f"{recipe}.toml").is_file():

@@ -1,4 +1,4 @@
-"""The verb ``nsd2bids``: NSD's own files to the layout that the app reads."""
+"""The subcommand ``nsd2bids``: NSD's own files to the layout that the app reads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bidsapp.cli.help import Command
+from bidsapp.cli.options import run_options
 from bidsapp.errors import ExitCode
 from bidsapp.nsd.layout import BETAS, LINKS, SPACES, STIMULI
 
@@ -14,17 +16,25 @@ if TYPE_CHECKING:
     from bidsapp.nsd.convert import Outcome
 
 
-@click.command("nsd2bids", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    "nsd2bids",
+    cls=Command,
+    examples=["bidsapp-recon nsd2bids ~/nsd ~/nsd-bids --participant-label 01 02 --dry-run"],
+)
 @click.argument("nsd_dir", type=click.Path(path_type=Path))
 @click.argument("bids_dir", type=click.Path(path_type=Path))
 @click.option(
-    "--participant-label", multiple=True, metavar="LABEL...", help="Subjects.  [default: all that have betas]"
+    "--participant-label", multiple=True, metavar="LABEL...", help="Subjects.  [default: all with betas]"
 )
-@click.option("--betas", type=click.Choice(BETAS), default=BETAS[0], show_default=True, help="Version.")
-@click.option("--space", type=click.Choice(SPACES), default=SPACES[0], show_default=True)
+@click.option(
+    "--betas", type=click.Choice(BETAS), default=BETAS[0], show_default=True, help="Version of the betas."
+)
+@click.option(
+    "--space", type=click.Choice(SPACES), default=SPACES[0], show_default=True, help="Space of the betas."
+)
 @click.option(
     "--stimuli", type=click.Choice(STIMULI), default=STIMULI[0], show_default=True,
-    help="NSD's brick of all images, or a PNG for each image that was shown.",
+    help="NSD's HDF5 file of all images, or one PNG for each image shown.",
 )  # fmt: skip
 @click.option(
     "--captions", multiple=True, metavar="COCO_JSON...", type=click.Path(path_type=Path, dir_okay=False),
@@ -32,16 +42,16 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--link", type=click.Choice(LINKS), default=LINKS[0], show_default=True,
-    help="How betas and brick come into the dataset; they are never rewritten.",
+    help="How betas and the HDF5 file get into the dataset; they are never rewritten.",
 )  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Say what is there and what is missing, write nothing.")
-@click.option("-v", "--verbose", count=True, help="Say more (-vv: debugging lines, tracebacks).")
+@click.option("--dry-run", is_flag=True, help="List what was found and what is missing; write nothing.")
+@run_options("verbose")
 def nsd2bids(**options: Any) -> int:
     """Convert the Natural Scenes Dataset to the BIDS layout that this app reads.
 
-    NSD_DIR is NSD's download, the folder that holds nsddata, nsddata_betas and nsddata_stimuli; BIDS_DIR is
-    the dataset to write. What is missing is listed with the place where NSD keeps it, and the rest is
-    converted; the same command again completes the dataset.
+    NSD_DIR is NSD's download, the folder with nsddata, nsddata_betas and nsddata_stimuli; BIDS_DIR is
+    the dataset to write. Missing files are listed with their location in NSD's bucket, and the rest is
+    converted. The same command again completes the dataset.
     """
     from bidsapp.nsd.convert import Settings, convert
     from bidsapp.system.logging import set_up_logging
@@ -60,7 +70,7 @@ def nsd2bids(**options: Any) -> int:
 
 
 def _report(outcome: Outcome, bids_dir: Path, *, dry_run: bool) -> None:
-    """Say what was converted on standard output, and what was not on standard error."""
+    """List what was converted on standard output, and what was not on standard error."""
     found = outcome.inventory
     for subject in outcome.subjects:
         click.echo(subject.summary())

@@ -1,4 +1,4 @@
-"""The verb ``slurm``: both levels as jobs of a SLURM cluster, a subject a task."""
+"""The subcommand ``slurm``: both levels as jobs of a SLURM cluster, one task per subject."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bidsapp.cli.forwarding import App, given, recipe_file, understand, written_again
-from bidsapp.cli.options import Memory
+from bidsapp.cli.bids_app import app, make_config
+from bidsapp.cli.forwarding import given, parse_run, recipe_file, written_again
+from bidsapp.cli.help import Command, GroupedOption
+from bidsapp.cli.options import run_options
+from bidsapp.cli.types import Memory, Text
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.slurm.directives import in_place_of
 from bidsapp.slurm.resources import asks_for_gpu, is_time, most_shards
@@ -31,32 +35,15 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("bidsapp")
 
 
-class _Time(click.ParamType[str]):
-    """A time limit as sbatch takes it."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Check the form."""
-        if not is_time(str(value)):
-            self.fail(f"{value!r} is no time limit: minutes, HH:MM:SS, or D-HH:MM:SS", param, ctx)
-        return str(value)
-
-
-class _Word(click.ParamType[str]):
-    """A name that goes into a batch script's header: one word."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Check that it cannot end the line or the word."""
-        if not re.fullmatch(r"[\w.,:=+@/-]+", str(value)):
-            self.fail(f"{value!r} is more than one word", param, ctx)
-        return str(value)
+_TIME = Text("time", is_time, "is not a time limit: minutes, HH:MM:SS, or D-HH:MM:SS")
+#: A name in a batch script's header: it must not end the line or the word.
+_WORD = Text("text", re.compile(r"[\w.,:=+@/-]+").fullmatch, "is not a single word")
+_GPUS = Text("gpus", re.compile(r"([\w.-]+:)?[1-9][0-9]*").fullmatch, "is not [TYPE:]N with N from 1")
+_LINE = Text("line", str.isprintable, "is not one line; repeat the option for each line")
 
 
 class _Directive(click.ParamType[str]):
-    """An option of sbatch's, as it would stand after ``#SBATCH``."""
+    """An option of sbatch's, as it would follow ``#SBATCH``."""
 
     name = "option"
 
@@ -64,46 +51,21 @@ class _Directive(click.ParamType[str]):
         """Check that it is one line and an option."""
         text = str(value).strip()
         if not text.startswith("-") or not text.isprintable():
-            self.fail(f"{value!r} is no option of sbatch's; write for example --sbatch=--constraint=a100")
-        if mend := in_place_of(text):
-            self.fail(f"{text}: {mend}")
+            self.fail(f"{value!r} is not an option of sbatch's; write for example --sbatch=--constraint=a100")
+        if instead := in_place_of(text):
+            self.fail(f"{text}: {instead}")
         return text
 
 
-class _Gpus(click.ParamType[str]):
-    """How many GPUs, and of which type."""
-
-    name = "gpus"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Check the form."""
-        if not re.fullmatch(r"([\w.-]+:)?[1-9][0-9]*", str(value)):
-            self.fail(f"{value!r} is not [TYPE:]N with N from 1", param, ctx)
-        return str(value)
-
-
-class _Line(click.ParamType[str]):
-    """A line of bash."""
-
-    name = "line"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Check that it is one line."""
-        if not str(value).isprintable():
-            self.fail(f"{value!r} is more than one line; give the option again for each", param, ctx)
-        return str(value)
-
-
-class _Command(click.Command):
-    """Says where an option of the run belongs that was written among this verb's own."""
+class _Command(Command):
+    """Tells users who write an option of the run among this command's own where it belongs."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse; an unknown option that the app has gets a hint."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            app: App | None = ctx.obj
-            if app and any(error.option_name in p.opts for p in app.command.params):
+            if any(error.option_name in p.opts for p in app.params):
                 raise click.UsageError(
                     f"{error.option_name} is an option of the run: write it after --, as in "
                     f"'slurm BIDS_DIR OUTPUT_DIR --partition NAME -- {error.option_name} ...'.",
@@ -112,62 +74,98 @@ class _Command(click.Command):
             raise
 
 
+def _option(
+    *flags: str, group: str = "Jobs", **about: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(*flags, cls=GroupedOption, group=group, **about)
+
+
 @click.command(
     "slurm",
     cls=_Command,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     options_metavar="[OPTIONS]",
+    examples=[
+        "bidsapp-recon slurm BIDS_DIR OUTPUT_DIR --partition gpu --gpus 1 --time 1-0 -- --roi V1 hV4",
+        "bidsapp-recon slurm BIDS_DIR OUTPUT_DIR --sif app.sif --shards 8 --submit",
+    ],
 )
 @click.argument("bids_dir", type=click.Path(path_type=Path))
 @click.argument("output_dir", type=click.Path(path_type=Path))
 @click.argument("run_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF THE RUN]")
-@click.option("--submit", is_flag=True, help="Submit the jobs. Without it the scripts are written only.")
-@click.option(
-    "--sif", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="Run in this Apptainer image.  [default: this installation]",
-)  # fmt: skip
-@click.option("--partition", type=_Word(), help="Partition.")
-@click.option("--account", type=_Word(), help="Account to charge.")
-@click.option("--qos", type=_Word(), help="Quality of service.")
-@click.option("--gpus", type=_Gpus(), metavar="[TYPE:]N", help="GPUs of a task: 1, a100:1. The app uses one.")
-@click.option("--gres", type=_Word(), help="Generic resources, where --gpus does not say it.")
-@click.option("--time", type=_Time(), help="Time limit of a task.  [default: 3 times the estimate + 15 min]")
-@click.option("--mem", type=Memory(), help="Memory of a task (24GB).  [default: 1.25 times the estimate]")
-@click.option(
-    "--cpus", type=click.IntRange(min=1), default=4, show_default=True, help="CPUs of a task.",
-)  # fmt: skip
-@click.option("--max-concurrent", type=click.IntRange(min=1), metavar="N", help="Most tasks at a time.")
-@click.option(
+@_option("--submit", is_flag=True, help="Submit the jobs. Without it, only the scripts are written.")
+@_option(
     "--shards", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
     help="Split stage 2 of each subject into N tasks.",
 )  # fmt: skip
-@click.option("--group-partition", type=_Word(), help="Partition of the group job.  [default: --partition]")
-@click.option("--sbatch", type=_Directive(), multiple=True, help="Further option of sbatch's (repeatable).")
-@click.option(
-    "--setup", type=_Line(), multiple=True,
+@_option("--max-concurrent", type=click.IntRange(min=1), metavar="N", help="Most tasks at a time.")
+@_option(
+    "--job-name", type=_WORD, default="bidsapp-recon", show_default=True, help="Start of the jobs' names."
+)
+@_option("--partition", type=_WORD, group="Cluster", help="Partition.")
+@_option(
+    "--group-partition",
+    type=_WORD,
+    group="Cluster",
+    help="Partition of the group job.  [default: --partition]",
+)
+@_option("--account", type=_WORD, group="Cluster", help="Account to charge.")
+@_option("--qos", type=_WORD, group="Cluster", help="Quality of service.")
+@_option(
+    "--sbatch",
+    type=_Directive(),
+    group="Cluster",
+    multiple=True,
+    help="Further option of sbatch's (repeatable).",
+)
+@_option(
+    "--time", type=_TIME, group="Resources of a task",
+    help="Time limit.  [default: 3 times the estimate + 15 min]",
+)  # fmt: skip
+@_option(
+    "--mem", type=Memory(), group="Resources of a task",
+    help="Memory (24GB).  [default: 1.25 times the estimate]",
+)  # fmt: skip
+@_option(
+    "--cpus",
+    type=click.IntRange(min=1),
+    group="Resources of a task",
+    default=4,
+    show_default=True,
+    help="CPUs.",
+)
+@_option(
+    "--gpus", type=_GPUS, group="Resources of a task", metavar="[TYPE:]N",
+    help="GPUs: 1, a100:1. The app uses one.",
+)  # fmt: skip
+@_option("--gres", type=_WORD, group="Resources of a task", help="Generic resources, in place of --gpus.")
+@_option(
+    "--sif", type=click.Path(path_type=Path, dir_okay=False), group="Environment", metavar="FILE",
+    help="Apptainer image to run in.  [default: this installation]",
+)  # fmt: skip
+@_option(
+    "--bind", type=click.Path(path_type=Path, exists=True), group="Environment", multiple=True, metavar="DIR",
+    help="Further folder to bind into the container (repeatable).",
+)  # fmt: skip
+@_option(
+    "--setup", type=_LINE, group="Environment", multiple=True,
     help="Line of bash before the app, such as 'module load apptainer' (repeatable).",
 )  # fmt: skip
-@click.option("--bind", type=click.Path(path_type=Path, exists=True), multiple=True, metavar="DIR",
-    help="Further folder that the container sees (repeatable).",
-)  # fmt: skip
-@click.option("--job-name", type=_Word(), default="bidsapp-recon", show_default=True)
-@click.option("-v", "--verbose", count=True, help="Say more (-vv: debugging lines, tracebacks).")
-@click.pass_context
-def slurm(context: click.Context, /, **options: Any) -> int:
-    """Write the batch scripts of both levels, a subject a task, and with --submit hand them to SLURM.
+@run_options("verbose")
+def slurm(**options: Any) -> int:
+    """Write the batch scripts of both levels, one task per subject, and submit them with --submit.
 
-    The input is checked first, as --dry-run does; time and memory come from its estimates. Options of the run
+    The input is checked first, as with --dry-run, whose estimates give time and memory. Options of the run
     follow after --, such as '-- --recipe embedded --participant-label 01 02 -w /scratch/work'. The group job
     starts when all tasks have ended, with the subjects that succeeded.
 
-    Scripts and logs lie in OUTPUT_DIR/logs/slurm.
+    Scripts and logs are in OUTPUT_DIR/logs/slurm.
     """
     if options["gpus"] and options["gres"]:
-        raise click.UsageError("--gpus and --gres say the same thing: give one of them.")
+        raise click.UsageError("--gpus and --gres are alternatives: give one of them.")
     if options["submit"] and not shutil.which("sbatch"):
         raise AppError(
-            "--submit: sbatch is not found here. Run this where jobs are submitted (a login node), or leave "
-            "--submit out and run the script that is written there.",
+            "--submit: sbatch was not found. Run this where jobs are submitted (a login node), or omit "
+            "--submit and run the script that is written on such a node.",
             exit_code=ExitCode.USAGE,
         )
     from bidsapp.slurm.chain import Asked, Run, chain, write_chain
@@ -175,12 +173,11 @@ def slurm(context: click.Context, /, **options: Any) -> int:
     from bidsapp.system.logging import new_run_id, set_up_logging
 
     set_up_logging(options["verbose"])
-    app: App = context.obj
     bids_dir, output_dir = (Path(os.path.abspath(options[name])) for name in ("bids_dir", "output_dir"))
-    run = understand(app, bids_dir, output_dir, options["run_options"])
+    run = parse_run(bids_dir, output_dir, options["run_options"])
     gres = f"gpu:{options['gpus']}" if options["gpus"] else options["gres"]
     _refuse_misplaced(run, gpu=asks_for_gpu(gres), sif=options["sif"])
-    settings = app.settings({**run.params, "n_cpus": options["cpus"], "mem": options["mem"]})
+    settings = make_config({**run.params, "n_cpus": options["cpus"], "mem": options["mem"]})
     settings = replace(settings, work_dir=Path(os.path.abspath(settings.work_dir)))
     planned, needed = _plan(settings, gpu=asks_for_gpu(gres))
     _warn_of_idle_shards(options["shards"], needed)
@@ -217,39 +214,39 @@ def slurm(context: click.Context, /, **options: Any) -> int:
 def _warn_of_idle_shards(shards: int, needed: dict[str, Needs]) -> None:
     if 0 < (most := most_shards(needed.values())) < shards:
         LOG.warning(
-            "--shards %d: stage 2 has no more than %d blocks of images a subject; tasks beyond that have "
-            "nothing to do", shards, most,
+            "--shards %d: stage 2 has at most %d blocks of images per subject; further tasks have nothing "
+            "to do", shards, most,
         )  # fmt: skip
 
 
 def _refuse_misplaced(run: click.Context, *, gpu: bool, sif: Path | None) -> None:
-    """Refuse options of the run that this verb has to give itself (click.UsageError)."""
-    for name, mend in (
+    """Refuse options of the run that the scripts set themselves (click.UsageError)."""
+    for name, instead in (
         ("n_cpus", "give --cpus before the --; every task runs with that many"),
-        ("mem", "give --mem before the --; every task asks for it and stays under it"),
+        ("mem", "give --mem before the --; each task requests it and stays under it"),
         ("prepare", "give --shards before the --; the tasks get what they need"),
         ("shard", "give --shards before the --; the tasks get what they need"),
     ):
         if name in run.params and given(run, name):
-            raise click.UsageError(f"--{name.replace('_', '-')} after --: {mend}.")
+            raise click.UsageError(f"--{name.replace('_', '-')} after --: {instead}.")
     if run.params["device"] == "cuda" and not gpu:
         raise click.UsageError("--device cuda: ask for a GPU too (--gpus 1, before the --).")
     if sif is None and os.environ.get("BIDSAPP_RECON_CONTAINER"):
         raise click.UsageError(
-            "This runs in a container, and nodes cannot start it from inside: give --sif, the image's path "
-            "on the cluster."
+            "This runs in a container, which nodes cannot start from inside: give --sif, the image's path on "
+            "the cluster."
         )
     if sif is not None and not sif.is_file() and not os.environ.get("BIDSAPP_RECON_CONTAINER"):
-        raise AppError(f"--sif {sif}: there is no such file.", exit_code=ExitCode.NO_INPUT, path=sif)
+        raise AppError(f"--sif {sif}: the file does not exist.", exit_code=ExitCode.NO_INPUT, path=sif)
 
 
 def _plan(settings: RunConfig, *, gpu: bool) -> tuple[Plan, dict[str, Needs]]:
-    """Check the input as ``--dry-run`` does, and estimate for the device of the nodes, not for this one's."""
+    """Check the input as ``--dry-run`` does, and estimate for the device of the nodes."""
     from bidsapp.planning.check import plan
     from bidsapp.planning.estimate import needs
 
     if not gpu:
-        # A GPU of this machine says nothing about nodes that none is asked for on.
+        # Nodes on which no GPU is requested have none, even if this machine does.
         here = replace(settings, device="cpu" if settings.device == "auto" else settings.device)
         planned = plan(here)
         return planned, planned.needs
@@ -264,12 +261,12 @@ def _options(run: click.Context, settings: RunConfig, *, gpu: bool) -> list[list
     if (folder := _models_dir(run, settings)) is not None:
         lines.append(["--models-dir", str(folder)])
     if gpu and settings.device == "auto":
-        lines.append(["--device", "cuda"])  # a task that sees no GPU must fail, not go on for weeks
+        lines.append(["--device", "cuda"])  # a task without its GPU must fail, not run for weeks
     return lines
 
 
 def _models_dir(run: click.Context, settings: RunConfig) -> Path | None:
-    """Give the folder of the weights; None where the package or the image has them."""
+    """Give the folder of the weights; None if they are in the package or the image."""
     from bidsapp.models.weights.registry import default_models_dir
 
     typed = run.get_parameter_source("models_dir") == click.core.ParameterSource.COMMANDLINE
@@ -281,7 +278,7 @@ def _models_dir(run: click.Context, settings: RunConfig) -> Path | None:
 
 
 def _launch(run: click.Context, settings: RunConfig, planned: Plan, options: dict[str, Any]) -> Launch:
-    """Say how the app starts on a node, and what it has to see there."""
+    """Describe how the app starts on a node, and what it has to see there."""
     from bidsapp.slurm.binds import binds, linked_to
     from bidsapp.slurm.chain import Launch
 
@@ -302,12 +299,12 @@ def _launch(run: click.Context, settings: RunConfig, planned: Plan, options: dic
 
 
 def _submit(script: Path) -> str:
-    """Submit the jobs, and give what sbatch says (AppError 75 where it refuses)."""
+    """Submit the jobs, and give sbatch's output (AppError, exit code 75, if it refuses)."""
     done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise AppError(
-            f"SLURM did not take the jobs: {(done.stderr or done.stdout).strip()}\n"
-            f"Submitted before that: {done.stdout.strip() or 'nothing'}. Mend it (partition, account, "
+            f"SLURM refused the jobs: {(done.stderr or done.stdout).strip()}\n"
+            f"Submitted before that: {done.stdout.strip() or 'nothing'}. Fix it (partition, account, "
             f"limits) and run this again; the scripts are in {script.parent}.",
             exit_code=ExitCode.TRY_AGAIN,
         )

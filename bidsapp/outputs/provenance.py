@@ -94,25 +94,18 @@ def software_versions() -> dict[str, str]:
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """Give the recipe and the run's options as nested plain values."""
-    options = {
-        "roi": ", ".join(config.roi),
-        "seed": config.seed,
-        "device": config.device,
-        "dtype": config.dtype,
-        "n_cpus": config.n_cpus,
-        "derivatives": [f"{name}={path}" for name, path in config.derivatives.items()],
-        "split_file": str(config.split_file) if config.split_file else "stimuli.tsv",
-        "captions": str(config.captions) if config.captions else "of the stimuli folder",
-        "sessions": ", ".join(config.sessions) or "all",
-        "max_sessions": config.max_sessions,
-        "min_noise_ceiling": config.min_noise_ceiling,
-        "save_weights": config.save_weights,
-        "generator_seeds": config.generator_seeds,
-        "cluster_holdout": config.cluster_holdout,
-        "roi_analysis": config.roi_analysis,
-    }
-    return {"run": options, "recipe": config.recipe.as_dict()}
+    """Give the run's options and the recipe as nested plain values."""
+    return {"run": config.recorded(), "recipe": config.recipe.as_dict()}
+
+
+def write_citation(config: RunConfig) -> Path:
+    """Write the methods text, and give its path, ``logs/CITATION.md``."""
+    from bidsapp.report.methods import describe
+
+    path = config.output_dir / "logs" / "CITATION.md"
+    text = describe(config.recipe.name, version=__version__, metrics=config.recipe.metrics.networks)
+    write_text(path, text.as_markdown())
+    return path
 
 
 def split_record(split: Split) -> dict[str, Any]:

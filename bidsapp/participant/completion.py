@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,6 @@ from bidsapp.storage.text import fingerprint, read_json, write_text
 if TYPE_CHECKING:
     from bidsapp.data.stimuli import StimulusSet
     from bidsapp.models.suite import Models
-
-#: Settings that no output depends on: where things lie, how the run behaves. All others count, new ones too.
-_WITHOUT_EFFECT = {"output_dir", "work_dir", "models_dir", "recipe_given", "participants", "n_cpus", "memory"}
-_WITHOUT_EFFECT |= {"skip_bids_validation", "stop_on_first_crash", "verbose", "command", "force", "keep_work"}
-_WITHOUT_EFFECT |= {"prepare", "shard"}
 
 
 class Completion:
@@ -62,13 +57,12 @@ class Completion:
         self.path = tree.path("log_dir", run_id="x").parent / name
         self._models = models
         self._wanted = config.recipe.metrics.networks
-        settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in _WITHOUT_EFFECT}
         images = {stimuli.path(i) for i in (*split.train, *split.test)}
         tables = [stimuli.table, *([stimuli.captions_path] if stimuli.captions_path else [])]
         self.inputs = flat_inputs(
             {
                 "version": __version__,
-                "settings": settings | {"recipe": config.recipe.as_dict()},
+                "settings": config.affecting_results(),
                 "models": [models.digest, models.digest_of("evaluation") if models.uses else ""],
                 "betas": [[*fingerprint(s.betas), s.scale] for s in subject.sessions],
                 "trials": [s.stimulus_ids for s in subject.sessions],

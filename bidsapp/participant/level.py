@@ -52,13 +52,12 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
     from bidsapp.models.devices import choose_device, choose_dtype, set_threads
     from bidsapp.models.startup import check_models
     from bidsapp.models.suite import Models
+    from bidsapp.outputs.provenance import write_citation
     from bidsapp.participant.completion import Completion
-    from bidsapp.report.methods import describe
-    from bidsapp.storage.text import write_text
     from bidsapp.system.logging import log_to_file, new_run_id
 
     device = choose_device(config.device)
-    set_threads(config.n_cpus)
+    set_threads(config.n_threads)
     dtype = choose_dtype(config.dtype, device)
     config = replace(config, device=device, dtype=dtype)  # what is recorded is what was used
     uses = judging_networks(config.recipe)
@@ -78,8 +77,7 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
         links=planned.dataset.links,
     )
     labels = [s.label for s in planned.dataset.subjects]
-    citation = describe(config.recipe.name, version=__version__, metrics=config.recipe.metrics.networks)
-    write_text(config.output_dir / "logs" / "CITATION.md", citation.as_markdown())
+    write_citation(config)
     done: dict[str, list[ScoreRow]] = {}
     failed, busy = [], []
     unwritable: CannotWrite | None = None

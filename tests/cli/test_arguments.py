@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bidsapp.cli import app, main
-from bidsapp.cli.command import default_recipe
+from bidsapp.cli.bids_app import default_recipe
 from bidsapp.cli.demo import demo
-from bidsapp.cli.options import normalise
+from bidsapp.cli.words import normalise
 
 
 def parse(*words: str) -> dict:
@@ -28,7 +28,7 @@ def test_percent(text, value):
 
 @pytest.mark.parametrize("text", ["nan", "-1", "100.1", "half", "inf", ""])
 def test_no_percent(text):
-    with pytest.raises(click.UsageError, match="no number from 0 to 100"):
+    with pytest.raises(click.UsageError, match="not a number from 0 to 100"):
         parse("--min-noise-ceiling", text, *IO)
 
 
@@ -50,7 +50,7 @@ def test_further_datasets(words):
 
 @pytest.mark.parametrize("value", ["=x", "a b=x", "rois=", "source=x", "input=x", "/"])
 def test_names_of_datasets_that_are_refused(value):
-    with pytest.raises(click.UsageError, match=r"NAME=PATH|is taken"):
+    with pytest.raises(click.UsageError, match=r"NAME=PATH|uses the name"):
         parse("-d", value, *IO)
 
 
@@ -222,7 +222,7 @@ def test_memory_with_units(text, value):
 
 @pytest.mark.parametrize("text", ["8", "8000000000", "GB", "-3GB", "8 bananas", "1e3GB", "", "8GBB"])
 def test_memory_without_a_unit_is_refused(text):
-    with pytest.raises(click.UsageError, match=r"no unit.*8GB"):
+    with pytest.raises(click.UsageError, match=r"no known unit.*8GB"):
         parse(*IO, f"--mem={text}")
 
 

@@ -1,4 +1,4 @@
-"""The verb ``slurm``: what its scripts ask for and run, that nothing in them can be taken for bash."""
+"""The subcommand ``slurm``: what its scripts request and run, and that they quote everything."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def dataset(tiny_dataset) -> Path:
 
 @pytest.fixture
 def slurm(dataset, tmp_path, capsys):
-    """Run the verb on the dataset; gives what it said and the folder of its scripts."""
+    """Run the subcommand on the dataset; gives its output and the folder of its scripts."""
 
     def run(*words: object, code: int = 0) -> tuple[str, Path | None]:
         before = ["slurm", str(dataset), str(tmp_path / "out")]
@@ -181,10 +181,10 @@ def test_shellcheck(slurm):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--partition", "a b"], "one word"),
-        (["--time", "soon"], "no time limit"),
-        (["--sbatch", "constraint"], "no option of sbatch's"),
-        (["--setup", "a\nb"], "more than one line"),
+        (["--partition", "a b"], "single word"),
+        (["--time", "soon"], "not a time limit"),
+        (["--sbatch", "constraint"], "not an option of sbatch's"),
+        (["--setup", "a\nb"], "not one line"),
         (["--gpus", "1", "--gres", "gpu:1"], "give one"),
         (["--gpus", "0"], "[TYPE:]N"),
         (["--gpus", "two"], "[TYPE:]N"),
@@ -197,7 +197,7 @@ def test_shellcheck(slurm):
         (["--", "--shard", "1/2"], "--shards before the --"),
         (["--", "--prepare"], "--shards before the --"),
         (["--", "--device", "cuda"], "--gpus 1"),
-        (["--", "group"], "'group' is none"),
+        (["--", "group"], "'group' is not one"),
         (["--", "--nonsense"], "--nonsense"),
     ],
 )
@@ -208,12 +208,12 @@ def test_refused(slurm, words, message):
 
 
 def test_other_refusals(slurm, tmp_path, monkeypatch):
-    assert "no such file" in slurm("--sif", tmp_path / "none.sif", code=66)[0]
+    assert "does not exist" in slurm("--sif", tmp_path / "none.sif", code=66)[0]
     assert "--mem 10.0 MB is too little" in slurm("--mem", "10MB", code=75)[0]
     assert "Give --time" in slurm("--gpus", "1", code=64)[0]  # no rate was measured there
     assert "No betas" in slurm("--", "--participant-label", "77", code=18)[0]
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "sbatch is not found" in slurm("--submit", code=64)[0]
+    assert "sbatch was not found" in slurm("--submit", code=64)[0]
     monkeypatch.setenv("BIDSAPP_RECON_CONTAINER", "x")
     assert "give --sif" in slurm(code=64)[0]
 
@@ -244,7 +244,7 @@ def test_a_shard_has_time_for_a_block():
 
 
 def test_more_shards_than_blocks_are_named(slurm):
-    assert "--shards 5000: stage 2 has no more than" in slurm("--shards", "5000", "--time", "60")[0]
+    assert "--shards 5000: stage 2 has at most" in slurm("--shards", "5000", "--time", "60")[0]
     assert "nothing to do" not in slurm("--shards", "2", "--time", "60")[0]
 
 

@@ -18,7 +18,7 @@ from boutiques.bosh import execute
 
 import bidsapp
 from bidsapp.cli import app
-from bidsapp.cli.options import normalise
+from bidsapp.cli.words import normalise
 
 ROOT = Path(__file__).parents[2]
 PATH = ROOT / "boutiques.json"
@@ -46,7 +46,7 @@ def test_valid(descriptor):
 
 
 def test_every_parameter_and_documented_exit_code_is_there(descriptor):
-    options = {p.name for p in app.params} - {"version"}
+    options = {p.name for p in app.params if p.expose_value}
     assert {given["id"] for given in descriptor["inputs"]} == options
     usage = (ROOT / "docs" / "reference" / "exit-codes.md").read_text(encoding="utf-8")
     documented = {int(code) for code in re.findall(r"\b(1|\d\d|\d\d\d)\b", usage)}
@@ -101,7 +101,7 @@ def test_every_option(descriptor, tmp_path):
     }
     found = parse(asked, tmp_path)
     for param in app.params:
-        if param.name not in {"version", *one_of}:
+        if param.expose_value and param.name not in one_of:
             assert found[param.name], param.name
             if isinstance(param, click.Option):
                 assert found[param.name] != param.get_default(click.Context(app)), param.name

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import bidsapp
-from bidsapp.cli.options import normalise
+from bidsapp.cli.words import normalise
 from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.decoding.model_writer import FittedTarget, Voxels, write_model
 from bidsapp.decoding.streaming import predict_blocks

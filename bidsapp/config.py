@@ -421,8 +421,8 @@ def load_recipe(name_or_path: str) -> Recipe:
     if not path.is_file():
         raise AppError(
             f"--recipe {name_or_path}: no recipe and no file of this name."
-            f"{did_you_mean(name_or_path, known)} Choose one of {', '.join(known)}, or give the path of a TOML "
-            "file.",
+            f"{did_you_mean(name_or_path, known)} Choose one of {', '.join(known)}, or give the path of a "
+            "TOML file.",
             exit_code=ExitCode.USAGE,
         )
     try:

@@ -25,7 +25,8 @@ ALPHA = 5000.0
 def run(folder: Path, size: dict[str, int]) -> None:
     """Fit and predict at one size."""
     from bidsapp.decoding.decoder import RidgeDecoder
-    from bidsapp.decoding.streaming import ArrayOnDisk, predict_blocks
+    from bidsapp.decoding.streaming import predict_blocks
+    from bidsapp.storage.npy import ArrayOnDisk
 
     x, x_test = np.load(folder / "x.npy", mmap_mode="r"), np.load(folder / "x_test.npy")
     y = np.load(folder / "y.npy", mmap_mode="r")

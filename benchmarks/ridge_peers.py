@@ -23,7 +23,8 @@ ALPHA = 5000.0
 def ours(folder: Path, n_tokens: int) -> None:
     """One factorisation for all tokens, in blocks, as the pipeline does."""
     from bidsapp.decoding.decoder import RidgeDecoder
-    from bidsapp.decoding.streaming import ArrayOnDisk, predict_blocks
+    from bidsapp.decoding.streaming import predict_blocks
+    from bidsapp.storage.npy import ArrayOnDisk
 
     x, y, x_test = load(folder)
     out = ArrayOnDisk(folder / "bidsapp.npy", (len(x_test), y.shape[1]))

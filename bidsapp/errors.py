@@ -82,7 +82,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 class AppError(Exception):
     """An error meant for the user: a message that names the fix, and an exit code.
 
-    ``path`` is the file that it is about, where one is; the message names it too.
+    ``path`` is the file that it is about, where one is; the message names it too. ``fix`` is the end of the
+    message that states the fix, where it is known apart from the rest.
     """
 
     exit_code: ExitCode = ExitCode.SUBJECT_FAILED
@@ -93,8 +94,10 @@ class AppError(Exception):
         *,
         exit_code: ExitCode | None = None,
         path: str | os.PathLike[str] | None = None,
+        fix: str = "",
     ) -> None:
         super().__init__(as_shown(message))
+        self.fix = fix
         self.path = None if path is None else os.fspath(path)
         if exit_code is not None:
             self.exit_code = exit_code
@@ -119,7 +122,7 @@ class Problem:
     ) -> Problem:
         """Make a problem of an error: of the path that it names itself, else of ``path``."""
         where = error.path or os.fspath(path)
-        what = str(error)
+        what, mend = str(error).removesuffix(f" {error.fix}"), error.fix or mend
         if what.startswith((f"{where}:", f"{where},")):
             what = what.removeprefix(where).lstrip(":, ")
         if os.sep not in what.partition(" ")[0]:  # another path stays as it is spelled

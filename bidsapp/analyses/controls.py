@@ -13,9 +13,10 @@ from bidsapp.decoding import calibration
 from bidsapp.decoding.crossvalidation import Selection
 from bidsapp.decoding.decoder import alpha_name
 from bidsapp.decoding.quality import score_latents
-from bidsapp.decoding.streaming import ArrayOnDisk, Predictor, TargetBlocks
+from bidsapp.decoding.streaming import Predictor, TargetBlocks
 from bidsapp.pipeline.decoding import backend_for, predict_and_calibrate
 from bidsapp.seeds import seed_for
+from bidsapp.storage.npy import ArrayOnDisk
 from bidsapp.storage.stages import StageResult, Stages
 
 

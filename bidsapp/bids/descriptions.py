@@ -15,8 +15,8 @@ from typing import Any
 from bidsapp.bids._index import natural_key
 from bidsapp.bids.outputs import DESCRIPTIONS
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.storage.files import datasets_around
 from bidsapp.storage.locks import locked
-from bidsapp.storage.paths import datasets_around
 from bidsapp.storage.text import read_json, read_text, read_tsv, write_json, write_text, write_tsv
 
 BIDS_VERSION = "1.11.1"

@@ -14,7 +14,7 @@ from bidsapp.bids._sources import index_sources, masks_of
 from bidsapp.bids._subjects import SCALE_KEY, Finder
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
 from bidsapp.records import SubjectInputs
-from bidsapp.storage.paths import datasets_around
+from bidsapp.storage.files import datasets_around
 from bidsapp.storage.text import read_json
 
 __all__ = ["SCALE_KEY", "Dataset", "mask_files", "open_dataset"]

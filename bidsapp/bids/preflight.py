@@ -175,19 +175,14 @@ def _grid(path: Path, problems: list[Problem]) -> _Grid | None:
             with open_array(path) as array:
                 return _Grid(array.shape[::-1], None)
         header = read_header(path)
-        return _Grid(header.shape, header.affine)
+        return _Grid((*header.shape, header.n_volumes), header.affine)
     except AppError as error:
         problems.append(Problem.of(error, path, "Copy or download the file again."))
         return None
 
 
 def _check_betas(session: Session, header: _Grid) -> list[Problem]:
-    # One trial only: a 4-D file whose last axis has length 1 is reported as 3-D by its header.
-    volumes = 1 if len(header.shape) == 3 else header.shape[3] if len(header.shape) == 4 else None
-    if volumes is None:
-        what = f"Betas must be 4-D, a volume a trial, but the shape is {header.shape}."
-        return [Problem(str(session.betas), what, "Give one 4-D file a session.")]
-    trials = len(session.stimulus_ids)
+    volumes, trials = header.shape[3], len(session.stimulus_ids)
     if volumes == trials:
         return []
     plural = "s" if volumes != 1 else ""

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bidsapp.storage.hdf5 import BETAS, DAMAGED, is_complete, open_array
-from bidsapp.storage.volumes import refuse
+from bidsapp.storage.nifti import refuse
 
 #: Values of one read, or of one block of trials, held at once.
 _BLOCK = 1 << 24

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.storage.files import kind_of
 from bidsapp.storage.hdf5 import DAMAGED
-from bidsapp.storage.text import kind_of
 
 #: An image of more pixels than this is taken for a decompression bomb and not decoded.
 MAX_PIXELS = 64_000_000

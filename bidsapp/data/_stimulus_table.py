@@ -16,7 +16,7 @@ from typing import NamedTuple
 from bidsapp.data._tables import read_table
 from bidsapp.data.captions import ID_COLUMNS
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
-from bidsapp.storage.paths import datasets_around
+from bidsapp.storage.files import datasets_around
 
 #: Names of the table, the first that is there counts.
 TABLES = ("stimuli.tsv", "task-images_metadata.csv")

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from bidsapp.records import Session
 from bidsapp.storage.hdf5 import SUFFIXES as HDF5_SUFFIXES
-from bidsapp.storage.volumes import open_volumes, refuse
+from bidsapp.storage.nifti import open_volumes, refuse
 
 #: Trials that are averaged. A gzip file can only be read from its beginning, so they are the first.
 N_TRIALS = 20

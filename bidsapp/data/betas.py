@@ -22,8 +22,8 @@ from bidsapp.data._hdf5_trials import iterate_hdf5
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.records import Session
 from bidsapp.storage.hdf5 import SUFFIXES as HDF5_SUFFIXES
+from bidsapp.storage.nifti import Header, load_volume, open_volumes, refuse
 from bidsapp.storage.npy import Rows, open_rows, row_writer
-from bidsapp.storage.volumes import VolumeHeader, open_volumes, refuse
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def load_mask(masks: Mapping[str, Path]) -> Mask:
     if not masks:
         raise ValueError("at least one mask is needed")
     union: npt.NDArray[np.bool_] | None = None
-    first: tuple[Path, VolumeHeader] | None = None
+    first: tuple[Path, Header] | None = None
     for path in masks.values():
         with open_volumes(path) as (header, volumes):
             if header.n_volumes != 1:
@@ -161,17 +161,13 @@ def read_map(path: Path, mask: Mask) -> npt.NDArray[np.float32]:
     AppError
         Exit code 65 if the map has another shape than the mask.
     """
-    import nibabel as nib
-
-    image: Any = nib.load(path)
-    if tuple(image.shape[:3]) != mask.shape:
+    values = load_volume(path).data
+    if values.shape != mask.shape:
         raise AppError(
-            f"{path}: of shape {tuple(image.shape)}, the mask has {mask.shape}. "
-            "Give a map of the betas' space.",
+            f"{path}: of shape {values.shape}, the mask has {mask.shape}. Give a map of the betas' space.",
             exit_code=ExitCode.BAD_DATA,
         )
-    values = np.asarray(image.dataobj, dtype=np.float32).reshape(-1, order="F")
-    return values[mask.flat_index]
+    return values.astype(np.float32).reshape(-1, order="F")[mask.flat_index]
 
 
 def mask_session(

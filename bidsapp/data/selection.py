@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bidsapp.data.betas import Mask, read_map
-from bidsapp.storage.volumes import refuse
+from bidsapp.storage.nifti import refuse
 
 
 def keep_reliable(mask: Mask, noise_ceiling: Path, minimum: float) -> Mask:

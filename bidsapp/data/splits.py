@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from bidsapp.data.captions import ID_COLUMNS, same_ids
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
 from bidsapp.records import Split
-from bidsapp.storage.text import read_json, read_tsv, sha256_file
+from bidsapp.storage.files import sha256_file
+from bidsapp.storage.text import read_json, read_tsv
 
 _SETS = ("train", "test")
 #: Stands for the subject's label in the path of a split file.

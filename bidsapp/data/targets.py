@@ -24,9 +24,9 @@ import numpy as np
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.storage.atomic import atomic_path
 from bidsapp.storage.claims import claim, claimed
+from bidsapp.storage.files import sha256_array
 from bidsapp.storage.hdf5 import write_hdf5
 from bidsapp.storage.locks import locked
-from bidsapp.storage.text import sha256_array
 from bidsapp.system.progress import track
 
 LOG = logging.getLogger("bidsapp")

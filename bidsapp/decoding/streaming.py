@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -78,52 +77,6 @@ class TargetBlock:
             some = self.centred[start : start + rows]
             total += np.einsum("ij,ij->j", some, some)
         return Moments(self.mean, np.sqrt(total / len(self.centred)))
-
-
-class ArrayOnDisk:
-    """A ``.npy`` file that is written by slices and never lies in memory.
-
-    It is written, never assigned to through a memory map: a map keeps the pages that were written in the
-    process, and where the disk is full it ends the process without a word (SIGBUS) in place of an error.
-
-    Parameters
-    ----------
-    path : Path
-        The file, made now.
-    shape : tuple of int
-        (rows, columns).
-    dtype : dtype-like
-    """
-
-    def __init__(self, path: Path, shape: tuple[int, int], dtype: npt.DTypeLike = np.float32) -> None:
-        self.path = path
-        self.shape = shape
-        self._dtype = np.dtype(dtype)
-        descr = np.lib.format.dtype_to_descr(self._dtype)
-        with open(path, "wb") as stream:
-            np.lib.format.write_array_header_1_0(
-                stream, {"descr": descr, "fortran_order": False, "shape": shape}
-            )
-            self._start = stream.tell()
-            stream.truncate(self._start + shape[0] * shape[1] * self._dtype.itemsize)
-
-    def __setitem__(self, key: tuple[slice, slice], value: npt.ArrayLike) -> None:
-        """Write some rows of some neighbouring columns (OSError where the disk is full)."""
-        rows, columns = (range(n)[part] for part, n in zip(key, self.shape, strict=True))
-        if columns.step != 1:
-            raise ValueError("columns that are written must be neighbours")
-        values = np.broadcast_to(np.asarray(value, dtype=self._dtype), (len(rows), len(columns)))
-        with open(self.path, "r+b") as stream:
-            for row, content in zip(rows, values, strict=True):
-                stream.seek(self._start + (row * self.shape[1] + columns.start) * self._dtype.itemsize)
-                stream.write(np.ascontiguousarray(content).data)
-
-    def __getitem__(self, key: Any) -> npt.NDArray[Any]:
-        return np.array(np.lib.format.open_memmap(self.path, mode="r")[key])
-
-    def read(self) -> npt.NDArray[Any]:
-        """Give the whole as a read-only memory map."""
-        return np.lib.format.open_memmap(self.path, mode="r")  # type: ignore[no-any-return]
 
 
 class TargetBlocks:

@@ -30,7 +30,8 @@ from bidsapp.models.judges import evalnets, protocol_networks
 from bidsapp.models.preprocessing import MEAN_STD
 from bidsapp.models.weights import registry as weights
 from bidsapp.models.weights.lock import Lock
-from bidsapp.storage.text import read_json, sha256_file, write_json
+from bidsapp.storage.files import sha256_file
+from bidsapp.storage.text import read_json, write_json
 
 if TYPE_CHECKING:
     from bidsapp.models.suite import Models

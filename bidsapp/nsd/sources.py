@@ -198,8 +198,9 @@ class Sources:
 
 def _read_betas(path: Path, extension: str) -> Betas:
     header = read_header(path) if extension == ".nii.gz" else None
+    shape: tuple[int, ...]
     if header:
-        shape, dtype = header.shape, header.dtype
+        shape, dtype = (*header.shape, header.n_volumes), header.dtype
     else:
         with open_array(path) as array:  # HDF5 has the axes reversed
             shape, dtype = tuple(int(n) for n in array.shape[::-1]), array.dtype
@@ -207,9 +208,7 @@ def _read_betas(path: Path, extension: str) -> Betas:
         # Divided by the scale factor once more, such a session would not match the others.
         what = f"holds {dtype} values; NSD's are integers, {layout.SCALE_FACTOR} times percent signal change"
         raise AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA)
-    if len(shape) not in (3, 4):
-        raise AppError(f"{path}: must be 4-D, but its shape is {shape}.", exit_code=ExitCode.BAD_DATA)
-    return Betas(path, extension, shape if len(shape) == 4 else (*shape, 1), header)
+    return Betas(path, extension, shape, header)
 
 
 def missing_captions(nsd: Nsd, split: str) -> Missing:

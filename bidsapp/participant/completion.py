@@ -18,8 +18,9 @@ from bidsapp.config import RunConfig
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.records import Split, SubjectInputs
 from bidsapp.report import ScoreRow
+from bidsapp.storage.files import fingerprint
 from bidsapp.storage.stages import changes, flat_inputs
-from bidsapp.storage.text import fingerprint, read_json, write_text
+from bidsapp.storage.text import read_json, write_text
 
 if TYPE_CHECKING:
     from bidsapp.data.stimuli import StimulusSet

@@ -17,7 +17,7 @@ from bidsapp.participant.lock import Busy, clear_leftovers, subject_lock
 from bidsapp.planning.check import Plan, judging_networks, plan, split_notes
 from bidsapp.records import SubjectInputs
 from bidsapp.storage.atomic import noting_written
-from bidsapp.storage.text import bytes_there
+from bidsapp.storage.files import bytes_there
 from bidsapp.system.caches import caches_in_work
 from bidsapp.system.signals import Stopped, received
 from bidsapp.system.units import as_text

@@ -15,10 +15,10 @@ from bidsapp.decoding.backends import Backend, choose_backend
 from bidsapp.decoding.calibrated import predict_calibrated
 from bidsapp.decoding.crossvalidation import AlphaSearch, Selection
 from bidsapp.decoding.decoder import RidgeDecoder, alpha_name
-from bidsapp.decoding.streaming import ArrayOnDisk
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.pipeline.records import NULL
 from bidsapp.seeds import seed_for
+from bidsapp.storage.npy import ArrayOnDisk
 from bidsapp.storage.stages import StageResult, Stages
 
 LOG = logging.getLogger("bidsapp")

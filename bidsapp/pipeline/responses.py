@@ -14,8 +14,8 @@ from bidsapp.data.halves import split_halves
 from bidsapp.data.responses import average_repeats, count_dropped, zscore
 from bidsapp.data.sessions import mask_sessions
 from bidsapp.records import Split, SubjectInputs
+from bidsapp.storage.files import fingerprint, sha256_array
 from bidsapp.storage.stages import StageResult, Stages
-from bidsapp.storage.text import fingerprint, sha256_array
 from bidsapp.system.progress import track
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from bidsapp.config import Recipe, RunConfig
 from bidsapp.errors import ExitCode, Gatherer, Problem
 from bidsapp.planning.estimate import Needs, Sizes, needs, value_bytes
 from bidsapp.records import Split, SubjectInputs
-from bidsapp.storage.text import bytes_there
+from bidsapp.storage.files import bytes_there
 from bidsapp.system.resources import available_memory
 from bidsapp.system.units import as_text
 

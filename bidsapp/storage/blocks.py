@@ -18,8 +18,10 @@ import numpy as np
 
 from bidsapp import __version__
 from bidsapp.storage.atomic import atomic_path
+from bidsapp.storage.files import sha256_array
+from bidsapp.storage.npy import row_writer
 from bidsapp.storage.stages import changes, flat_inputs
-from bidsapp.storage.text import sha256_array, write_text
+from bidsapp.storage.text import write_text
 
 LOG = logging.getLogger("bidsapp")
 
@@ -153,18 +155,17 @@ class Blocks:
         """
         if not self.n:
             raise ValueError(f"{self.name}: no images")
-        with open(path, "wb") as stream:  # a full disk is an error here, and a signal in a memory map
-            for index in range(len(self)):
-                block = self.find(index)
-                if block is None:
-                    block = make(index)
-                if not index:
-                    header = {"descr": np.lib.format.dtype_to_descr(block.dtype), "fortran_order": False}
-                    shape = (self.n, *block.shape[1:])
-                    np.lib.format.write_array_header_1_0(stream, header | {"shape": shape})
-                stream.write(np.ascontiguousarray(block).data)
+        first = self._find_or_make(0, make)
+        with row_writer(path, (self.n, *first.shape[1:]), first.dtype) as write:
+            write(first)
+            for index in range(1, len(self)):
+                write(self._find_or_make(index, make))
         whole: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         return whole
+
+    def _find_or_make(self, index: int, make: Callable[[int], np.ndarray]) -> np.ndarray:
+        found = self.find(index)
+        return make(index) if found is None else found
 
     def remove(self) -> None:
         """Remove all blocks; the plan first, so that half removed is never taken for begun."""

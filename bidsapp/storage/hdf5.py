@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.storage.text import kind_of
+from bidsapp.storage import MOST_INFLATION
+from bidsapp.storage.files import kind_of
 
 #: Names that are taken for HDF5.
 SUFFIXES = (".h5", ".hdf5")
@@ -21,10 +22,6 @@ SUFFIXES = (".h5", ".hdf5")
 
 #: The array of single-trial betas in NSD's files; axes (trials, z, y, x) as C and Python count them.
 BETAS = "betas"
-
-
-#: deflate cannot shrink below about 1/1032, so a file that declares more than that is a lie.
-_MOST_INFLATION = 1100
 
 
 #: Largest chunk, in bytes, that is read and inflated as a whole.
@@ -138,7 +135,7 @@ def _check(array: Any, path: Path, name: str, n_axes: int) -> None:
         raise _bad(path, f"is stored in chunks of {size} bytes; store it in chunks of {_MOST_CHUNK} at most")
     declared, size = math.prod(shape) * array.dtype.itemsize, path.stat().st_size
     filtered = array.id.get_create_plist().get_nfilters() > 0
-    if declared > size * (_MOST_INFLATION if filtered else 1):
+    if declared > size * (MOST_INFLATION if filtered else 1):
         raise _bad(
             path, f"declares {declared} bytes of data in {name!r}, more than a file of {size} bytes can hold"
         )

@@ -1,52 +1,85 @@
-"""NIfTI headers checked without reading the data, and small 3-D volumes read and written."""
+"""NIfTI files: headers checked without reading the data, 4-D files streamed, small volumes read and written.
+
+NIfTI stores one volume after the other in Fortran order, so a gzipped file can be inflated from its
+beginning and each volume dropped once the voxels of interest are taken from it. ISA-L (``isal``) inflates
+several times faster than zlib.
+"""
 
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.storage import MOST_INFLATION
 from bidsapp.storage.atomic import atomic_path
-from bidsapp.storage.text import kind_of
+from bidsapp.storage.files import kind_of
 
-#: Data types that betas, masks and maps may have; RGB and complex numbers make no sense here.
-_NUMBERS = "iuf"
-#: Images on one grid may differ in place by this share of a voxel (rounding of stored affines).
+#: Images on the same grid may differ in position by this fraction of a voxel (stored affines are rounded).
 TOLERANCE = 0.1
-#: deflate cannot shrink below about 1/1032, so a header that declares more than that is a lie.
-_MOST_INFLATION = 1100
 _BLOCK = 1 << 20
-#: A header whose data begin later than this is damaged.
+#: A header that places its data later than this is damaged.
 _MOST_OFFSET = 1 << 26
-#: Voxels of one volume: a head at 0.5 mm has a third of it.
+#: Voxels of one volume: a head at 0.5 mm has a third of this.
 _MOST_VOXELS = 1 << 28
+_FETCH_AGAIN = "Fetch or make the file again and compare its size or checksum with the source."
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a NIfTI file says of itself.
+    """What a NIfTI header declares about its data.
 
     Attributes
     ----------
     shape : tuple of int
-        Trailing axes of length 1 beyond the third are dropped when ``shape[3:]`` holds only ones.
-    affine : ndarray of float64, shape (4, 4)
-        Voxel indices to mm.
-    dtype : dtype
-        Of the values as they are stored.
+        (x, y, z).
+    n_volumes : int
+        1 for a 3-D file.
+    dtype : numpy.dtype
+        As stored, byte order included: integers, float32 or float64.
+    slope, intercept : float
+        Values are ``stored * slope + intercept``; 1 and 0 where the header has none.
+    affine : ndarray of float64, (4, 4)
+        Voxel indices to mm; invertible.
+    zooms : tuple of float
+        Voxel sizes, mm.
+    sform_code, qform_code : int
+        NIfTI's codes of the space.
+    offset : int
+        Byte at which the data begin.
     """
 
-    shape: tuple[int, ...]
-    affine: NDArray[np.float64]
+    shape: tuple[int, int, int]
+    n_volumes: int
     dtype: np.dtype[Any]
+    slope: float
+    intercept: float
+    affine: NDArray[np.float64]
+    zooms: tuple[float, float, float]
+    sform_code: int
+    qform_code: int
+    offset: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of one volume."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def end(self) -> int:
+        """Bytes of the whole file, uncompressed."""
+        return self.offset + self.n_volumes * self.n_bytes
 
 
 @dataclass(frozen=True)
@@ -57,122 +90,100 @@ class Volume:
     affine: NDArray[np.float64]
 
 
-def read_header(path: Path) -> Header:
-    """Read a header and check that the file can hold what it declares.
+def refuse(path: Path, what: str, fix: str = _FETCH_AGAIN, code: ExitCode = ExitCode.BAD_DATA) -> NoReturn:
+    """Raise the :class:`AppError` for a file that cannot be used."""
+    raise AppError(f"{path}: {what} {fix}", exit_code=code, path=path, fix=fix)
 
-    The size is checked by the gzip trailer, which holds the length of the data modulo 2^32; only
-    where that disagrees is the file inflated, block by block, to tell a truncated one from one of
-    several gzip members.
+
+def read_header(path: Path) -> Header:
+    """Read a header and check that the file holds the data that it declares.
+
+    The gzip trailer gives the length of the data modulo 2^32. Only if it disagrees is the file inflated,
+    block by block, to distinguish a truncated file from one of several gzip members.
 
     Raises
     ------
     AppError
-        Exit code 66 for a missing file, 65 for one that is no NIfTI file of numbers, is truncated,
-        or declares more data than it can hold.
+        As :func:`open_volumes`.
     """
-    if kind := kind_of(path):
-        raise _bad(path, kind, ExitCode.NO_INPUT)
-    try:
-        header = _fields(path)
-        shape = tuple(int(n) for n in header.get_data_shape())
-        dtype = np.dtype(header.get_data_dtype())
-        offset = int(header.get_data_offset())
-        affine = np.asarray(header.get_best_affine(), float)
-    except AppError:
-        raise
-    except Exception as error:  # nibabel raises a dozen kinds on damaged headers
-        if path.suffix == ".gz" and _is_gzip(path) and _inflated_length(path, _MOST_OFFSET) < 0:
-            raise _bad(path, "is truncated or damaged: it cannot be decompressed to its end") from error
-        detail = str(error).replace(str(path), "").strip() or type(error).__name__
-        raise _bad(path, f"is no readable NIfTI file ({detail})") from error
-    if dtype.kind not in _NUMBERS:
-        raise _bad(path, f"has the data type {dtype}; integers or floating-point numbers are needed")
-    if not shape or min(shape) < 1:
-        raise _bad(path, f"has the shape {shape}, which holds no data")
-    if not 0 <= offset <= _MOST_OFFSET:
-        raise _bad(path, f"has a damaged header: its data are said to begin at byte {offset}")
-    if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise _bad(path, "has an affine that is not invertible")
-    expected = offset + _product(shape) * dtype.itemsize
-    _check_room(path, expected)
-    if (voxels := _product(shape[:3])) > _MOST_VOXELS:
-        raise _bad(path, f"declares {voxels} voxels; volumes of up to {_MOST_VOXELS} are read")
-    if path.suffix == ".gz":
-        _check_length(path, expected)
-    if len(shape) > 3 and all(n == 1 for n in shape[3:]):
-        shape = shape[:3]
-    return Header(shape, affine, dtype)
+    with _open(path) as (raw, stream):
+        header = _read_header(stream, path)
+        _check_size(raw, stream, header, path)
+        if stream is not raw:
+            _check_length(raw, header, path)
+    return header
 
 
-def _fields(path: Path) -> Any:
-    """Read the header as nibabel's record, without its extensions, whose declared lengths may be anything."""
+@contextmanager
+def open_volumes(path: Path) -> Iterator[tuple[Header, Iterator[NDArray[Any]]]]:
+    """Open a NIfTI-1 or NIfTI-2 file (``.nii`` or ``.nii.gz``) for one pass over its volumes.
+
+    The first bytes decide whether it is compressed, not its name.
+
+    Yields
+    ------
+    header : Header
+    volumes : iterator of ndarray, (x * y * z,)
+        Each volume flat in Fortran order, as stored (unscaled, the file's byte order, read-only).
+
+    Raises
+    ------
+    AppError
+        Exit code 66 for a missing file, 74 for one that cannot be read, 65 for one that is not NIfTI, is
+        truncated, damaged, of an unsupported type or shape, or declares more data than it can hold.
+    """
+    with _open(path) as (raw, stream):
+        header = _read_header(stream, path)
+        _check_size(raw, stream, header, path)
+        yield header, _iterate(stream, header, path)
+
+
+def load_volume(path: Path) -> Volume:
+    """Read a 3-D image, scaled if its header has a scale factor.
+
+    Raises
+    ------
+    AppError
+        As :func:`open_volumes`, and exit code 65 for more than one volume.
+    """
+    header = read_header(path)
+    if header.n_volumes != 1:
+        refuse(path, f"It must be 3-D, but has {header.n_volumes} volumes.", "Give a 3-D image.")
+    with open_volumes(path) as (_, volumes):
+        stored = next(volumes)
+    if (header.slope, header.intercept) != (1, 0):
+        stored = stored.astype(np.float64) * header.slope + header.intercept
+    return Volume(stored.reshape(header.shape, order="F"), header.affine)
+
+
+def save_volume(path: Path, data: NDArray[Any], affine: NDArray[np.float64]) -> None:
+    """Write a 3-D image atomically; the same data give the same bytes.
+
+    Parameters
+    ----------
+    path : Path
+        ``*.nii`` or ``*.nii.gz``.
+    data : ndarray, shape (x, y, z)
+    affine : ndarray of float64, shape (4, 4)
+        Voxel indices to mm.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(volume_bytes(data, affine, compressed=path.suffix == ".gz"))
+
+
+def volume_bytes(data: NDArray[Any], affine: NDArray[np.float64], *, compressed: bool) -> bytes:
+    """Give the content of the file that :func:`save_volume` writes."""
     import nibabel as nib
 
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-        start = stream.read(540)
-    if len(start) < 4:
-        raise ValueError("it is empty")
-    sizes = {int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")}
-    if 540 in sizes:
-        return nib.Nifti2Header(start)  # type: ignore[no-untyped-call]
-    if 348 not in sizes:
-        raise ValueError("it has no NIfTI header")
-    if start[344:347] == b"ni1":
-        raise ValueError("its data are in a second file; join the two to one .nii file")
-    return nib.Nifti1Header(start[:348])  # type: ignore[no-untyped-call]
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for n in shape:
-        result *= n  # Python's integers: NumPy's would overflow on a malicious header
-    return result
-
-
-def _check_room(path: Path, expected: int) -> None:
-    """Refuse a file that can't hold what it declares."""
-    size = path.stat().st_size
-    if path.suffix != ".gz":
-        if size < expected:
-            raise _bad(path, f"is truncated: its header declares {expected} bytes, the file has {size}")
-        return
-    if expected > size * _MOST_INFLATION:
-        raise _bad(path, f"declares {expected} bytes of data, more than a file of {size} bytes can hold")
-
-
-def _check_length(path: Path, expected: int) -> None:
-    """Refuse a gzip file that holds less than it declares, or much more."""
-    with path.open("rb") as stream:
-        stream.seek(-4, os.SEEK_END)
-        (declared,) = struct.unpack("<I", stream.read(4))
-    if declared == expected % 2**32:
-        return
-    length = _inflated_length(path, expected + _BLOCK)
-    if length < expected:
-        raise _bad(path, "is truncated or damaged: it holds less data than its header declares")
-    if length > expected + _BLOCK:
-        raise _bad(path, f"holds more data than the {expected} bytes that its header declares")
-
-
-def _is_gzip(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(2) == b"\x1f\x8b"
-
-
-def _inflated_length(path: Path, most: int) -> int:
-    """Count the bytes of a gzip file's content, to a little more than ``most``; -1 for a damaged one."""
-    total = 0
-    try:
-        with gzip.open(path, "rb") as stream:
-            while total <= most and (block := stream.read(_BLOCK)):
-                total += len(block)
-    except (EOFError, OSError, zlib.error):
-        return -1
-    return total
+    image: Any = nib.Nifti1Image(data, affine)  # type: ignore[no-untyped-call]
+    image.header.set_xyzt_units("mm", "sec")
+    raw: bytes = image.to_bytes()
+    # Not nib.save: gzip would record the temporary file's name.
+    return gzip.compress(raw, compresslevel=6, mtime=0) if compressed else raw
 
 
 def displacement(a: NDArray[np.float64], b: NDArray[np.float64], shape: tuple[int, ...]) -> float:
-    """Largest distance in voxels of ``a`` by which the corners of a volume differ under two affines.
+    """Largest distance, in voxels of ``a``, between the corners of a volume under two affines.
 
     Parameters
     ----------
@@ -187,44 +198,133 @@ def displacement(a: NDArray[np.float64], b: NDArray[np.float64], shape: tuple[in
     return float(distance.max() / voxel)
 
 
-def load_volume(path: Path) -> Volume:
-    """Read a 3-D image after its header was checked (see :func:`read_header` for the errors)."""
-    import nibabel as nib
-
-    header = read_header(path)
-    if len(header.shape) != 3:
-        raise _bad(path, f"must be 3-D, but its shape is {header.shape}")
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[BinaryIO, IO[bytes]]]:
+    """Open a file: as it is, and (another stream only if it is compressed) inflated."""
+    if kind := kind_of(path):
+        raise AppError(f"{path}: {kind}.", exit_code=ExitCode.NO_INPUT, path=path)
     try:
-        data = np.asanyarray(nib.arrayproxy.ArrayProxy(path, _fields(path)))  # type: ignore[no-untyped-call]
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise _bad(path, f"cannot be read ({error})") from error
-    return Volume(data.reshape(header.shape), header.affine)
+        raw = path.open("rb")
+    except OSError as error:
+        refuse(path, f"Cannot be read: {error.strerror}.", "Check its permissions.", ExitCode.IO_ERROR)
+    with raw:
+        if raw.peek(2)[:2] != b"\x1f\x8b":
+            yield raw, raw
+            return
+        from isal import igzip
+
+        open_gzip: Any = igzip.open  # it has no type hints
+        with open_gzip(raw, "rb") as stream:
+            yield raw, stream
 
 
-def save_volume(path: Path, data: NDArray[Any], affine: NDArray[np.float64]) -> None:
-    """Write a 3-D image atomically, with mm as its unit; the same data give the same bytes.
-
-    Parameters
-    ----------
-    path : Path
-        ``*.nii`` or ``*.nii.gz``.
-    data : ndarray, shape (x, y, z)
-    affine : ndarray of float64, shape (4, 4)
-    """
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(volume_bytes(data, affine, compressed=path.suffix == ".gz"))
-
-
-def volume_bytes(data: NDArray[Any], affine: NDArray[np.float64], *, compressed: bool) -> bytes:
-    """Give what :func:`save_volume` writes into a file."""
+def _read_header(stream: IO[bytes], path: Path) -> Header:
+    """Read up to the first byte of the data; extensions declare any length, so they are skipped."""
     import nibabel as nib
 
-    image: Any = nib.Nifti1Image(data, affine)  # type: ignore[no-untyped-call]
-    image.header.set_xyzt_units("mm", "sec")
-    raw: bytes = image.to_bytes()
-    # Not nib.save: gzip would put the temporary file's name into the result.
-    return gzip.compress(raw, compresslevel=6, mtime=0) if compressed else raw
+    block = _read(stream, 4, path, "the header")
+    sizes = {int.from_bytes(block, "little"), int.from_bytes(block, "big")}
+    if not sizes & {348, 540}:
+        refuse(path, "This is not a NIfTI file.", "Give a .nii or .nii.gz file.")
+    block += _read(stream, 348 - 4, path, "the header")
+    make: Any = nib.Nifti1Header  # nibabel has no type hints
+    if 540 in sizes:
+        block += _read(stream, 540 - 348, path, "the header")
+        make = nib.Nifti2Header
+    elif block[344:347] == b"ni1":
+        refuse(path, "Its data are in a second file.", "Join the two into one .nii file.")
+    try:
+        header = make(block, check=True)
+        dtype = header.get_data_dtype()
+        slope, intercept = header.get_slope_inter()
+        dims = tuple(int(n) for n in header.get_data_shape())
+        offset = float(header["vox_offset"])
+        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        zooms = tuple(float(z) for z in header.get_zooms()[:3])
+    except Exception as error:  # nibabel raises a dozen kinds on damaged headers
+        refuse(path, f"The NIfTI header is damaged ({error or type(error).__name__}).")
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        refuse(path, f"Values of data type {dtype} are not supported.", "Store integers, float32 or float64.")
+    dims = dims[:3] + tuple(n for n in dims[3:] if n != 1) if len(dims) > 4 else dims
+    if len(dims) not in (3, 4) or min(dims) < 1:
+        refuse(path, f"The shape is {dims}.", "A 3-D or 4-D file with at least one voxel is needed.")
+    if not (len(block) <= offset <= _MOST_OFFSET):
+        refuse(path, f"The NIfTI header is damaged (its data begin at byte {offset:g}).")
+    if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        refuse(path, "Its affine is not invertible.", "Correct the affine, or make the file again.")
+    _read(stream, int(offset) - len(block), path, "the header's extensions")
+    return Header(
+        shape=(dims[0], dims[1], dims[2]),
+        n_volumes=dims[3] if len(dims) == 4 else 1,
+        dtype=dtype,
+        slope=1.0 if slope is None else float(slope),
+        intercept=0.0 if intercept is None else float(intercept),
+        affine=affine,
+        zooms=(zooms[0], zooms[1], zooms[2]),
+        sform_code=int(header["sform_code"]),
+        qform_code=int(header["qform_code"]),
+        offset=int(offset),
+    )
 
 
-def _bad(path: Path, what: str, code: ExitCode = ExitCode.BAD_DATA) -> AppError:
-    return AppError(f"{path}: {what}.", exit_code=code)
+def _check_size(raw: BinaryIO, stream: IO[bytes], header: Header, path: Path) -> None:
+    """Refuse a file that cannot hold what it declares."""
+    size = os.fstat(raw.fileno()).st_size
+    if header.end > size * (1 if stream is raw else MOST_INFLATION):
+        refuse(
+            path,
+            f"The header declares {header.n_volumes} volumes of {header.shape}, {header.end} bytes, more "
+            f"than a file of {size} bytes can hold: it is truncated or damaged.",
+        )
+    if (voxels := math.prod(header.shape)) > _MOST_VOXELS:
+        refuse(path, f"It declares {voxels} voxels.", f"Volumes of up to {_MOST_VOXELS} voxels are read.")
+
+
+def _check_length(raw: BinaryIO, header: Header, path: Path) -> None:
+    """Refuse a gzip file that holds less than it declares, or much more."""
+    raw.seek(-4, os.SEEK_END)
+    (declared,) = struct.unpack("<I", raw.read(4))
+    if declared == header.end % 2**32:
+        return
+    length = _inflated_length(path, header.end + _BLOCK)
+    if length < header.end:
+        refuse(path, "It is truncated or damaged: it holds less data than its header declares.")
+    if length > header.end + _BLOCK:
+        refuse(path, f"It holds more data than the {header.end} bytes that its header declares.")
+
+
+def _inflated_length(path: Path, most: int) -> int:
+    """Count the bytes of a gzip file's content, up to a little more than ``most``; -1 for a damaged one."""
+    total = 0
+    try:
+        with _open(path) as (_, stream):
+            while total <= most and (block := stream.read(_BLOCK)):
+                total += len(block)
+    except (EOFError, OSError, zlib.error):
+        return -1
+    return total
+
+
+def _iterate(stream: IO[bytes], header: Header, path: Path) -> Iterator[NDArray[Any]]:
+    for index in range(header.n_volumes):
+        block = _read(stream, header.n_bytes, path, f"volume {index + 1} of {header.n_volumes}")
+        if index == header.n_volumes - 1:
+            # One byte further, so that gzip's closing checksum is read and verified as well.
+            _read(stream, 1, path, "the end of the file", at_least=0)
+        yield np.frombuffer(block, dtype=header.dtype)
+
+
+def _read(stream: IO[bytes], n_bytes: int, path: Path, what: str, at_least: int | None = None) -> bytes:
+    """Read ``n_bytes``; fewer than ``at_least`` (all of them by default) is an error."""
+    try:
+        block = stream.read(n_bytes)
+    except EOFError:
+        refuse(path, f"The gzip file is truncated: it ends in {what}.")
+    except (zlib.error, OSError) as error:
+        # isal raises zlib.error or a subclass of OSError (BadGzipFile: checksum, header).
+        if isinstance(error, OSError) and error.errno is not None:
+            refuse(path, f"Reading failed: {error.strerror}.", "Check the disk.", ExitCode.IO_ERROR)
+        refuse(path, f"The gzip file is damaged in {what} ({error}).")
+    if len(block) < (n_bytes if at_least is None else at_least):
+        refuse(path, f"The file is truncated: it ends in {what}.")
+    return block

@@ -17,7 +17,7 @@ import numpy as np
 
 from bidsapp import __version__
 from bidsapp.storage.atomic import PARTIAL
-from bidsapp.storage.text import sha256_file
+from bidsapp.storage.files import sha256_file
 from bidsapp.system.processes import here, is_gone, temporary
 from bidsapp.system.write_errors import writing
 

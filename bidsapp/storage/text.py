@@ -6,23 +6,16 @@ a job that was killed and started again) never meets half a file under its final
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hashlib
 import json
 import math
 import os
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.storage.atomic import atomic_path
-
-if TYPE_CHECKING:
-    import numpy as np
-
+from bidsapp.storage.files import kind_of
 
 #: Longest text that is read, in bytes: captions of all of COCO have a fifth of it.
 _MOST_TEXT = 1 << 28
@@ -100,28 +93,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
         raise ValueError(f"it has the key {twice[:80]!r} twice")
     return content
-
-
-def kind_of(path: str | os.PathLike[str]) -> str:
-    """Say what stands where a file should be, "" for a regular file (links are followed).
-
-    Only regular files are read: a pipe would let a run wait forever, a device never ends.
-    """
-    try:
-        mode = Path(path).stat().st_mode
-    except ValueError:  # a NUL byte in the path
-        return "cannot be the name of a file"
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return "is a link that leads back to itself"
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-            return f"cannot be read ({error.strerror})"
-        link = " (a link to nothing: if this is a DataLad dataset, run `datalad get` on it)"
-        return "there is no such file" + (link if Path(path).is_symlink() else "")
-    if stat.S_ISREG(mode):
-        return ""
-    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
-    return f"is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file; save its content as a file"
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -238,36 +209,6 @@ def read_tsv(path: str | os.PathLike[str]) -> dict[str, list[str]]:
     # One split of everything: a list for each of several 100,000 rows takes three times as long.
     cells = "\t".join(rows).split("\t") if rows else []
     return {name: cells[index::n] for index, name in enumerate(names)}
-
-
-def bytes_there(folder: Path) -> int:
-    """Count the bytes of the files in a folder and below; 0 where there is none.
-
-    Other jobs may write there: what is gone by the time it is looked at is not counted.
-    """
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                total += Path(parent, name).stat().st_size
-    return total
-
-
-def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sha256_array(array: np.ndarray) -> str:
-    """Hexadecimal SHA-256 of an array's values, in C order."""
-    return hashlib.sha256(array.data if array.flags.c_contiguous else array.tobytes()).hexdigest()
-
-
-def fingerprint(path: Path) -> list[Any]:
-    """Give what tells one version of a file from another without reading it: path, bytes, time in ns."""
-    stat = path.stat()
-    return [str(path), stat.st_size, stat.st_mtime_ns]
 
 
 def _bad(path: str | os.PathLike[str], line: int | None, what: str) -> AppError:

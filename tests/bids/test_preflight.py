@@ -99,8 +99,8 @@ def _no_captions_of_pic000(path: Path) -> None:
 BETAS, MASK = "*ses-s2*statmap.nii.gz", "*nsdgeneral_mask.nii.gz"
 MUTATIONS: dict[str, tuple[str, Callable[[Path], object], str, ExitCode]] = {
     "betas truncated": (BETAS, _truncate, "truncated or damaged", ExitCode.BAD_DATA),
-    "betas empty": (BETAS, lambda p: p.write_bytes(b""), "no readable NIfTI", ExitCode.BAD_DATA),
-    "betas no gzip": (BETAS, lambda p: p.write_bytes(b"x" * 999), "no readable NIfTI", ExitCode.BAD_DATA),
+    "betas empty": (BETAS, lambda p: p.write_bytes(b""), "truncated", ExitCode.BAD_DATA),
+    "betas no gzip": (BETAS, lambda p: p.write_bytes(b"x" * 999), "not a NIfTI file", ExitCode.BAD_DATA),
     "betas complex": (BETAS, _complex, "data type complex64", ExitCode.BAD_DATA),
     "betas cropped": (BETAS, _crop, "shape is", ExitCode.BAD_DATA),
     "betas moved": (BETAS, _flip_affine, "affine differs", ExitCode.BAD_DATA),
@@ -114,7 +114,7 @@ MUTATIONS: dict[str, tuple[str, Callable[[Path], object], str, ExitCode]] = {
     "mask cropped": (MASK, _crop, "ROI nsdgeneral: the volume's shape", ExitCode.BAD_DATA),
     "mask moved": (MASK, _flip_affine, "ROI nsdgeneral: its affine", ExitCode.BAD_DATA),
     "mask empty": (MASK, _empty, "No voxel of sub-01", ExitCode.BAD_DATA),
-    "mask truncated": (MASK, _truncate, "truncated or damaged", ExitCode.BAD_DATA),
+    "mask truncated": (MASK, _truncate, "truncated", ExitCode.BAD_DATA),
     "mask gone": (MASK, Path.unlink, "no ROI 'nsdgeneral'", ExitCode.NO_INPUT),
     "ceiling cropped": (
         "*noiseceiling_statmap.nii.gz",

@@ -42,7 +42,8 @@ def test_betas_trials_and_maps_are_found(laion: Laion, folder: str) -> None:
         assert len({len(s) for s in shown}) == 3
         for session in subject.sessions:
             assert session.betas.name.endswith("_stat-effect_desc-SingletrialBetas_statmap.nii.gz")
-            assert read_header(session.betas).shape == (*SHAPE, len(session.stimulus_ids))
+            header = read_header(session.betas)
+            assert (*header.shape, header.n_volumes) == (*SHAPE, len(session.stimulus_ids))
             assert session.scale == 1.0
         assert subject.noise_ceiling is not None
         assert subject.noise_ceiling.name.endswith("_desc-NoiseceilingAllrep_statmap.nii.gz")

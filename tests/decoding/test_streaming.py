@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bidsapp.decoding.streaming import ArrayOnDisk, TargetBlocks, predict_blocks
+from bidsapp.decoding.streaming import TargetBlocks, predict_blocks
+from bidsapp.storage.npy import ArrayOnDisk
 
 #: What block sizes may change, relative to the predictions' spread: rounding of float32 sums.
 BLOCK_TOLERANCE = 1e-6

@@ -19,7 +19,8 @@ from bidsapp.demo import scenes
 from bidsapp.demo.design import DEMO_FAMILY, DatasetDesign
 from bidsapp.demo.simulate import write_dataset
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.storage.text import read_json, read_tsv, sha256_file
+from bidsapp.storage.files import sha256_file
+from bidsapp.storage.text import read_json, read_tsv
 
 SMALL = DatasetDesign(4, n_subjects=2, n_sessions=2, n_train=40, n_test=20, repeats=2, image_size=64)
 FUNC = "sub-01/func/sub-01_task-scenes_space-func3mm"

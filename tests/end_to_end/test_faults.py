@@ -23,7 +23,7 @@ from bidsapp.config import RunConfig, load_recipe
 from bidsapp.models.suite import EMBEDDED
 from bidsapp.planning.check import plan
 from bidsapp.planning.work_sizes import n_files
-from bidsapp.storage.text import bytes_there
+from bidsapp.storage.files import bytes_there
 
 pytestmark = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded weights are not there")
 

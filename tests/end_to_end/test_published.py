@@ -18,7 +18,8 @@ from PIL import Image
 from bidsapp import cli
 from bidsapp.models.weights.lock import LOCK, own_folder
 from bidsapp.models.weights.registry import VARIABLE
-from bidsapp.storage.text import read_tsv, sha256_file
+from bidsapp.storage.files import sha256_file
+from bidsapp.storage.text import read_tsv
 
 METRICS = {"pixcorr", "ssim", "ssim_columnwise", "two_way_alexnet2", "two_way_alexnet5"}
 

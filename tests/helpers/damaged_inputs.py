@@ -103,8 +103,8 @@ RAGGED = "a\tb\tc\td\te\tf\tg\n"
 CASES = {
     # betas and their tables
     "betas cut": Case(65, "truncated", **on(BETAS, lambda p: put(p, p.read_bytes()[:-10]))),
-    "betas of no bytes": Case(65, "no readable NIfTI", **on(BETAS, lambda p: put(p, b""))),
-    "betas of another kind": Case(65, "no readable NIfTI", **on(BETAS, lambda p: put(p, b"x" * 999))),
+    "betas of no bytes": Case(65, "truncated", **on(BETAS, lambda p: put(p, b""))),
+    "betas of another kind": Case(65, "not a NIfTI file", **on(BETAS, lambda p: put(p, b"x" * 999))),
     "betas bomb": Case(65, "more than a file of", **on(BETAS, declare_too_much)),
     "betas complex": Case(65, "complex64", **on(BETAS, lambda p: resave(p, lambda v: v.astype("c8")))),
     "betas in colour": Case(65, "data type", **on(BETAS, lambda p: resave(p, rgb))),

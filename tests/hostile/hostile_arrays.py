@@ -209,7 +209,7 @@ SVG = b'<?xml version="1.0"?><!DOCTYPE s [<!ENTITY x SYSTEM "file:///etc/passwd"
 
 CASES = {
     # NIfTI
-    "betas that are pickled": Case(65, "no readable NIfTI", lambda t: put(t / "bids" / BETAS, trap(t))),
+    "betas that are pickled": Case(65, "not a NIfTI file", lambda t: put(t / "bids" / BETAS, trap(t))),
     "betas of a shape beyond all memory": Case(65, "more than a file of", on(BETAS, shape_beyond)),
     "betas whose body never ends": Case(65, "holds more data than", on(BETAS, body_without_end)),
     "betas with an extension of 2 GB": Case(

@@ -85,7 +85,7 @@ def test_a_long_line_is_cut_in_its_middle_and_others_stay():
 
 def test_a_pickled_array_of_a_stage_is_damage_and_is_computed_again(tmp_path, caplog):
     """An array that was exchanged, with a record that fits it: whoever shares the work folder could."""
-    from bidsapp.storage.text import sha256_file
+    from bidsapp.storage.files import sha256_file
 
     def compute(folder: object) -> dict[str, np.ndarray]:
         return {"x": np.arange(3.0)}

@@ -175,7 +175,7 @@ def halve_labels(path: Path) -> None:
         (f"{FOLDER}/betas_session02.nii.gz", truncate, "truncated"),
         (f"{FOLDER}/betas_session02.nii.gz", drop_a_volume, "29 volumes, but session 2 has 30 trials"),
         (f"{FOLDER}/betas_session02.nii.gz", crop, "shape"),
-        (f"{FOLDER}/betas_session02.nii.gz", lambda p: p.write_text("<html>404</html>"), "no readable NIfTI"),
+        (f"{FOLDER}/betas_session02.nii.gz", lambda p: p.write_text("<html>404</html>"), "not a NIfTI file"),
         (f"{FOLDER}/ncsnr.nii.gz", crop, "shape"),
         (f"{FOLDER}/ncsnr.nii.gz", truncate, "truncated"),
         (GENERAL, crop, "shape"),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.storage import text as io
 from bidsapp.storage.atomic import atomic_path, clear_partials
+from bidsapp.storage.files import bytes_there, sha256_file
 from bidsapp.storage.locks import locked
 from bidsapp.system.processes import here
 
@@ -174,7 +175,7 @@ def test_readers_never_fail_otherwise(tmp_path_factory: pytest.TempPathFactory, 
 def test_sha256_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert io.sha256_file(tmp_path / "a") == expected
+    assert sha256_file(tmp_path / "a") == expected
 
 
 def test_locked_lets_one_in_at_a_time(tmp_path: Path) -> None:
@@ -209,8 +210,8 @@ def test_bytes_are_counted_of_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "array.npy").write_bytes(b"12345")
     (tmp_path / "gone").symlink_to(tmp_path / "nothing")
-    assert io.bytes_there(tmp_path) == 5
-    assert io.bytes_there(tmp_path / "nothing") == 0
+    assert bytes_there(tmp_path) == 5
+    assert bytes_there(tmp_path / "nothing") == 0
 
 
 COMES_AND_GOES = """
@@ -237,7 +238,7 @@ def test_bytes_are_counted_while_another_job_writes_and_removes(tmp_path: Path) 
         drain = threading.Thread(target=job.stdout.read)
         drain.start()
         try:
-            counted = [io.bytes_there(tmp_path) for _ in range(500)]
+            counted = [bytes_there(tmp_path) for _ in range(500)]
         finally:
             job.kill()
             drain.join()

@@ -73,7 +73,7 @@ def test_a_stage_leaves_nothing_and_is_computed_when_there_is_space(disk, write)
 def test_an_array_on_disk_does_not_end_the_process(disk):
     """Assigned to through a memory map, it would: by SIGBUS."""
     code = (
-        "import sys, pathlib, numpy as np; from bidsapp.decoding.streaming import ArrayOnDisk\n"
+        "import sys, pathlib, numpy as np; from bidsapp.storage.npy import ArrayOnDisk\n"
         "made = ArrayOnDisk(pathlib.Path(sys.argv[1]), (100, 1000))\n"
         "try:\n"
         "    for start in range(0, 1000, 10): made[:, start : start + 10] = np.ones((100, 10))\n"

@@ -23,8 +23,8 @@ from bidsapp.models.weights.lock import Lock
 from bidsapp.models.weights.registry import Needed
 from bidsapp.models.weights.verification import not_the_published, verify
 from bidsapp.storage.atomic import atomic_path
+from bidsapp.storage.files import sha256_file
 from bidsapp.storage.locks import locked
-from bidsapp.storage.text import sha256_file
 
 LOG = logging.getLogger("bidsapp")
 _PIECE = 1 << 20

@@ -16,8 +16,9 @@ from typing import Any
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models.weights.lock import LOCK, Lock, changed, own_folder
 from bidsapp.models.weights.registry import Needed
+from bidsapp.storage.files import sha256_file
 from bidsapp.storage.locks import locked
-from bidsapp.storage.text import read_json, sha256_file, write_json
+from bidsapp.storage.text import read_json, write_json
 from bidsapp.system.progress import track
 
 LOG = logging.getLogger("bidsapp")

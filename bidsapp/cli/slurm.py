@@ -58,7 +58,7 @@ class _Directive(click.ParamType[str]):
 
 
 class _Command(Command):
-    """Tells users who write an option of the run among this command's own where it belongs."""
+    """Shows where an option of the run belongs that was written among this command's own."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse; an unknown option that the app has gets a hint."""
@@ -168,7 +168,7 @@ def slurm(**options: Any) -> int:
             "--submit and run the script that is written on such a node.",
             exit_code=ExitCode.USAGE,
         )
-    from bidsapp.slurm.chain import Asked, Run, chain, write_chain
+    from bidsapp.slurm.chain import Requested, Run, chain, write_chain
     from bidsapp.slurm.scripts import Site
     from bidsapp.system.logging import new_run_id, set_up_logging
 
@@ -192,7 +192,7 @@ def slurm(**options: Any) -> int:
             first_options=[["--force", stage] for stage in settings.force],
         ),
         _launch(run, settings, planned, options),
-        Asked(options["cpus"], options["time"], options["mem"], gres, options["group_partition"]),
+        Requested(options["cpus"], options["time"], options["mem"], gres, options["group_partition"]),
     )
     site = Site(
         partition=options["partition"],

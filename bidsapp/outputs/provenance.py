@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import platform
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +18,8 @@ from bidsapp.data.betas import read_map
 from bidsapp.data.responses import count_dropped
 from bidsapp.records import Split
 from bidsapp.storage.text import write_text
+from bidsapp.system.resources import available_cpus, peak_memory
 
-if TYPE_CHECKING:
-    from bidsapp.pipeline.records import Reconstruction
 if TYPE_CHECKING:
     from bidsapp.pipeline.records import Reconstruction
 
@@ -122,43 +119,27 @@ def split_record(split: Split) -> dict[str, Any]:
     }
 
 
+def machine() -> dict[str, Any]:
+    """Describe the machine, and the memory that this process has held at most (bytes)."""
+    found = {"host": platform.node(), "system": platform.platform(), "cpus": available_cpus()}
+    return found | {"peak_memory_of_process": peak_memory()}
+
+
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write nested settings as TOML."""
-    write_text(path, "\n".join(_tables(settings, ())) + "\n")
+    """Write nested settings as TOML; entries that are None are left out."""
+    import tomli_w
+
+    write_text(path, tomli_w.dumps(_plain(settings)))
 
 
-def _tables(table: Mapping[str, Any], prefix: tuple[str, ...]) -> Iterator[str]:
-    plain = {k: v for k, v in table.items() if not isinstance(v, Mapping) and v is not None}
-    inner = {k: v for k, v in table.items() if isinstance(v, Mapping)}
-    if prefix and (plain or not inner):
-        yield f"[{'.'.join(_key(p) for p in prefix)}]"
-    for key, value in plain.items():
-        yield f"{_key(key)} = {_value(value)}"
-    if plain:
-        yield ""
-    for key, value in inner.items():
-        yield from _tables(value, (*prefix, key))
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _text(key)
-
-
-def _value(value: Any) -> str:
-    if hasattr(value, "tolist"):  # NumPy's scalars and arrays, without importing it
+def _plain(value: Any) -> Any:
+    """Give a value of Python, NumPy or pathlib as TOML's kinds; bytes that are not UTF-8 become ``?``."""
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(each) for key, each in value.items() if each is not None}
+    if hasattr(value, "tolist"):  # NumPy's scalars and arrays
         value = value.tolist()
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(int(value))
-    if isinstance(value, float):
-        return repr(value)
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_value(v) for v in value) + "]"
-    return _text(str(value))
-
-
-def _text(text: str) -> str:
-    """Quote as JSON does, which TOML reads; bytes of a path that are no UTF-8 become ``?``."""
-    whole = text.encode("utf-8", "replace").decode("utf-8")
-    return json.dumps(whole, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return [_plain(each) for each in value]
+    if isinstance(value, (bool, int, float)):
+        return value
+    return str(value).encode("utf-8", "replace").decode("utf-8")

@@ -143,7 +143,13 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
 def _run_subject(
     subject: SubjectInputs, tree: OutputTree, run_id: str, planned: Plan, models: Models, config: RunConfig
 ) -> list[ScoreRow]:
-    from bidsapp.outputs.provenance import settings_of, software_versions, split_record, write_settings
+    from bidsapp.outputs.provenance import (
+        machine,
+        settings_of,
+        software_versions,
+        split_record,
+        write_settings,
+    )
     from bidsapp.outputs.subject import write_subject
     from bidsapp.participant.reconstruct import reconstruct
 
@@ -161,13 +167,15 @@ def _run_subject(
         "chosen_voxels": voxels.n,
         "noise_ceiling": None if subject.noise_ceiling is None else str(subject.noise_ceiling),
     }
-    write_settings(tree.path("settings", run_id=run_id), settings)
+    record = tree.path("settings", run_id=run_id)
+    write_settings(record, settings | {"machine": machine()})
     LOG.info("sub-%s: %d sessions", label, len(subject.sessions))
     masks, regions = planned.masks_and_regions(label, config)
     found = reconstruct(subject, masks, planned.splits[label], planned.stimuli, models, config, regions)
     warnings = (*split_notes(planned.splits[label]), *_warnings(planned, models, config))
     seconds = time.monotonic() - start
     rows = write_subject(found, tree, planned.dataset, planned.stimuli, config, run_id, seconds, warnings)
+    write_settings(record, settings | {"machine": machine()})  # with the peak memory of the whole run
     LOG.info("sub-%s: done in %.0f s, %s", label, time.monotonic() - start, tree.path("report"))
     return rows
 

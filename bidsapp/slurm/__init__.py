@@ -1,1 +1,1 @@
-"""SLURM: scripts that run the app's levels as jobs, a subject a task, and what they ask of the cluster."""
+"""SLURM: batch scripts for both levels, one task per subject, and the resources that they request."""

@@ -1,4 +1,4 @@
-"""Which folders a container has to see: all that the run names, and where links in the input lead to."""
+"""Folders to bind into a container: those that the run names, and the targets of links in the input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bidsapp.errors import AppError, ExitCode
 
 @dataclass(frozen=True)
 class Bind:
-    """A folder that is seen in the container at its own path."""
+    """A folder that the container has at its own path."""
 
     folder: Path
     writable: bool = False
@@ -22,14 +22,14 @@ class Bind:
 
 
 def binds(read: Iterable[Path], written: Iterable[Path]) -> list[Bind]:
-    """List what to bind, each folder once, those that hold others first.
+    """List what to bind: each folder once, outer folders first.
 
     Parameters
     ----------
     read : iterable of Path
-        Files and folders that are read, absolute; a file stands for its folder.
+        Files and folders that are read, absolute; of a file, its folder is bound.
     written : iterable of Path
-        Folders that are written to, absolute; need not exist.
+        Folders that are written to, absolute; they need not exist.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def binds(read: Iterable[Path], written: Iterable[Path]) -> list[Bind]:
         if set(str(bind.folder)) & set(":,"):
             raise AppError(
                 f"{bind.folder}: a path with ':' or ',' cannot be bound into a container. Rename the folder, "
-                "or reach it by a link without them.",
+                "or give a link to it.",
                 exit_code=ExitCode.USAGE,
             )
     return sorted(found, key=lambda b: (len(b.folder.parts), str(b.folder)))
@@ -59,13 +59,9 @@ def _inside(path: Path, folders: Iterable[Path]) -> bool:
 
 
 def linked_to(root: Path) -> list[Path]:
-    """Find where symbolic links in a dataset lead to, as far as that is outside of it.
+    """List folders outside a dataset that its symbolic links lead to, sorted.
 
-    Returns
-    -------
-    list of Path
-        Folders, sorted: the targets of links to folders, and those around the targets of links to files.
-        Links that lead nowhere are left out, and so is ``.git``.
+    For a link to a file, this is the file's folder. Dangling links and ``.git`` are left out.
     """
     real = Path(os.path.realpath(root))
     found = {real} if real != root else set()
@@ -75,7 +71,7 @@ def linked_to(root: Path) -> list[Path]:
             path = Path(place, name)
             if not path.is_symlink():
                 continue
-            # Each step of a chain of links has to be there, not its end alone.
+            # Every step of a chain of links has to be visible.
             for target in _steps(path):
                 folder = target if target.is_dir() else target.parent
                 if not _inside(folder, (root, real)) and target.exists():
@@ -84,6 +80,6 @@ def linked_to(root: Path) -> list[Path]:
 
 
 def _steps(link: Path) -> list[Path]:
-    """Give what a link leads to: what it says, and the end of the chain."""
-    said = Path(os.path.normpath(link.parent / link.readlink()))
-    return [said, Path(os.path.realpath(link))]
+    """Give a link's direct target, and the end of the chain."""
+    direct = Path(os.path.normpath(link.parent / link.readlink()))
+    return [direct, Path(os.path.realpath(link))]

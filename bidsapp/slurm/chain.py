@@ -1,4 +1,4 @@
-"""The jobs of a dataset, in the order in which they wait for each other, and their scripts in a folder."""
+"""The jobs of a dataset, in the order in which they depend on each other, and their scripts."""
 
 from __future__ import annotations
 
@@ -13,30 +13,23 @@ from bidsapp.slurm.resources import GROUP_MEMORY, GROUP_TIME, Resources, as_limi
 from bidsapp.slurm.scripts import Expression, Job, Line, Site, Step, batch_script, submit_script
 from bidsapp.storage.text import write_text
 
-#: Variables that SLURM sets in a task, of what the script's header asks for.
+#: Variables that SLURM sets in a task, for what the script's header requests.
 _CPUS, _MEMORY = Expression("$SLURM_CPUS_PER_TASK"), Expression("${SLURM_MEM_PER_NODE}MiB")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How the app is started on a node.
+    """How the app is started on a node."""
 
-    Attributes
-    ----------
-    python : str
-        Interpreter of the installation; unused with an image.
-    sif : Path or None
-        Image to run in.
-    binds : tuple of Bind
-        What the participant level sees there; the group level sees what is writable.
-    """
-
+    #: interpreter of the installation; unused with an image
     python: str
+    #: image to run in
     sif: Path | None = None
+    #: for the participant level; the group level gets the writable ones
     binds: tuple[Bind, ...] = ()
 
     def lines(self, level: str, *, gpu: bool) -> list[Line]:
-        """Give the words before the app's own arguments."""
+        """Give the words that precede the app's own arguments."""
         if self.sif is None:
             return [[self.python, "-m", "bidsapp"]]
         start = ["apptainer", "run", "--containall", "--no-home", *(["--nv"] if gpu else [])]
@@ -45,14 +38,12 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the user asks for a task, in place of the estimates' time and memory where not None.
-
-    ``memory`` is in bytes.
-    """
+class Requested:
+    """What the user requests for a task; ``time`` and ``memory`` replace the estimates unless None."""
 
     cpus: int
     time: str | None = None
+    #: bytes
     memory: int | None = None
     gres: str | None = None
     group_partition: str | None = None
@@ -60,41 +51,31 @@ class Asked:
 
 @dataclass(frozen=True)
 class Run:
-    """A participant run of several subjects.
-
-    Attributes
-    ----------
-    bids_dir, output_dir, work_dir : Path
-        Absolute.
-    options : sequence of lines
-        Of every task, as they are.
-    needs : mapping of str to Needs
-        By label.
-    shards : int
-        Tasks of each subject's stage 2.
-    first_options : sequence of lines
-        Of the first job's tasks alone (``--force``: those after it would undo its work).
-    """
+    """A participant run of several subjects; folders are absolute."""
 
     bids_dir: Path
     output_dir: Path
     work_dir: Path
+    #: of every task
     options: Sequence[Line]
+    #: by label
     needs: Mapping[str, Needs]
+    #: tasks for each subject's stage 2
     shards: int = 1
+    #: of the first job's tasks alone (``--force``: in later jobs it would undo their work)
     first_options: Sequence[Line] = ()
 
 
-def chain(run: Run, launch: Launch, asked: Asked) -> list[Step]:
+def chain(run: Run, launch: Launch, asked: Requested) -> list[Step]:
     """Give the jobs of a run, each with the one that it waits for.
 
-    One array and the group job; with shards four: ``prepare`` (all before stage 2), ``shard`` (a share of
-    stage 2 a task), ``gather`` (the rest of a subject) and the group job.
+    These are one array and the group job. With shards there are four: ``prepare`` (everything before stage
+    2), ``shard`` (a share of stage 2 in each task), ``gather`` (the rest) and the group job.
 
     Raises
     ------
     AppError
-        Exit code 64 where neither the user nor the estimates say how long a task takes.
+        Exit code 64 if there is neither an estimate of a task's time nor a time from the user.
     """
     labels, n = tuple(run.needs), run.shards
     asks = Resources(
@@ -111,27 +92,29 @@ def chain(run: Run, launch: Launch, asked: Asked) -> list[Step]:
         own += [["--n-cpus", _CPUS], ["--mem", _MEMORY], *run.options]
         own += run.first_options if name in ("participant", "prepare") else ()
         command = [*launch.lines("participant", gpu=asks.gpu), *places, *own]
-        # A container's folders have to be there before it starts.
+        # A container's folders have to exist before it starts.
         folders = (run.output_dir, run.work_dir)
         return Job(name, about, replace(asks, time=limit), command, labels, shards, folders)
 
     if n == 1:
-        jobs = [participant("participant", "The participant level, a subject a task.")]
+        jobs = [participant("participant", "The participant level, one task per subject.")]
     else:
         jobs = [
-            participant("prepare", "All before stage 2, a subject a task.", ["--prepare"], step="prepare"),
+            participant(
+                "prepare", "Everything before stage 2, one task per subject.", ["--prepare"], step="prepare"
+            ),
             participant(
                 "shard",
-                f"Stage 2, {n} tasks a subject.",
+                f"Stage 2, {n} tasks per subject.",
                 ["--shard", Expression("$shard")],
                 shards=n,
                 step="shard",
             ),
-            participant("gather", "Scores and outputs, a subject a task.", step="gather"),
+            participant("gather", "Scores and outputs, one task per subject.", step="gather"),
         ]
     few = Resources(as_limit(GROUP_TIME), GROUP_MEMORY, 1)
     places = [str(run.bids_dir), str(run.output_dir), "group"]
-    about = "The group level: the subjects that are done; those that failed are named as missing."
+    about = "The group level: finished subjects; failed ones are listed as missing."
     command = [*launch.lines("group", gpu=False), places]
     jobs.append(Job("group", about, few, command, partition=asked.group_partition))
     before = [None, *(job.name for job in jobs)]
@@ -139,13 +122,7 @@ def chain(run: Run, launch: Launch, asked: Asked) -> list[Step]:
 
 
 def write_chain(steps: Sequence[Step], site: Site, prefix: str, folder: Path) -> Path:
-    """Write the scripts of a chain into a folder, beside which SLURM puts the tasks' logs.
-
-    Returns
-    -------
-    Path
-        The script that submits them.
-    """
+    """Write the scripts of a chain into the folder of the tasks' logs; give the one that submits them."""
     for step in steps:
         write_text(folder / f"{step.job.name}.sh", batch_script(step.job, site, prefix, folder))
     submit = folder / "submit.sh"

@@ -1,4 +1,4 @@
-"""What a job asks of the cluster: time and memory of the dry run's estimates, with a margin."""
+"""Resources of a job: time and memory of the dry run's estimates, with a margin."""
 
 from __future__ import annotations
 
@@ -12,55 +12,49 @@ from bidsapp.planning.estimate import Needs
 
 #: Estimated times may be wrong by a factor of two or more (docs/reference/checks.md), memory by far less.
 TIME_MARGIN, MEMORY_MARGIN = 3.0, 1.25
-#: Imports, checks of the input and loading the models, which the estimates leave out; minutes.
+#: Minutes for imports, checks of the input and loading the models, which the estimates leave out.
 STARTING = 15
 _STEP = 15
-#: The group level reads tables and draws a page: minutes and MiB, several times what it takes.
+#: Minutes and MiB for the group level, several times what it needs.
 GROUP_TIME, GROUP_MEMORY = 30, 4096
-#: Parts of a run (``Needs.seconds``) by the step of a run in shards that does them;
-#: the last step, ``gather``, does all others.
+#: Parts of a run (``Needs.seconds``) by step of a run in shards; the last step, ``gather``, does the rest.
 STEPS = {"prepare": ("betas", "targets", "ridge", "latents", "stage 1"), "shard": ("stage 2",)}
 _TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a task of a job asks for.
+    """What a task of a job requests."""
 
-    Attributes
-    ----------
-    time : str
-        As sbatch takes it.
-    memory : int
-        MiB, SLURM's "M".
-    cpus : int
-    gres : str or None
-        Generic resources, ``gpu:1`` for one.
-    """
-
+    #: as sbatch takes it
     time: str
+    #: MiB, SLURM's "M"
     memory: int
     cpus: int
+    #: generic resources, such as ``gpu:1``
     gres: str | None = None
 
     @property
     def gpu(self) -> bool:
-        """Whether a GPU is asked for."""
+        """Whether a GPU is requested."""
         return asks_for_gpu(self.gres)
 
 
 def asks_for_gpu(gres: str | None) -> bool:
-    """Tell whether there is a GPU among generic resources as ``--gres`` takes them."""
+    """Whether there is a GPU among generic resources as ``--gres`` takes them."""
     return any(re.match(r"(gres[:/])?gpu(:|$)", part) for part in (gres or "").split(","))
 
 
 def is_time(text: str) -> bool:
-    """Tell whether sbatch takes this as a time limit: minutes, [H:]MM:SS, D-H[:MM[:SS]]."""
+    """Whether sbatch takes this as a time limit: minutes, [H:]MM:SS, D-H[:MM[:SS]]."""
     return _TIME.fullmatch(text) is not None
 
 
 def time_limit(needs: Iterable[Needs], step: str | None = None, shards: int = 1) -> str:
-    """Give the time limit of an array's tasks: of the subject that takes longest.
+    """Give the time limit of an array's tasks, for the subject that takes longest.
+
+    It is ``TIME_MARGIN`` times the estimate plus ``STARTING`` minutes, rounded up to a quarter of an hour,
+    as ``D-HH:MM:SS``.
 
     Parameters
     ----------
@@ -69,18 +63,12 @@ def time_limit(needs: Iterable[Needs], step: str | None = None, shards: int = 1)
     step : str or None
         One of :data:`STEPS`, or ``gather``; the whole run by default.
     shards : int
-        Into how many tasks the step ``shard`` is split.
-
-    Returns
-    -------
-    str
-        ``TIME_MARGIN`` times the estimate and ``STARTING`` minutes, rounded up to a quarter of an hour,
-        as ``D-HH:MM:SS``.
+        Number of tasks into which the step ``shard`` is split.
 
     Raises
     ------
     AppError
-        Exit code 64 where the estimate is not known.
+        Exit code 64 if there is no estimate.
     """
     longest = 0.0
     for need in needs:
@@ -88,9 +76,9 @@ def time_limit(needs: Iterable[Needs], step: str | None = None, shards: int = 1)
         known = [s for s in parts if s is not None]
         if len(known) < len(parts):
             raise AppError(
-                "How long a task takes is not known: these models were not measured on such a device. Give "
-                "--time, generously: what a task has made when it is stopped is kept, and the same "
-                "submission goes on from there.",
+                "There is no estimate of the time of a task: these models were not timed on this kind of "
+                "device. Give a generous --time. If a task reaches its limit, its results so far are kept, "
+                "and submitting again resumes it.",
                 exit_code=ExitCode.USAGE,
             )
         longest = max(longest, sum(known) * (_largest_share(need, shards) if step == "shard" else 1))
@@ -99,7 +87,7 @@ def time_limit(needs: Iterable[Needs], step: str | None = None, shards: int = 1)
 
 
 def _largest_share(need: Needs, shards: int) -> float:
-    """Give the largest part of stage 2 that a shard gets: whole blocks, one at least."""
+    """Give the largest share of stage 2 that a task gets: whole blocks, at least one."""
     if not need.images or not need.at_once:
         return 1 / shards
     return min(1.0, math.ceil(_blocks(need) / shards) * need.at_once / need.images)
@@ -110,7 +98,7 @@ def _blocks(need: Needs) -> int:
 
 
 def most_shards(needs: Iterable[Needs]) -> int:
-    """Give how many shards of a subject can have something to do; 0 where it is not known."""
+    """Count the shards of a subject that can have something to do; 0 if that is unknown."""
     return max(map(_blocks, needs), default=0)
 
 
@@ -125,6 +113,6 @@ def as_limit(minutes: int) -> str:
 
 
 def memory_limit(needs: Iterable[Needs]) -> int:
-    """Give the memory of an array's tasks in MiB: the largest estimate with its margin, whole GiB."""
+    """Give the memory of an array's tasks in MiB: the largest estimate with its margin, in whole GiB."""
     most = max(need.memory for need in needs)
     return 1024 * math.ceil(MEMORY_MARGIN * most / 1024**3)

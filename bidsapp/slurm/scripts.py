@@ -1,4 +1,4 @@
-"""The text of batch scripts: bash that a person can read, with everything quoted that comes from outside."""
+"""The text of batch scripts: readable bash in which everything from outside is quoted."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bidsapp.errors import AppError, ExitCode
 from bidsapp.slurm.directives import chooses_nodes
 from bidsapp.slurm.resources import Resources
 
-#: SIGTERM a minute before the time limit and, where the site has it so, before a preemption. It goes to the
-#: batch shell ("B:"), which ``exec`` has made the app.
+#: SIGTERM a minute before the time limit and, if the site is set up so, before a preemption. It goes to the
+#: batch shell ("B:"), which ``exec`` has replaced by the app.
 SIGNAL = "B:TERM@60"
 
 
 class Expression(str):
-    """A word that bash expands between double quotes: the app's own, never a user's."""
+    """A word that bash expands between double quotes; never a user's."""
 
     __slots__ = ()
 
@@ -27,81 +27,50 @@ Line = Sequence[str]
 
 @dataclass(frozen=True)
 class Site:
-    """What the cluster and its users agree on, the same for all jobs.
-
-    Attributes
-    ----------
-    partition, account, qos : str or None
-    directives : tuple of str
-        Further sbatch options, ``--constraint=a100``.
-    setup : tuple of str
-        Lines of bash that run before the app (``module load apptainer``), as they are.
-    at_once : int or None
-        Most tasks of an array that run at the same time.
-    """
+    """Settings of the cluster, the same for all jobs."""
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
+    #: further sbatch options, such as ``--constraint=a100``
     directives: tuple[str, ...] = ()
+    #: lines of bash that run before the app, such as ``module load apptainer``
     setup: tuple[str, ...] = ()
+    #: most tasks of an array that run at the same time
     at_once: int | None = None
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job: what it is for, what it asks for, and what it runs.
+    """One job: its purpose, its resources, and its command."""
 
-    Attributes
-    ----------
-    name : str
-        Of the script, of the logs and, after the prefix, of the job.
-    about : str
-        A line for people.
-    resources : Resources
-    command : sequence of lines
-        The words of the command, as they are to be set in lines.
-    subjects : tuple of str
-        Labels, a task each; none for a job that is no array.
-    shards : int
-        Tasks of each subject.
-    folders : tuple of Path
-        To be made before the command runs.
-    partition : str or None
-        In place of the site's.
-    """
-
+    #: of the script, of the logs and, after the prefix, of the job
     name: str
     about: str
     resources: Resources
+    #: words, by line of the script
     command: Sequence[Line]
+    #: labels, one task for each; empty for a job that is not an array
     subjects: tuple[str, ...] = ()
+    #: tasks for each subject
     shards: int = 1
+    #: created before the command runs
     folders: tuple[Path, ...] = ()
+    #: replaces the site's
     partition: str | None = None
 
     @property
     def n_tasks(self) -> int:
-        """Tasks of the array; 0 for a job that is none."""
+        """Tasks of the array; 0 for a job that is not an array."""
         return len(self.subjects) * self.shards
 
 
 def batch_script(job: Job, site: Site, prefix: str, logs: Path) -> str:
-    """Write a job's batch script.
-
-    Parameters
-    ----------
-    job : Job
-    site : Site
-    prefix : str
-        Begins the job's name.
-    logs : Path
-        Folder of the log files, a file a task.
-    """
+    """Write a job's batch script; ``prefix`` starts the job's name, ``logs`` is the folder of its logs."""
     lines = ["#!/usr/bin/env bash", f"# {job.about}", *_directives(job, site, prefix, logs)]
     lines += ["set -euo pipefail", ""]
     if site.setup:
-        # Modules and profiles of many sites use variables that are not set.
+        # Modules and profiles of many sites use unset variables.
         lines += ["set +u", *site.setup, "set -u", ""]
     if job.subjects:
         lines.append(f"subjects=({' '.join(shlex.quote(s) for s in job.subjects)})")
@@ -112,7 +81,7 @@ def batch_script(job: Job, site: Site, prefix: str, logs: Path) -> str:
             lines.append("subject=${subjects[SLURM_ARRAY_TASK_ID]}")
     if job.folders:
         lines.append("mkdir -p " + " ".join(shlex.quote(str(f)) for f in job.folders))
-    lines += ["", "# exec: SLURM's signals reach the app itself, which ends cleanly and can go on later."]
+    lines += ["", "# exec: SLURM's signals reach the app itself, which ends cleanly and can resume."]
     words = [" ".join(map(_word, line)) for line in job.command if line]
     lines.append("exec " + " \\\n  ".join(words))
     return "\n".join(lines) + "\n"
@@ -138,28 +107,22 @@ def _directives(job: Job, site: Site, prefix: str, logs: Path) -> list[str]:
     lines += [f"--{name}={value}" for name, value in named.items() if value]
     lines += ["--nodes=1", "--ntasks=1", f"--cpus-per-task={asked.cpus}", f"--mem={asked.memory}M"]
     lines += [f"--time={asked.time}", f"--output={_output(logs, log)}"]
-    # A task that is preempted, or whose node fails, goes back into the queue and adds to its log.
+    # A preempted task, or one whose node fails, goes back into the queue and appends to its log.
     lines += ["--open-mode=append", "--requeue", f"--signal={SIGNAL}", *_further(job, site)]
     return [f"#SBATCH {line}" for line in lines]
 
 
 def _further(job: Job, site: Site) -> list[str]:
-    """Give the user's own options; a partition of the job's own need not have the nodes that they choose."""
+    """Give the user's own options; a job's own partition need not have the nodes that they choose."""
     return [d for d in site.directives if job.partition is None or not chooses_nodes(d)]
 
 
 def _output(folder: Path, name: str) -> str:
-    """Write the pattern of log files as sbatch reads it: ``%`` doubled, quoted where there are blanks.
-
-    Raises
-    ------
-    AppError
-        Exit code 64 for a folder that a directive cannot express.
-    """
+    """Write the pattern of log files as sbatch reads it (AppError, exit code 64, if it cannot)."""
     text = str(folder)
     if "\\" in text or not text.isprintable():
         raise AppError(
-            f"{text!r}: sbatch cannot write logs where a path has backslashes or line ends. Choose another "
+            f"{text!r}: sbatch cannot write logs to a path with backslashes or line breaks. Choose another "
             "output folder.",
             exit_code=ExitCode.USAGE,
         )
@@ -188,19 +151,19 @@ class Step:
 def submit_script(chain: Sequence[Step]) -> str:
     """Write the script that submits a chain of jobs.
 
-    A job waits until those before it have ended, however they ended (``afterany``): one subject that failed
-    must not keep the others' scores from the group, which names those that are missing.
+    A job waits until the one before it has ended, successfully or not (``afterany``): one failed subject
+    must not keep the others' scores from the group level, which lists the missing ones.
     """
     lines = [
         "#!/usr/bin/env bash",
-        "# Submits the jobs beside it. Run it again to go on: what is done is not done again.",
+        "# Submits the jobs in this folder. Run it again to resume: finished work is not repeated.",
         "set -euo pipefail",
         'cd "$(dirname "${BASH_SOURCE[0]}")"',
         "",
     ]
     for step in chain:
         name = step.job.name
-        # On a site with several clusters sbatch says "id;cluster".
+        # On a site with several clusters sbatch prints "id;cluster".
         after = f' --dependency=afterany:"${{{step.after}%%;*}}"' if step.after else ""
         lines.append(f"{name}=$(sbatch --parsable{after} {name}.sh)")
         lines.append(f'echo "{name}: job ${name}"')

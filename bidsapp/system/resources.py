@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -125,6 +127,12 @@ def resident_memory(root: Path = Path("/")) -> int | None:
     """Bytes of memory that this process holds; None where that is not known (not on Linux)."""
     words = read_small(root / "proc/self/statm").split()
     return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 and words[1].isdigit() else None
+
+
+def peak_memory() -> int:
+    """Bytes of memory that this process has held at most since it started."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def _of_the_system(root: Path) -> Iterator[int]:

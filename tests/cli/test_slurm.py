@@ -188,7 +188,7 @@ def test_shellcheck(slurm):
         (["--gpus", "1", "--gres", "gpu:1"], "give one"),
         (["--gpus", "0"], "[TYPE:]N"),
         (["--gpus", "two"], "[TYPE:]N"),
-        (["--sbatch", "--array=0-9"], "stand for subjects"),
+        (["--sbatch", "--array=0-9"], "correspond to subjects"),
         (["--sbatch=--gpus-per-node=1"], "--gpus or --gres"),
         (["--sbatch", "-t 60"], "give --time instead"),
         (["--roi", "V1v"], "write it after --"),
@@ -210,7 +210,7 @@ def test_refused(slurm, words, message):
 def test_other_refusals(slurm, tmp_path, monkeypatch):
     assert "does not exist" in slurm("--sif", tmp_path / "none.sif", code=66)[0]
     assert "--mem 10.0 MB is too little" in slurm("--mem", "10MB", code=75)[0]
-    assert "Give --time" in slurm("--gpus", "1", code=64)[0]  # no rate was measured there
+    assert "Give a generous --time" in slurm("--gpus", "1", code=64)[0]  # no rate was measured there
     assert "No betas" in slurm("--", "--participant-label", "77", code=18)[0]
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "sbatch was not found" in slurm("--submit", code=64)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import re
 import shutil
 import tomllib
@@ -134,7 +135,11 @@ def test_the_dataset_says_who_made_it(out):
     assert described["DatasetType"] == "derivative"
     settings = tomllib.loads(next(out.glob("logs/sub-01/*/run.toml")).read_text())
     assert settings["recipe"]["name"] == "embedded"
-    assert settings["run"]["seed"] == 0
+    run = settings["run"]
+    assert (run["seed"], run["roi"], run["skip_bids_validation"]) == (0, ["nsdgeneral"], True)
+    assert Path(run["bids_dir"]).is_dir()
+    assert settings["machine"]["host"] == platform.node()
+    assert settings["machine"]["peak_memory_of_process"] > 50_000_000
     assert "participant" not in settings["command"] or "bidsapp-recon" in settings["command"]
     log = next(out.glob("logs/sub-01/*/run.log")).read_text()
     assert "targets" in log

@@ -22,6 +22,14 @@ AFFINE = np.diag([1.8, 1.8, 1.8, 1.0])
 SESSION, TWIN, MASK = "betas.nii.gz", "betas.hdf5", "mask.nii.gz"
 
 
+def _mask(folder: Path) -> Any:
+    from bidsapp.records import Mask
+    from bidsapp.storage.nifti import load_volume
+
+    volume = load_volume(folder / MASK)
+    return Mask(volume.data > 0, volume.affine)
+
+
 def inflate(folder: Path, n: int) -> None:
     """Inflate the file and do nothing with it: no reader of a NIfTI file can be faster."""
     from isal import igzip
@@ -35,9 +43,9 @@ def inflate(folder: Path, n: int) -> None:
 
 def bidsapp(folder: Path, n: int, name: str = SESSION) -> None:
     """Mask as this package does, to a file."""
-    from bidsapp.data.betas import load_mask, mask_session
+    from bidsapp.data.betas import mask_session
 
-    mask = load_mask({"roi": folder / MASK})
+    mask = _mask(folder)
     way = "bidsapp" if name == SESSION else "bidsapp, HDF5"
     with measuring() as measured:
         mask_session(_session(folder / name, n), mask, folder / f"{way}.npy")
@@ -73,10 +81,9 @@ def nibabel(folder: Path, n: int) -> None:
 def _threaded(n_jobs: int) -> Any:
     def several(folder: Path, n: int) -> None:
         """Mask the session four times, ``n_jobs`` at a time."""
-        from bidsapp.data.betas import load_mask
         from bidsapp.data.sessions import mask_sessions
 
-        mask = load_mask({"roi": folder / MASK})
+        mask = _mask(folder)
         outs = [folder / f"several-{i}.npy" for i in range(4)]
         with measuring() as measured:
             mask_sessions([_session(folder / SESSION, n)] * 4, mask, outs, n_jobs)

@@ -94,8 +94,9 @@ def run(folder: Path, size: Size, threads: int, model_file: bool) -> None:
     from bidsapp.data.targets import TargetStore
     from bidsapp.decoding.crossvalidation import Selection
     from bidsapp.decoding.decoder import RidgeDecoder
-    from bidsapp.decoding.model_writer import FittedTarget, Voxels, write_model
+    from bidsapp.decoding.model_writer import FittedTarget, VoxelScaling, write_model
     from bidsapp.pipeline.decoding import fit_ridge, predict_and_calibrate
+    from bidsapp.records import Mask
     from bidsapp.storage.stages import StageResult, Stages
 
     recipe = load_recipe("brain-diffuser")
@@ -129,7 +130,8 @@ def run(folder: Path, size: Size, threads: int, model_file: bool) -> None:
         if model_file:
             with timed("model file"):
                 count = size.voxels
-                voxels = Voxels(np.arange(count), (count, 1, 1), np.zeros(count), np.ones(count))
+                mask = Mask(np.ones((count, 1, 1), np.bool_), np.eye(4))
+                voxels = VoxelScaling(mask, np.zeros(count), np.ones(count))
                 fitted = {
                     name: FittedTarget(
                         penalties[name].alpha,

@@ -1,9 +1,13 @@
-"""The small frozen records that pass between the rooms. No heavy imports, no behaviour."""
+"""The small frozen records that pass between the rooms."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 #: How reports and sentences name the targets that responses are regressed on.
 TARGET_TITLES = {
@@ -55,6 +59,58 @@ class SubjectInputs:
     noise_ceiling: Path | None = None
     #: reference of the betas' space (an image or URI), for ``SpatialReference`` of outputs
     spatial_reference: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """The voxels that are decoded.
+
+    Attributes
+    ----------
+    inside : ndarray of bool, (x, y, z)
+    affine : ndarray of float64, (4, 4)
+        Voxel indices to mm.
+    n_roi : int
+        Voxels in the union of the ROIs, before any was left out for its noise ceiling.
+    """
+
+    inside: npt.NDArray[np.bool_]
+    affine: npt.NDArray[np.float64]
+    n_roi: int = 0
+
+    @cached_property
+    def flat_index(self) -> npt.NDArray[np.int64]:
+        """Positions in a volume flattened in Fortran order, (voxels,), ascending.
+
+        They fix the order of the voxels in every array of this app.
+        """
+        return np.flatnonzero(self.inside.ravel(order="F")).astype(np.int64)
+
+    @property
+    def n_voxels(self) -> int:
+        """Number of voxels in the mask."""
+        return int(self.flat_index.size)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(x, y, z)."""
+        x, y, z = self.inside.shape
+        return x, y, z
+
+    def subset(self, keep: npt.NDArray[np.bool_] | slice) -> Mask:
+        """Keep some of the voxels, (voxels,) or a slice of them."""
+        flat = np.zeros(self.inside.size, dtype=np.bool_)
+        flat[self.flat_index[keep]] = True
+        return Mask(flat.reshape(self.shape, order="F"), self.affine, self.n_roi)
+
+    def to_volume(self, values: npt.ArrayLike, fill: float = np.nan) -> npt.NDArray[np.float32]:
+        """Put one value per voxel, (voxels,), into a volume, (x, y, z), that is ``fill`` elsewhere."""
+        values = np.asarray(values)
+        if values.shape != (self.n_voxels,):
+            raise ValueError(f"values of shape {values.shape} given for {self.n_voxels} voxels")
+        flat = np.full(self.inside.size, fill, dtype=np.float32)
+        flat[self.flat_index] = values
+        return flat.reshape(self.shape, order="F")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from bidsapp.config import RANDOM_SETS, RunConfig
-from bidsapp.data.betas import Mask
 from bidsapp.decoding.backends import choose_backend
 from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.decoding.regions import part_similarity, similarity_weights, synthetic_targets, with_ties
@@ -29,6 +28,7 @@ from bidsapp.metrics.identification import two_way
 from bidsapp.metrics.statistics import mean_with_interval, percentile_interval, permutation_p
 from bidsapp.pipeline.images import first_stage
 from bidsapp.pipeline.records import Decoded, Refinement
+from bidsapp.records import Mask
 from bidsapp.seeds import seed_for
 from bidsapp.storage.stages import StageResult
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from bidsapp.models.suite import Models
 
 LOG = logging.getLogger("bidsapp")
-Voxels = npt.NDArray[np.bool_]
+Inside = npt.NDArray[np.bool_]
 REGIONS = "regions"
 
 
@@ -44,7 +44,7 @@ REGIONS = "regions"
 class RegionsStart:
     """Regions that are decoded one at a time, their voxels among those decoded, and their stage 1."""
 
-    inside: Mapping[str, Voxels]
+    inside: Mapping[str, Inside]
     refinement: Refinement
 
 
@@ -125,9 +125,9 @@ def analyse_regions(
 
 def voxels_of(
     regions: Mapping[str, npt.NDArray[np.bool_]], flat_index: npt.NDArray[np.int64]
-) -> dict[str, Voxels]:
+) -> dict[str, Inside]:
     """Find each region's voxels among those decoded, (voxels,), without empty, whole and equal ones."""
-    found: dict[str, Voxels] = {}
+    found: dict[str, Inside] = {}
     seen: dict[bytes, str] = {}
     for name, volume in regions.items():
         inside = np.asarray(volume.ravel(order="F")[flat_index])
@@ -142,7 +142,7 @@ def voxels_of(
 
 
 def synthetic_latents(
-    done: Decoded, responses: StageResult, inside: Mapping[str, Voxels], config: RunConfig
+    done: Decoded, responses: StageResult, inside: Mapping[str, Inside], config: RunConfig
 ) -> StageResult:
     """Targets of each region's synthetic activation: arrays ``<target>`` (regions, dims)."""
     names, section = config.recipe.target_names, config.recipe.roi_analysis
@@ -167,7 +167,7 @@ def synthetic_latents(
 
 
 def score_regions(
-    done: Decoded, responses: StageResult, inside: Mapping[str, Voxels], config: RunConfig
+    done: Decoded, responses: StageResult, inside: Mapping[str, Inside], config: RunConfig
 ) -> tuple[RegionScore, ...]:
     """Identify test images by each target, predicted from a region alone and without it."""
     n, p = responses["train"].shape
@@ -204,7 +204,7 @@ def score_regions(
 
 
 def _kept_and_lesioned(
-    x: np.ndarray, w: np.ndarray, whole: np.ndarray, inside: Mapping[str, Voxels], config: RunConfig
+    x: np.ndarray, w: np.ndarray, whole: np.ndarray, inside: Mapping[str, Inside], config: RunConfig
 ) -> dict[str, np.ndarray]:
     """Per-image scores (regions, images) of both analyses, and means of random sets (regions, sets)."""
     found: dict[str, list[np.ndarray]] = {k: [] for k in ("keep", "lesion", "keep_null", "lesion_null")}
@@ -249,7 +249,7 @@ def _score(
     )
 
 
-def _digests(inside: Mapping[str, Voxels]) -> dict[str, str]:
+def _digests(inside: Mapping[str, Inside]) -> dict[str, str]:
     import hashlib
 
     return {name: hashlib.sha256(v.tobytes()).hexdigest() for name, v in inside.items()}

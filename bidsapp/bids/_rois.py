@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bidsapp.bids._index import IndexedFile
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.storage.nifti import load_volume, save_volume
+from bidsapp.storage.nifti import Volume
 from bidsapp.storage.text import read_tsv
 
 
@@ -29,6 +29,13 @@ class Roi:
 
     path: Path
     indices: tuple[int, ...] = ()
+
+    def inside(self, volume: Volume) -> NDArray[np.bool_]:
+        """Find the ROI's voxels in its image: its labels in a segmentation, else where it is above 0.
+
+        Above 0, not other than 0: NSD's volumes hold -1 outside of the ROI, and NaN is not above 0.
+        """
+        return np.isin(volume.data, self.indices) if self.indices else np.asarray(volume.data > 0)
 
 
 def is_pattern(name: str) -> bool:
@@ -182,18 +189,6 @@ def matching_indices(labels: Mapping[str, tuple[int, ...]], name: str) -> tuple[
         if values:
             return tuple(sorted(set(values)))
     return ()
-
-
-def write_roi_mask(roi: Roi, path: Path) -> None:
-    """Write the voxels of a ROI as a mask of 0 and 1 (uint8), for readers that know only masks."""
-    save_volume(path, inside_roi(roi).astype(np.uint8), load_volume(roi.path).affine)
-
-
-def inside_roi(roi: Roi) -> NDArray[np.bool_]:
-    """Give the voxels of a ROI: its labels in a segmentation, else where its mask is above 0."""
-    values = load_volume(roi.path)
-    inside: NDArray[np.bool_] = np.isin(values.data, roi.indices) if roi.indices else values.data > 0
-    return inside
 
 
 def _error(message: str, code: ExitCode, path: Path | None = None) -> AppError:

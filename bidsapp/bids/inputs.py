@@ -17,7 +17,7 @@ from bidsapp.records import SubjectInputs
 from bidsapp.storage.files import datasets_around
 from bidsapp.storage.text import read_json
 
-__all__ = ["SCALE_KEY", "Dataset", "mask_files", "open_dataset"]
+__all__ = ["SCALE_KEY", "Dataset", "open_dataset"]
 
 _MOUNTS = (
     "In a container, check that the folder is mounted and at this path: "
@@ -44,7 +44,7 @@ class Dataset:
         Name of the first ``GeneratedBy`` entry, "" where there is none.
     rois : mapping
         Subject label -> ROI name -> where its voxels are (a segmentation's ROI has its label values;
-        ``SubjectInputs.masks`` has the file alone, see :func:`mask_files`).
+        ``SubjectInputs.masks`` has the file alone).
     units : mapping
         Path of a noise-ceiling map -> ``Units`` of its sidecar, where it has them.
     region_files : mapping
@@ -150,30 +150,6 @@ def open_dataset(
         region_files=finder.region_files,
         links={"source": index.root, **others, **({"input": base} if base != index.root else {})},
     )
-
-
-def mask_files(dataset: Dataset, subject: str, folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Give a 3-D mask file for every ROI of a subject, voxels > 0 inside.
-
-    Masks are given as they are. A ROI that is some labels of a segmentation is written as a mask of
-    its own into ``folder`` (``label-<roi>_mask.nii.gz``).
-
-    Returns
-    -------
-    dict of str to Path
-        In the order of the ROIs asked for.
-    """
-    files = {}
-    for name, roi in dataset.rois.get(subject, {}).items():
-        files[name] = roi.path
-        if roi.indices:
-            safe = "".join(c for c in name if c.isalnum())
-            path = Path(folder) / f"sub-{subject}_label-{safe}_mask.nii.gz"
-            if path in files.values():  # V1-a after V1a
-                path = path.with_name(f"sub-{subject}_label-{safe}x{len(files)}_mask.nii.gz")
-            files[name] = path
-            _rois.write_roi_mask(roi, files[name])
-    return files
 
 
 def _check_folder(base: Path) -> None:

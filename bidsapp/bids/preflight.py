@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bidsapp.bids.inputs import Dataset
 from bidsapp.bids.outputs import stimulus_labels
-from bidsapp.bids.voxels import chosen_voxels
+from bidsapp.bids.voxels import choose_voxels
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
 from bidsapp.records import Session, Split, SubjectInputs
 from bidsapp.storage.hdf5 import SUFFIXES as HDF5_SUFFIXES
@@ -125,9 +125,7 @@ def _check_subject(dataset: Dataset, subject: SubjectInputs) -> list[Problem]:
         problems += _compare(roi.path, grid, reference, f"ROI {name}")
         if reference is not None and reference[1].affine is None:
             reference = (roi.path, _Grid(reference[1].shape, volume.affine))
-        # NaN is not above 0, and -1 marks voxels outside in NSD's volumes.
-        voxels = np.isin(volume.data, roi.indices) if roi.indices else volume.data > 0
-        inside = inside or bool(voxels.any())
+        inside = inside or bool(roi.inside(volume).any())
     rois = dataset.rois.get(subject.label, {})
     if rois and not inside:
         what = f"No voxel of sub-{subject.label} is in the ROI {' or '.join(rois)} (no value above 0)."
@@ -151,12 +149,12 @@ def _check_reliability(
         "or leave out --min-noise-ceiling."
     )
     try:
-        voxels = chosen_voxels(dataset, subject.label, minimum)
+        mask = choose_voxels(dataset, subject.label, minimum)
     except AppError as error:
         return [Problem.of(error, dataset.root / f"sub-{subject.label}", mend)]
-    if voxels.n:
+    if mask.n_voxels:
         return []
-    what = f"None of the {voxels.n_roi} voxels of the ROI has a noise ceiling of {minimum:g} % or more."
+    what = f"None of the {mask.n_roi} voxels of the ROI has a noise ceiling of {minimum:g} % or more."
     mend = "Ask for less with --min-noise-ceiling, or choose another ROI."
     return [Problem(str(subject.noise_ceiling), what, mend)]
 

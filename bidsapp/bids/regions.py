@@ -41,8 +41,9 @@ def region_masks(dataset: Dataset, subject: str, shape: tuple[int, ...]) -> dict
     found: dict[str, NDArray[np.bool_]] = {}
     for name, roi in named:
         try:
-            if load_volume(roi.path).data.shape == shape and name not in found:
-                found[name] = _rois.inside_roi(roi)
+            volume = load_volume(roi.path)
+            if volume.data.shape == shape and name not in found:
+                found[name] = roi.inside(volume)
         except AppError as error:  # of a region that nobody asked for by name
             LOG.warning("region %s is left out: %s", name, error)
     return found

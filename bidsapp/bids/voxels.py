@@ -2,73 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bidsapp.bids import _rois
 from bidsapp.bids.inputs import Dataset
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.storage.nifti import load_volume
+from bidsapp.records import Mask
+from bidsapp.storage.nifti import TOLERANCE, displacement, load_volume
 
 #: What ``Units`` of a noise ceiling may be; NSD and LAION-fMRI give percent.
 _PERCENT = ("percent", "%")
 
 
-@dataclass(frozen=True)
-class Voxels:
-    """The voxels chosen of one subject.
-
-    Attributes
-    ----------
-    inside : ndarray of bool, (x, y, z)
-    n_roi : int
-        Voxels in the union of the ROIs, before the noise ceiling was asked about.
-    """
-
-    inside: NDArray[np.bool_]
-    n_roi: int
-
-    @property
-    def n(self) -> int:
-        """Number of voxels chosen."""
-        return int(np.count_nonzero(self.inside))
-
-
-def chosen_voxels(dataset: Dataset, subject: str, min_noise_ceiling: float | None = None) -> Voxels:
+def choose_voxels(dataset: Dataset, subject: str, min_noise_ceiling: float | None = None) -> Mask:
     """Find the voxels that will be decoded.
 
     Parameters
     ----------
     dataset : Dataset
     subject : str
-        Label of a subject with at least one ROI; all of them must have one shape.
+        Label of a subject with at least one ROI.
     min_noise_ceiling : float, optional
         Percent: voxels whose noise ceiling is lower, or not finite, are left out.
 
     Raises
     ------
     AppError
-        Exit code 65 for a damaged image, images of different shapes, or a noise ceiling that is not in
+        Exit code 65 for a damaged image, ROIs on different grids, or a noise ceiling that is not in
         percent; 66 where a noise ceiling is asked for and the subject has no map of it.
     """
-    union: NDArray[np.bool_] | None = None
+    found: Mask | None = None
     for roi in dataset.rois[subject].values():
-        inside = _rois.inside_roi(roi)
-        if union is not None and union.shape != inside.shape:
-            raise _bad(roi.path, f"has the shape {inside.shape}, another ROI has {union.shape}")
-        union = inside if union is None else union | inside
-    assert union is not None
-    n_roi = int(np.count_nonzero(union))
+        volume = load_volume(roi.path)
+        inside = roi.inside(volume)
+        if found is None:
+            found = Mask(inside, volume.affine)
+        elif inside.shape != found.shape:
+            raise _bad(roi.path, f"has the shape {inside.shape}, another ROI has {found.shape}")
+        elif displacement(found.affine, volume.affine, inside.shape) > TOLERANCE:
+            raise _bad(roi.path, "has another affine than another ROI, so the two are on different grids")
+        else:
+            found = Mask(found.inside | inside, found.affine)
+    assert found is not None
+    keep = found.inside
     if min_noise_ceiling is not None:
-        union = union & (noise_ceiling(dataset, subject, union) >= min_noise_ceiling)
-    return Voxels(union, n_roi)
+        keep = keep & (noise_ceiling(dataset, subject, keep) >= min_noise_ceiling)
+    return Mask(keep, found.affine, found.n_voxels)
 
 
 def noise_ceiling(dataset: Dataset, subject: str, inside: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Read a subject's noise ceiling, (x, y, z) in percent; see :func:`chosen_voxels` for the errors."""
+    """Read a subject's noise ceiling, (x, y, z) in percent; see :func:`choose_voxels` for the errors."""
     path = dataset.subject(subject).noise_ceiling
     if path is None:
         raise AppError(

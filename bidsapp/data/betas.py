@@ -8,8 +8,7 @@ are read, in bounded blocks (:mod:`bidsapp.data._hdf5_trials`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,133 +19,10 @@ import numpy.typing as npt
 from bidsapp.data._contents import MEND_SESSION, Contents
 from bidsapp.data._hdf5_trials import iterate_hdf5
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.records import Session
+from bidsapp.records import Mask, Session
 from bidsapp.storage.hdf5 import SUFFIXES as HDF5_SUFFIXES
-from bidsapp.storage.nifti import Header, load_volume, open_volumes, refuse
+from bidsapp.storage.nifti import load_volume, open_volumes, refuse
 from bidsapp.storage.npy import Rows, open_rows, row_writer
-
-
-@dataclass(frozen=True)
-class Mask:
-    """The voxels that are decoded: where any of the chosen ROI masks is above zero.
-
-    Attributes
-    ----------
-    data : ndarray of bool, (x, y, z)
-    affine : ndarray of float64, (4, 4)
-        Voxel indices to mm.
-    flat_index : ndarray of int64, (voxels,)
-        The voxels' places in a volume flattened in Fortran order, ascending. It fixes the order of
-        the voxels in every array of this app.
-    names : tuple of str
-        The ROIs of which this is the union.
-    zooms : tuple of float
-        Voxel sizes, mm.
-    sform_code, qform_code : int
-        NIfTI's codes of the space, for writing the mask again.
-    """
-
-    data: npt.NDArray[np.bool_]
-    affine: npt.NDArray[np.float64]
-    flat_index: npt.NDArray[np.int64]
-    names: tuple[str, ...] = ()
-    zooms: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    sform_code: int = 1
-    qform_code: int = 0
-
-    @property
-    def n_voxels(self) -> int:
-        """Number of voxels in the mask."""
-        return int(self.flat_index.size)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(x, y, z)."""
-        x, y, z = self.data.shape
-        return x, y, z
-
-    def to_volume(self, values: npt.ArrayLike, fill: float = np.nan) -> npt.NDArray[np.float32]:
-        """Put a value of each voxel back into its place.
-
-        Parameters
-        ----------
-        values : array-like, (voxels,)
-        fill : float
-            Value outside the mask.
-
-        Returns
-        -------
-        ndarray of float32, (x, y, z)
-        """
-        values = np.asarray(values)
-        if values.shape != (self.n_voxels,):
-            raise ValueError(f"values of shape {values.shape} given for {self.n_voxels} voxels")
-        flat = np.full(self.data.size, fill, dtype=np.float32)
-        flat[self.flat_index] = values
-        return flat.reshape(self.data.shape, order="F")
-
-
-def load_mask(masks: Mapping[str, Path]) -> Mask:
-    """Load ROI masks and form their union.
-
-    A voxel belongs to a mask where its value is above 0. (NSD's ``nsdgeneral`` also holds -1 for
-    cortex outside the ROI, so "not zero" would be wrong.)
-
-    Parameters
-    ----------
-    masks : mapping of str to Path
-        Name of each ROI and its 3-D NIfTI file; all on one grid.
-
-    Returns
-    -------
-    Mask
-
-    Raises
-    ------
-    AppError
-        Exit code 65 where a file is damaged, the masks differ in shape or affine, or no voxel is
-        left; 66 where a file is missing.
-    """
-    if not masks:
-        raise ValueError("at least one mask is needed")
-    union: npt.NDArray[np.bool_] | None = None
-    first: tuple[Path, Header] | None = None
-    for path in masks.values():
-        with open_volumes(path) as (header, volumes):
-            if header.n_volumes != 1:
-                refuse(
-                    path, f"A mask must be 3-D, this has {header.n_volumes} volumes.", "Choose a 3-D mask."
-                )
-            if first is None:
-                first = (path, header)
-            elif header.shape != first[1].shape or not np.allclose(header.affine, first[1].affine, atol=1e-3):
-                refuse(
-                    path,
-                    f"This mask (shape {header.shape}) and {first[0]} (shape {first[1].shape}) lie on "
-                    "different grids.",
-                    "Resample them to the grid of the betas, or choose masks of one space.",
-                )
-            values = next(volumes)
-            inside = values.astype(np.float64) * header.slope + header.intercept > 0
-        union = inside if union is None else union | inside
-    assert union is not None
-    assert first is not None
-    path, header = first
-    if not union.any():
-        refuse(
-            path,
-            f"No voxel of {', '.join(masks)} is above 0.",
-            "Choose another ROI, or a mask whose voxels are 1 inside.",
-        )
-    return Mask(
-        data=union.reshape(header.shape, order="F"),
-        affine=header.affine,
-        flat_index=np.flatnonzero(union).astype(np.int64),
-        names=tuple(masks),
-        zooms=header.zooms,
-        sform_code=header.sform_code,
-        qform_code=header.qform_code,
-    )
 
 
 def read_map(path: Path, mask: Mask) -> npt.NDArray[np.float32]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from bidsapp.data._contents import MEND_SESSION, Contents
-from bidsapp.data.betas import Mask, iterate_trials
+from bidsapp.data.betas import iterate_trials
 from bidsapp.errors import AppError, Problem
-from bidsapp.records import Session
+from bidsapp.records import Mask, Session
 from bidsapp.storage.hdf5 import SUFFIXES as HDF5_SUFFIXES
 
 #: Trials that are looked at. A gzip file can only be read from its beginning, so they are the first.
@@ -23,7 +22,7 @@ N_VOXELS = 32
 MOST_APART = 30.0
 
 
-def look_into(session: Session, inside: npt.NDArray[np.bool_]) -> tuple[list[Problem], float]:
+def look_into(session: Session, mask: Mask) -> tuple[list[Problem], float]:
     """Look for NaN and for values that never change in a session's first trials.
 
     Whether later trials are sound is seen when they are masked
@@ -32,7 +31,7 @@ def look_into(session: Session, inside: npt.NDArray[np.bool_]) -> tuple[list[Pro
     Parameters
     ----------
     session : Session
-    inside : ndarray of bool, (x, y, z)
+    mask : Mask
         The voxels that will be decoded.
 
     Returns
@@ -43,11 +42,9 @@ def look_into(session: Session, inside: npt.NDArray[np.bool_]) -> tuple[list[Pro
         Median of what differs from 0, without its sign, in percent signal change as the sidecar has it; NaN
         where the session can't tell.
     """
-    flat_index = np.flatnonzero(inside.ravel(order="F")).astype(np.int64)
-    whole = flat_index.size
+    whole = mask.n_voxels
     if session.betas.suffix in HDF5_SUFFIXES:
-        flat_index = flat_index[:: max(1, whole // N_VOXELS)]
-    mask = Mask(data=inside, affine=np.eye(4), flat_index=flat_index)
+        mask = mask.subset(slice(None, None, max(1, whole // N_VOXELS)))
     contents = Contents(session.stimulus_ids)
     sizes = []
     try:
@@ -60,7 +57,7 @@ def look_into(session: Session, inside: npt.NDArray[np.bool_]) -> tuple[list[Pro
     if not fault:
         values = np.concatenate(sizes) if sizes else np.empty(0)
         return [], float(np.median(values)) if values.size else np.nan
-    voxels = "" if flat_index.size == whole else f", in {flat_index.size} of {whole} voxels"
+    voxels = "" if mask.n_voxels == whole else f", in {mask.n_voxels} of {whole} voxels"
     looked = f" The first {N_SAMPLED} of its {len(session.stimulus_ids)} trials were looked at{voxels}."
     return [Problem(str(session.betas), fault + looked, MEND_SESSION)], np.nan
 

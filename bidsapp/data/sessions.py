@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 
-from bidsapp.data.betas import Mask, mask_session
-from bidsapp.records import Session
+from bidsapp.data.betas import mask_session
+from bidsapp.records import Mask, Session
 from bidsapp.storage.npy import Rows
 
 Show = Callable[[Sequence["Future[Rows]"]], Iterator["Future[Rows]"]]

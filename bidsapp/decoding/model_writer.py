@@ -38,6 +38,7 @@ import numpy.typing as npt
 from bidsapp.decoding.compact import CompactForm, features, parts_of, quantise
 from bidsapp.decoding.decoder import RidgeDecoder, alpha_name
 from bidsapp.decoding.streaming import Sliceable, TargetBlock, TargetBlocks
+from bidsapp.records import Mask
 from bidsapp.storage.hdf5 import write_hdf5
 
 LOG = logging.getLogger("bidsapp")
@@ -50,21 +51,18 @@ TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Voxels:
+class VoxelScaling:
     """Where the responses come from, and how new ones are z-scored.
 
     Attributes
     ----------
-    index : ndarray of int64, (v,)
-        Places in the volume, counted in Fortran order.
-    shape : tuple of int
-        Of the volume.
+    mask : Mask
+        Of the v voxels used.
     mean, std : ndarray of float64, (v,)
         Of the training responses.
     """
 
-    index: npt.NDArray[np.int64]
-    shape: tuple[int, ...]
+    mask: Mask
     mean: npt.NDArray[np.float64]
     std: npt.NDArray[np.float64]
 
@@ -97,7 +95,7 @@ class FittedTarget:
 def write_model(
     path: Path,
     decoder: RidgeDecoder,
-    voxels: Voxels,
+    voxels: VoxelScaling,
     targets: Mapping[str, FittedTarget],
     x_test: npt.NDArray[np.float32],
     *,
@@ -113,7 +111,7 @@ def write_model(
         The file, replaced where it is there (give a temporary path).
     decoder : RidgeDecoder
         Of the z-scored training responses.
-    voxels : Voxels
+    voxels : VoxelScaling
     targets : mapping of str to FittedTarget
         Those of one alpha share P.
     x_test : ndarray of float32, (m, v)
@@ -132,9 +130,9 @@ def write_model(
     """
     with write_hdf5(path) as (file, check):
         file.attrs["format"], file.attrs["version"], file.attrs["made_from"] = FORMAT, VERSION, key
-        file["voxel_index"] = np.asarray(voxels.index, dtype=np.int64)
+        file["voxel_index"] = voxels.mask.flat_index
         file["voxel_index"].attrs["order"] = "Fortran"
-        file["voxel_index"].attrs["shape"] = voxels.shape
+        file["voxel_index"].attrs["shape"] = voxels.mask.shape
         file["voxel_mean"], file["voxel_std"] = voxels.mean, voxels.std
         file["train_mean"] = decoder.x_mean
         checked = np.asarray(x_test[:_CHECKED])

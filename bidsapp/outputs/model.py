@@ -13,7 +13,7 @@ from bidsapp.bids.outputs import OutputTree, write_model_sidecar
 from bidsapp.config import RunConfig
 from bidsapp.decoding.backends import choose_backend
 from bidsapp.decoding.decoder import RidgeDecoder
-from bidsapp.decoding.model_writer import FittedTarget, Voxels, made_from
+from bidsapp.decoding.model_writer import FittedTarget, VoxelScaling, made_from
 from bidsapp.decoding.model_writer import write_model as write
 from bidsapp.report import TargetRow
 from bidsapp.storage.atomic import atomic_path
@@ -38,7 +38,7 @@ def write_model(found: Reconstruction, tree: OutputTree, config: RunConfig, sour
     # What the file holds is told by contents, never by keys: these know where the dataset lies, and the file,
     # in which this is written, has to be the same wherever that is.
     made_of = {
-        "voxels": [hashlib.sha256(found.mask.flat_index.tobytes()).hexdigest(), found.mask.data.shape],
+        "voxels": [hashlib.sha256(found.mask.flat_index.tobytes()).hexdigest(), found.mask.shape],
         "responses": scored.content,
         "latents": latents.content,
         "penalties": {name: asdict(s) for name, s in found.penalties.items()},
@@ -48,9 +48,7 @@ def write_model(found: Reconstruction, tree: OutputTree, config: RunConfig, sour
     if made_from(path) == key:
         LOG.info("model file: found from an earlier run")
         return
-    voxels = Voxels(
-        found.mask.flat_index[scored["kept"]], found.mask.data.shape, scored["mean"], scored["std"]
-    )
+    voxels = VoxelScaling(found.mask.subset(scored["kept"]), scored["mean"], scored["std"])
     alphas = {name: found.penalties[name].alpha for name in config.recipe.target_names}
     targets = {
         name: FittedTarget(

@@ -36,7 +36,7 @@ def counts_of(found: Reconstruction, config: RunConfig) -> dict[str, float]:
         **({"images of the split not seen": found.split.unseen} if config.split_file else {}),
         "fewest repeats of an image": int(repeats.min()),
         "most repeats of an image": int(repeats.max()),
-        "voxels in the region of interest": found.n_roi_voxels,
+        "voxels in the region of interest": found.mask.n_roi,
     }
     if config.min_noise_ceiling is not None:
         counts[f"voxels with a noise ceiling of {config.min_noise_ceiling:g} % or more"] = found.mask.n_voxels
@@ -66,7 +66,7 @@ def voxel_selection(found: Reconstruction, dataset: Dataset, config: RunConfig) 
     """Say how the voxels were chosen, for the mask's sidecar."""
     selection: dict[str, Any] = {
         "RegionsOfInterest": list(config.roi),
-        "RegionVoxels": found.n_roi_voxels,
+        "RegionVoxels": found.mask.n_roi,
         "Voxels": found.mask.n_voxels,
     }
     if config.min_noise_ceiling is not None and found.subject.noise_ceiling is not None:

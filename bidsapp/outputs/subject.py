@@ -70,7 +70,7 @@ def write_subject(
     write_mask(
         tree,
         roi_label(config.roi),
-        found.mask.data,
+        found.mask.inside,
         found.mask.affine,
         sources=masks,
         spatial_reference=found.subject.spatial_reference,

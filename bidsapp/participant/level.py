@@ -157,21 +157,21 @@ def _run_subject(
     label = subject.label
     settings = {"command": config.command, **settings_of(config), "versions": software_versions()}
     settings["split"] = split_record(planned.splits[label])
-    voxels, sizes = planned.voxels[label], planned.sizes[label]
+    mask, sizes = planned.masks[label], planned.sizes[label]
     settings["data"] = {
         "dataset": str(planned.dataset.root),
         "sessions": [session.label for session in subject.sessions],
         "trials": sizes.n_trials,
         "masks": [str(path) for path in subject.masks.values()],
-        "region_voxels": voxels.n_roi,
-        "chosen_voxels": voxels.n,
+        "region_voxels": mask.n_roi,
+        "chosen_voxels": mask.n_voxels,
         "noise_ceiling": None if subject.noise_ceiling is None else str(subject.noise_ceiling),
     }
     record = tree.path("settings", run_id=run_id)
     write_settings(record, settings | {"machine": machine()})
     LOG.info("sub-%s: %d sessions", label, len(subject.sessions))
-    masks, regions = planned.masks_and_regions(label, config)
-    found = reconstruct(subject, masks, planned.splits[label], planned.stimuli, models, config, regions)
+    regions = planned.regions(label, config)
+    found = reconstruct(subject, mask, planned.splits[label], planned.stimuli, models, config, regions)
     warnings = (*split_notes(planned.splits[label]), *_warnings(planned, models, config))
     seconds = time.monotonic() - start
     rows = write_subject(found, tree, planned.dataset, planned.stimuli, config, run_id, seconds, warnings)

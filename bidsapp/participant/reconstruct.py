@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,14 +20,11 @@ from bidsapp.analyses import generator_seeds, ladder
 from bidsapp.analyses import regions as roi_analysis
 from bidsapp.analyses.protocols import score_by_each
 from bidsapp.config import RunConfig
-from bidsapp.data.betas import Mask, load_mask
-from bidsapp.data.selection import keep_reliable
-from bidsapp.errors import AppError, ExitCode
 from bidsapp.pipeline.decoding import choose_alphas, fit_ridge, predict_and_calibrate
 from bidsapp.pipeline.images import first_stage, second_stage, shown_images, targets_of_stimuli
 from bidsapp.pipeline.records import BRAIN, NULL, ORACLE, Decoded, Pictures, Reconstruction, Refinement, Start
 from bidsapp.pipeline.responses import average_over_repeats, mask_betas, split_test_halves, zscore_by_training
-from bidsapp.records import Split, SubjectInputs
+from bidsapp.records import Mask, Split, SubjectInputs
 from bidsapp.storage.stages import StageResult, Stages
 
 if TYPE_CHECKING:
@@ -43,8 +39,6 @@ class Prepared:
     Attributes
     ----------
     mask : Mask
-    n_roi_voxels : int
-        Voxels of the ROIs' union.
     betas, averaged, responses, halves : StageResult
     done : Decoded
     rows : tuple of int
@@ -56,7 +50,6 @@ class Prepared:
     """
 
     mask: Mask
-    n_roi_voxels: int
     betas: StageResult
     averaged: StageResult
     responses: StageResult
@@ -81,7 +74,7 @@ class Prepared:
 def prepare(
     stages: Stages,
     subject: SubjectInputs,
-    masks: dict[str, Path],
+    mask: Mask,
     split: Split,
     stimuli: StimulusSet,
     models: Models,
@@ -96,10 +89,6 @@ def prepare(
         Where ``stages`` only look for what is there.
     """
     # Responses: voxels of the region of interest, repeats averaged, z-scored by the training images.
-    mask = load_mask(masks)
-    n_roi = mask.n_voxels
-    if config.min_noise_ceiling is not None:
-        mask = keep_reliable(mask, noise_ceiling_of(subject), config.min_noise_ceiling)
     betas = mask_betas(stages, subject, mask, config.n_cpus)
     averaged = average_over_repeats(stages, betas, subject, split)
     responses = zscore_by_training(stages, averaged)
@@ -125,7 +114,6 @@ def prepare(
     done = Decoded(stages, label, split, penalties, ridge, latents, quality, first, train, test, targets_key)
     return Prepared(
         mask=mask,
-        n_roi_voxels=n_roi,
         betas=betas,
         averaged=averaged,
         responses=responses,
@@ -141,7 +129,7 @@ def prepare(
 
 def reconstruct(
     subject: SubjectInputs,
-    masks: dict[str, Path],
+    mask: Mask,
     split: Split,
     stimuli: StimulusSet,
     models: Models,
@@ -153,8 +141,8 @@ def reconstruct(
     Parameters
     ----------
     subject : SubjectInputs
-    masks : dict of str to Path
-        A 3-D mask file for each chosen ROI; their union is decoded.
+    mask : Mask
+        The voxels to decode.
     split : Split
         Training and test stimuli that the subject saw.
     stimuli : StimulusSet
@@ -170,7 +158,7 @@ def reconstruct(
     stages = Stages(config.work_dir / f"sub-{subject.label}", config.force)
 
     # Responses, targets, decoding, and stage 1.
-    ready = prepare(stages, subject, masks, split, stimuli, models, config, regions)
+    ready = prepare(stages, subject, mask, split, stimuli, models, config, regions)
     done, rows = ready.done, ready.rows
 
     # Images: stage 2 refines stage 1 under the predicted tokens.
@@ -206,7 +194,6 @@ def reconstruct(
     return Reconstruction(
         subject=subject,
         mask=ready.mask,
-        n_roi_voxels=ready.n_roi_voxels,
         split=split,
         stimuli=shown,
         responses=ready.averaged,
@@ -222,11 +209,3 @@ def reconstruct(
         evidence=evidence,
         seconds=dict(stages.seconds),
     )
-
-
-def noise_ceiling_of(subject: SubjectInputs) -> Path:
-    """Give a subject's noise-ceiling map (AppError, exit code 66, where there is none)."""
-    if subject.noise_ceiling is None:
-        what = f"sub-{subject.label} has no noise-ceiling map. Leave out --min-noise-ceiling, or add the map."
-        raise AppError(what, exit_code=ExitCode.NO_INPUT)
-    return subject.noise_ceiling

@@ -183,9 +183,9 @@ class _Part:
                     LOG.debug("%s: block %d of %d is made", blocks.name, index + 1, len(blocks))
 
     def _ready(self, stages: Stages) -> Prepared:
-        masks, regions = self.planned.masks_and_regions(self.label, self.config)
+        mask, regions = self.planned.masks[self.label], self.planned.regions(self.label, self.config)
         split, stimuli = self.planned.splits[self.label], self.planned.stimuli
-        return prepare(stages, self.subject, masks, split, stimuli, self.models, self.config, regions)
+        return prepare(stages, self.subject, mask, split, stimuli, self.models, self.config, regions)
 
     def _completion(self) -> Completion:
         split = self.planned.splits[self.label]

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bidsapp.data.betas import Mask
 from bidsapp.data.targets import TargetRows
 from bidsapp.decoding.crossvalidation import Selection
 from bidsapp.evidence import Evidence
 from bidsapp.metrics.scoring import Scores
-from bidsapp.records import Split, SubjectInputs
+from bidsapp.records import Mask, Split, SubjectInputs
 from bidsapp.storage.stages import StageResult, Stages
 
 if TYPE_CHECKING:
@@ -102,8 +101,6 @@ class Reconstruction:
 
     subject: SubjectInputs
     mask: Mask
-    #: voxels of the ROIs' union, before the noise ceiling was asked about
-    n_roi_voxels: int
     split: Split
     stimuli: np.ndarray
     responses: StageResult

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bidsapp.data.betas import Mask
 from bidsapp.data.halves import split_halves
 from bidsapp.data.responses import average_repeats, count_dropped, zscore
 from bidsapp.data.sessions import mask_sessions
-from bidsapp.records import Split, SubjectInputs
+from bidsapp.records import Mask, Split, SubjectInputs
 from bidsapp.storage.files import fingerprint, sha256_array
 from bidsapp.storage.stages import StageResult, Stages
 from bidsapp.system.progress import track

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bidsapp.config import Recipe, RunConfig
 from bidsapp.errors import ExitCode, Gatherer, Problem
 from bidsapp.planning.estimate import Needs, Sizes, needs, value_bytes
-from bidsapp.records import Split, SubjectInputs
+from bidsapp.records import Mask, Split, SubjectInputs
 from bidsapp.storage.files import bytes_there
 from bidsapp.system.resources import available_memory
 from bidsapp.system.units import as_text
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from bidsapp.bids.inputs import Dataset
-    from bidsapp.bids.voxels import Voxels
     from bidsapp.data.stimuli import StimulusSet
     from bidsapp.metrics.protocols import NetworkUse
 
@@ -37,21 +36,16 @@ class Plan:
     dataset: Dataset
     stimuli: StimulusSet
     splits: dict[str, Split]
-    voxels: dict[str, Voxels]
+    masks: dict[str, Mask]
     sizes: dict[str, Sizes]
     needs: dict[str, Needs]
     device: str
 
-    def masks_and_regions(
-        self, label: str, config: RunConfig
-    ) -> tuple[dict[str, Path], dict[str, npt.NDArray[np.bool_]]]:
-        """Give a subject's masks as files, and the regions of ``--roi-analysis`` (none without it)."""
-        from bidsapp.bids.inputs import mask_files
+    def regions(self, label: str, config: RunConfig) -> dict[str, npt.NDArray[np.bool_]]:
+        """Read the regions of ``--roi-analysis`` of a subject, (x, y, z) each; none without that option."""
         from bidsapp.bids.regions import region_masks
 
-        masks = mask_files(self.dataset, label, config.work_dir / f"sub-{label}")
-        shape = self.voxels[label].inside.shape
-        return masks, region_masks(self.dataset, label, shape) if config.roi_analysis else {}
+        return region_masks(self.dataset, label, self.masks[label].shape) if config.roi_analysis else {}
 
     def region_files(self, label: str, config: RunConfig) -> list[Path]:
         """Give the images that ``--roi-analysis`` may take regions from (none without it), sorted."""
@@ -81,7 +75,7 @@ def plan(config: RunConfig) -> Plan:
     device = _check_machine(config, found)
     dataset, stimuli = _open_inputs(config, found)
     splits = _make_splits(config, dataset, stimuli, found) if dataset and stimuli else {}
-    voxels: dict[str, Voxels] = {}
+    masks: dict[str, Mask] = {}
     if dataset is not None:
         from bidsapp.bids.preflight import check
 
@@ -98,18 +92,18 @@ def plan(config: RunConfig) -> Plan:
                 min_noise_ceiling=config.min_noise_ceiling,
             )
         )
-        voxels = _check_contents(config, dataset, stimuli, splits, found)
+        masks = _check_contents(config, dataset, stimuli, splits, found)
     _check_models(config, found)
     sizes, needed = {}, {}
     if dataset is not None:
-        ready = [s for s in dataset.subjects if s.label in splits and s.label in voxels]
+        ready = [s for s in dataset.subjects if s.label in splits and s.label in masks]
         here = replace(config, device=device)
-        sizes = {s.label: _sizes(s, splits[s.label], voxels[s.label], here) for s in ready}
+        sizes = {s.label: _sizes(s, splits[s.label], masks[s.label], here) for s in ready}
         if stimuli is not None and not found.problems:
             shown = {label: _stimulus_bytes(stimuli, splits[label].test) for label in sizes}
             sizes = {label: replace(size, stimulus_bytes=shown[label]) for label, size in sizes.items()}
         if config.roi_analysis and not found.problems:
-            within = {label: _region_voxels(dataset, label, voxels[label]) for label in sizes}
+            within = {label: _region_voxels(dataset, label, masks[label]) for label in sizes}
             sizes = {label: replace(size, region_voxels=within[label]) for label, size in sizes.items()}
         needed = {label: needs(here, size) for label, size in sizes.items()}
         found.add(_memory_problems(needed, config))
@@ -126,7 +120,7 @@ def plan(config: RunConfig) -> Plan:
             "The embedded models know drawn scenes only; on photographs they show that the pipeline runs, "
             "not what the brain data hold."
         )
-    return Plan(dataset, stimuli, splits, voxels, sizes, needed, device)
+    return Plan(dataset, stimuli, splits, masks, sizes, needed, device)
 
 
 def _check_machine(config: RunConfig, found: Gatherer) -> str:
@@ -194,16 +188,16 @@ def _check_contents(
     stimuli: StimulusSet | None,
     splits: dict[str, Split],
     found: Gatherer,
-) -> dict[str, Voxels]:
+) -> dict[str, Mask]:
     """Look into betas and images as far as is quick, where nothing is known to be wrong with them.
 
-    Gives the voxels of each subject whose images are right.
+    Gives the mask of each subject whose images are right.
     """
-    from bidsapp.bids.voxels import chosen_voxels
+    from bidsapp.bids.voxels import choose_voxels
     from bidsapp.data.sampling import check_magnitudes, look_into
 
     wrong = {problem.path for problem in found.problems}
-    voxels = {}
+    masks = {}
     for subject in dataset.subjects:
         label, images = (
             subject.label,
@@ -212,9 +206,9 @@ def _check_contents(
         if not subject.masks or images & wrong or not subject.sessions:
             continue
         with found.at(config.bids_dir, subject=label):
-            voxels[label] = chosen_voxels(dataset, label, config.min_noise_ceiling)
+            masks[label] = choose_voxels(dataset, label, config.min_noise_ceiling)
             sessions = [s for s in subject.sessions if str(s.betas) not in wrong]
-            looks = [look_into(session, voxels[label].inside) for session in sessions]
+            looks = [look_into(session, masks[label]) for session in sessions]
             problems = [p for problems, _ in looks for p in problems]
             problems += check_magnitudes(sessions, [magnitude for _, magnitude in looks])
             found.add(replace(p, subject=label) for p in problems)
@@ -222,7 +216,7 @@ def _check_contents(
         shown = {i for u in dataset.subjects for s in u.sessions for i in s.stimulus_ids}
         used = {i for split in splits.values() for i in (*split.train, *split.test)} or shown
         found.add(stimuli.unreadable([i for i in stimuli.ids if i in used]))
-    return voxels
+    return masks
 
 
 def split_notes(split: Split, chosen: bool = True) -> list[str]:
@@ -282,7 +276,7 @@ def unknown_names(recipe: Recipe) -> list[Problem]:
     return [Problem(where, f"the protocol {name!r} has no network {n!r}", mend) for n in unknown]
 
 
-def _sizes(subject: SubjectInputs, split: Split, voxels: Voxels, config: RunConfig) -> Sizes:
+def _sizes(subject: SubjectInputs, split: Split, mask: Mask, config: RunConfig) -> Sizes:
     from bidsapp.models.suite import models_root
     from bidsapp.models.weights.sizes import image_cost, image_sides, target_sizes
 
@@ -293,23 +287,21 @@ def _sizes(subject: SubjectInputs, split: Split, voxels: Voxels, config: RunConf
         n_trials=n_trials,
         n_train=len(split.train),
         n_test=len(split.test),
-        n_voxels=voxels.n,
-        betas_bytes=n_trials * voxels.inside.size * _STORED,
+        n_voxels=mask.n_voxels,
+        betas_bytes=n_trials * mask.inside.size * _STORED,
         targets=target_sizes(config.recipe, root),
         sides=image_sides(config.recipe, root),
         image_cost=image_cost(config.recipe, root, value_bytes(config)),
     )
 
 
-def _region_voxels(dataset: Dataset, label: str, voxels: Voxels) -> tuple[int, ...]:
+def _region_voxels(dataset: Dataset, label: str, mask: Mask) -> tuple[int, ...]:
     """Voxels of each region that ``--roi-analysis`` decodes."""
-    import numpy as np
-
     from bidsapp.analyses.regions import voxels_of
     from bidsapp.bids.regions import region_masks
 
-    regions = region_masks(dataset, label, voxels.inside.shape)
-    found = voxels_of(regions, np.flatnonzero(voxels.inside.ravel(order="F")))
+    regions = region_masks(dataset, label, mask.shape)
+    found = voxels_of(regions, mask.flat_index)
     return tuple(int(inside.sum()) for inside in found.values())
 
 

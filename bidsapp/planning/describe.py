@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from bidsapp.config import RANDOM_SETS, RunConfig, cluster_count, ladder_size
 from bidsapp.planning.estimate import Needs, Sizes, images_made
 from bidsapp.planning.option_costs import further_images
-from bidsapp.records import Split, SubjectInputs
+from bidsapp.records import Mask, Split, SubjectInputs
 from bidsapp.storage.blocks import count_blocks
 from bidsapp.storage.stages import NotThere, Survey
 from bidsapp.system.units import as_duration, as_text
 
 if TYPE_CHECKING:
-    from bidsapp.bids.voxels import Voxels
     from bidsapp.planning.check import Plan
 
 _THERE = "found, will be used"
@@ -42,12 +39,12 @@ def describe(plan: Plan, config: RunConfig) -> str:
     for subject in plan.dataset.subjects:
         label = subject.label
         split, needed, sizes = plan.splits[label], plan.needs[label], plan.sizes[label]
-        there = stages_there(config, subject, split, plan.voxels[label])
+        there = stages_there(config, subject, split, plan.masks[label])
         rows = _rows(config, label, sizes, needed, there)
         left = [needed.seconds[name] for name, _, state in rows if state != _THERE]
         known = [s for s in left if s is not None]
         times.append(sum(known) if len(known) == len(left) else None)
-        lines += ["", _inputs(subject, split, sizes, plan.voxels[label], config), *_wants(needed, config)]
+        lines += ["", _inputs(subject, split, sizes, plan.masks[label], config), *_wants(needed, config)]
         lines.append(f"  time: {_roughly(times[-1])}")
         lines += [
             f"    {name:8} {as_duration(needed.seconds[name]):>10}  {what}{f'; {state}' if state else ''}"
@@ -63,18 +60,15 @@ def describe(plan: Plan, config: RunConfig) -> str:
     return "\n".join(lines)
 
 
-def stages_there(config: RunConfig, subject: SubjectInputs, split: Split, voxels: Voxels) -> set[str]:
+def stages_there(config: RunConfig, subject: SubjectInputs, split: Split, mask: Mask) -> set[str]:
     """Find the stages that an earlier run left and this one will use, of those that are quick to tell.
 
     These are the stages before any model is needed: betas, responses, zscore and ridge.
     """
-    from bidsapp.data.betas import Mask
     from bidsapp.pipeline import decoding as decoding_steps
     from bidsapp.pipeline import responses as steps
 
     survey = Survey(config.work_dir / f"sub-{subject.label}")
-    flat_index = np.flatnonzero(voxels.inside.ravel(order="F")).astype(np.int64)
-    mask = Mask(data=voxels.inside, affine=np.eye(4), flat_index=flat_index)
     try:
         betas = steps.mask_betas(survey, subject, mask, config.n_cpus)
         averaged = steps.average_over_repeats(survey, betas, subject, split)
@@ -90,10 +84,10 @@ def stages_there(config: RunConfig, subject: SubjectInputs, split: Split, voxels
     return survey.found
 
 
-def _inputs(subject: SubjectInputs, split: Split, sizes: Sizes, voxels: Voxels, config: RunConfig) -> str:
-    region = f"{voxels.n:,} voxels of {', '.join(subject.masks)}"
+def _inputs(subject: SubjectInputs, split: Split, sizes: Sizes, mask: Mask, config: RunConfig) -> str:
+    region = f"{mask.n_voxels:,} voxels of {', '.join(subject.masks)}"
     if config.min_noise_ceiling is not None:
-        region += f" (of {voxels.n_roi:,}; noise ceiling at least {config.min_noise_ceiling:g} %)"
+        region += f" (of {mask.n_roi:,}; noise ceiling at least {config.min_noise_ceiling:g} %)"
     return (
         f"sub-{subject.label}: {sizes.n_sessions} sessions, {sizes.n_trials} trials, "
         f"{sizes.n_train} training and {sizes.n_test} test images of {split.name}, {region}"

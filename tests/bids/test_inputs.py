@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from bidsapp.bids._index import build_index, natural_key
-from bidsapp.bids.inputs import mask_files, open_dataset
+from bidsapp.bids.inputs import open_dataset
 from bidsapp.errors import AppError, ExitCode, InputProblems
+from bidsapp.storage.nifti import load_volume
 
 Make = Callable[..., Path]
 
@@ -131,34 +132,27 @@ def test_several_tasks_and_spaces_are_listed(tiny: Path) -> None:
     assert "No betas of sub-01" in named.problems[0].what
 
 
-def test_regions_of_interest(tiny: Path, tmp_path: Path) -> None:
+def test_regions_of_interest(tiny: Path) -> None:
     pattern = "sub-{subject}/func/sub-{subject}_task-tiny_space-func3mm_label-nsdgeneral_mask.nii.gz"
     names = ("V1", "hv4", "visualrois:V1v", "visualrois", pattern)
     dataset = open_dataset(tiny, roi=names)
     assert dataset.problems == ()
-    files = mask_files(dataset, "01", tmp_path / "masks")
-    labels = np.asarray(nib.load(dataset.rois["01"]["V1"].path).dataobj)
+    rois = dataset.rois["01"]
+    labels = np.asarray(nib.load(rois["V1"].path).dataobj)
     expected = {"V1": [1, 2], "hv4": [3], "visualrois:V1v": [1], "visualrois": [1, 2, 3], pattern: [1, 2, 3]}
-    assert list(files) == list(names)
+    assert list(rois) == list(names)
     for name, values in expected.items():
-        image = nib.load(files[name])
-        assert np.array_equal(np.asarray(image.dataobj) > 0, np.isin(labels, values)), name
-        assert np.array_equal(image.affine, nib.load(dataset.rois["01"]["V1"].path).affine)
-    first = files["V1"].read_bytes()
-    mask_files(dataset, "01", tmp_path / "again")
-    assert next((tmp_path / "again").glob("*V1_mask*")).read_bytes() == first
+        assert np.array_equal(rois[name].inside(load_volume(rois[name].path)), np.isin(labels, values)), name
 
 
-def test_regions_whose_names_differ_in_signs_only_have_masks_of_their_own(tiny: Path, tmp_path: Path) -> None:
+def test_regions_whose_names_differ_in_signs_only_are_told_apart(tiny: Path) -> None:
     for path in tiny.rglob("*_dseg.tsv"):
         path.write_text("index\tname\n1\tV1a\n2\tV1-a\n3\thV4\n")
     names = ("V1a", "V1-a")
     dataset = open_dataset(tiny, roi=names)
-    files = mask_files(dataset, "01", tmp_path)
-    labels = np.asarray(nib.load(dataset.rois["01"]["V1a"].path).dataobj)
+    volume = load_volume(dataset.rois["01"]["V1a"].path)
     for value, name in enumerate(names, start=1):
-        assert np.array_equal(np.asarray(nib.load(files[name]).dataobj) > 0, labels == value)
-        assert files[name].parent == tmp_path
+        assert np.array_equal(dataset.rois["01"][name].inside(volume), volume.data == value)
 
 
 def test_a_missing_roi_lists_those_found(tiny: Path) -> None:

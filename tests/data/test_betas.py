@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bidsapp.data.betas import load_mask, mask_session
+from bidsapp.data.betas import mask_session
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.records import Session
+from bidsapp.records import Mask, Session
 from bidsapp.storage.npy import open_rows
 
 SHAPE = (5, 6, 4)
@@ -53,9 +53,8 @@ def _values(dtype: str, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture
-def mask(tmp_path):
-    values = np.random.default_rng(1).integers(-1, 3, SHAPE).astype(np.int16)
-    return load_mask({"nsdgeneral": _write(tmp_path / "mask.nii.gz", values)})
+def mask():
+    return Mask(np.random.default_rng(1).integers(-1, 3, SHAPE) > 0, AFFINE)
 
 
 def _literal(path: Path, mask_data: np.ndarray, scale: float) -> np.ndarray:
@@ -75,7 +74,7 @@ def test_masked_equals_nibabel(tmp_path, mask, dtype, endian, suffix):
     got = mask_session(_session(path, scale=300.0), mask, tmp_path / "out.npy")
     assert isinstance(got, np.memmap)
     assert got.dtype == np.float32
-    np.testing.assert_array_equal(got, _literal(path, mask.data, 300.0))
+    np.testing.assert_array_equal(got, _literal(path, mask.inside, 300.0))
 
 
 @pytest.mark.parametrize("endian", ["<", ">"])
@@ -83,8 +82,8 @@ def test_slope_and_intercept_applied_before_scale(tmp_path, mask, endian):
     path = _write(tmp_path / "b.nii.gz", _values("int16"), endian=endian, slope=0.01, inter=-2.5)
     assert nib.load(path).dataobj.slope == pytest.approx(0.01)
     got = mask_session(_session(path, scale=3.0), mask, tmp_path / "out.npy")
-    np.testing.assert_array_equal(got, _literal(path, mask.data, 3.0))
-    assert got.mean() == pytest.approx((0.01 * _values("int16")[mask.data].mean() - 2.5) / 3, rel=1e-5)
+    np.testing.assert_array_equal(got, _literal(path, mask.inside, 3.0))
+    assert got.mean() == pytest.approx((0.01 * _values("int16")[mask.inside].mean() - 2.5) / 3, rel=1e-5)
 
 
 def test_nifti2_and_header_extension(tmp_path, mask):
@@ -92,7 +91,7 @@ def test_nifti2_and_header_extension(tmp_path, mask):
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 100))
     nib.save(image, tmp_path / "b.nii.gz")
     got = mask_session(_session(tmp_path / "b.nii.gz"), mask, tmp_path / "out.npy")
-    np.testing.assert_array_equal(got, _literal(tmp_path / "b.nii.gz", mask.data, 1.0))
+    np.testing.assert_array_equal(got, _literal(tmp_path / "b.nii.gz", mask.inside, 1.0))
 
 
 def test_several_gzip_members(tmp_path, mask):
@@ -100,12 +99,12 @@ def test_several_gzip_members(tmp_path, mask):
     path = tmp_path / "b.nii.gz"
     path.write_bytes(gzip.compress(plain[:900]) + gzip.compress(plain[900:]))
     got = mask_session(_session(path), mask, tmp_path / "out.npy")
-    np.testing.assert_array_equal(got, _literal(path, mask.data, 1.0))
+    np.testing.assert_array_equal(got, _literal(path, mask.inside, 1.0))
 
 
 def test_nan_is_kept(tmp_path, mask):
     values = _values("float32")
-    where = tuple(np.argwhere(mask.data)[3])
+    where = tuple(np.argwhere(mask.inside)[3])
     values[where] = np.nan
     path = _write(tmp_path / "b.nii.gz", values)
     got = mask_session(_session(path), mask, tmp_path / "out.npy")
@@ -187,63 +186,21 @@ def test_missing_file(tmp_path, mask):
     with pytest.raises(AppError) as caught:
         mask_session(_session(tmp_path / "no.nii.gz"), mask, tmp_path / "out.npy")
     assert caught.value.exit_code == ExitCode.NO_INPUT
-    with pytest.raises(AppError) as caught:
-        load_mask({"roi": tmp_path / "no.nii.gz"})
-    assert caught.value.exit_code == ExitCode.NO_INPUT
 
 
-def test_header_that_declares_more_than_the_file_can_hold(tmp_path):
+def test_header_that_declares_more_than_the_file_can_hold(tmp_path, mask):
     raw = bytearray(_write(tmp_path / "m.nii", np.ones(SHAPE, np.uint8)).read_bytes())
     raw[42:48] = struct.pack("<3h", 32767, 32767, 32767)
     for name, content in (("m.nii", bytes(raw)), ("m.nii.gz", gzip.compress(bytes(raw)))):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(AppError, match="can hold"):
-            load_mask({"roi": tmp_path / name})
+            mask_session(_session(tmp_path / name), mask, tmp_path / "out.npy")
 
 
 def test_unsupported_type(tmp_path, mask):
     path = _write(tmp_path / "b.nii.gz", _values("float32").astype(np.complex64))
     with pytest.raises(AppError, match="complex64"):
         mask_session(_session(path), mask, tmp_path / "out.npy")
-
-
-def test_mask_is_above_zero_and_a_union(tmp_path):
-    a = np.full(SHAPE, -1, np.float32)
-    a[1, 2, 3], a[0, 0, 0], a[4, 5, 0] = 2, 0, np.nan
-    b = np.zeros(SHAPE, np.float32)
-    b[4, 5, 3] = 0.5
-    paths = {"a": _write(tmp_path / "a.nii.gz", a), "b": _write(tmp_path / "b.nii", b)}
-    mask = load_mask(paths)
-    assert mask.n_voxels == 2
-    assert mask.names == ("a", "b")
-    assert mask.shape == SHAPE
-    assert {tuple(map(int, v)) for v in np.argwhere(mask.data)} == {(1, 2, 3), (4, 5, 3)}
-    np.testing.assert_allclose(mask.affine, AFFINE, rtol=1e-6)
-    assert mask.zooms == pytest.approx((1.8, 1.8, 1.8))
-    np.testing.assert_array_equal(np.unravel_index(mask.flat_index[0], SHAPE, order="F"), (1, 2, 3))
-    volume = mask.to_volume([5.0, 6.0], fill=0)
-    assert volume[1, 2, 3] == 5
-    assert volume[4, 5, 3] == 6
-    assert volume.sum() == 11
-
-
-def test_masks_that_cannot_be_used(tmp_path):
-    ones = _write(tmp_path / "ones.nii.gz", np.ones(SHAPE, np.uint8))
-    empty = _write(tmp_path / "empty.nii.gz", np.full(SHAPE, -1, np.int16))
-    other = _write(tmp_path / "other.nii.gz", np.ones((4, 4, 4), np.uint8))
-    moved = tmp_path / "moved.nii.gz"
-    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.uint8), AFFINE * 2), moved)
-    four = _write(tmp_path / "four.nii.gz", np.ones((*SHAPE, 2), np.uint8))
-    for message, masks in {
-        "is above 0": {"a": empty},
-        "different grids": {"a": ones, "b": other},
-        "must be 3-D": {"a": four},
-    }.items():
-        with pytest.raises(AppError, match=message) as caught:
-            load_mask(masks)
-        assert caught.value.exit_code == ExitCode.BAD_DATA
-    with pytest.raises(AppError, match="different grids"):
-        load_mask({"a": ones, "b": moved})
 
 
 def test_open_rows_refuses_other_arrays(tmp_path, mask):

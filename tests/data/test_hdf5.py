@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bidsapp.data import _hdf5_trials
-from bidsapp.data.betas import Mask, iterate_trials, load_mask, mask_session
+from bidsapp.data.betas import iterate_trials, mask_session
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.records import Session
+from bidsapp.records import Mask, Session
 
 AFFINE = np.diag([1.8, 1.8, 1.8, 1.0])
 
@@ -37,10 +37,6 @@ def _hdf5(path: Path, values: np.ndarray, **how: object) -> Path:
     with h5py.File(path, "w") as file:
         file.create_dataset("betas", data=np.ascontiguousarray(values.transpose(3, 2, 1, 0)), **how)
     return path
-
-
-def _mask(folder: Path, inside: np.ndarray) -> Mask:
-    return load_mask({"roi": _nifti(folder / "mask.nii.gz", inside.astype(np.uint8))})
 
 
 @st.composite
@@ -68,7 +64,7 @@ def stored(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, dict[str, object], 
 def test_values_are_those_of_the_nifti_twin_bit_for_bit(tmp_path_factory, case, scale):
     values, inside, how, block = case
     folder = tmp_path_factory.mktemp("twins")
-    mask, n = _mask(folder, inside), values.shape[3]
+    mask, n = Mask(inside, AFFINE), values.shape[3]
     expected = np.stack([*iterate_trials(_session(_nifti(folder / "b.nii.gz", values), n, scale), mask)])
     twin = _session(_hdf5(folder / "b.hdf5", values, **how), n, scale)
     with pytest.MonkeyPatch.context() as patch:
@@ -85,7 +81,7 @@ SHAPE, N = (5, 4, 3), 6
 
 @pytest.fixture
 def mask(tmp_path):
-    return _mask(tmp_path, np.random.default_rng(1).random(SHAPE) < 0.5)
+    return Mask(np.random.default_rng(1).random(SHAPE) < 0.5, AFFINE)
 
 
 def test_masked_to_a_file_as_its_nifti_twin(tmp_path, mask):

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from bidsapp.data._contents import Contents
-from bidsapp.data.betas import load_mask, mask_session
+from bidsapp.data.betas import mask_session
 from bidsapp.data.sampling import N_SAMPLED, check_magnitudes, look_into
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.records import Session
+from bidsapp.records import Mask, Session
 
 SHAPE, N = (4, 5, 3), 8
 INSIDE = np.random.default_rng(1).random(SHAPE) < 0.5
+MASK = Mask(INSIDE, np.eye(4))
 
 
 def session(folder: Path, betas: np.ndarray, ids: tuple[str, ...] | None = None) -> Session:
@@ -26,9 +27,7 @@ def session(folder: Path, betas: np.ndarray, ids: tuple[str, ...] | None = None)
 
 
 def masked(found: Session, folder: Path) -> np.ndarray:
-    path = folder / "mask.nii.gz"
-    nib.save(nib.Nifti1Image(INSIDE.astype(np.uint8), np.eye(4)), path)
-    return np.asarray(mask_session(found, load_mask({"all": path}), folder / "out.npy"))
+    return np.asarray(mask_session(found, MASK, folder / "out.npy"))
 
 
 def betas() -> np.ndarray:
@@ -50,7 +49,7 @@ def test_faults(tmp_path: Path, trials: slice, voxels: float, early: bool, words
     values = betas()
     values[..., trials] = voxels
     found = session(tmp_path, values)
-    problems = look_into(found, INSIDE)[0]
+    problems = look_into(found, MASK)[0]
     assert len(problems) == early
     for problem in problems:
         assert problem.path == str(found.betas)
@@ -64,7 +63,7 @@ def test_faults(tmp_path: Path, trials: slice, voxels: float, early: bool, words
 
 def test_the_same_volume_again_and_again_is_constant(tmp_path: Path) -> None:
     values = np.repeat(betas()[..., :1], N, axis=3)
-    (problem,) = look_into(session(tmp_path, values), INSIDE)[0]
+    (problem,) = look_into(session(tmp_path, values), MASK)[0]
     assert "one value in all 3 trials" in problem.what
 
 
@@ -73,14 +72,14 @@ def test_some_bad_voxels_are_no_fault(tmp_path: Path) -> None:
     values[:2] = np.nan
     values[2] = 0
     found = session(tmp_path, values)
-    assert look_into(found, INSIDE)[0] == []
+    assert look_into(found, MASK)[0] == []
     assert np.array_equal(masked(found, tmp_path).shape, (N, INSIDE.sum()))
 
 
 def test_outside_of_the_region_all_is_allowed(tmp_path: Path) -> None:
     values = betas()
     values[~INSIDE] = np.nan
-    assert look_into(session(tmp_path, values), INSIDE)[0] == []
+    assert look_into(session(tmp_path, values), MASK)[0] == []
 
 
 def test_trials_without_a_stimulus_are_not_looked_at(tmp_path: Path) -> None:
@@ -88,7 +87,7 @@ def test_trials_without_a_stimulus_are_not_looked_at(tmp_path: Path) -> None:
     values[..., 1] = np.nan
     ids = tuple("" if i == 1 else f"s{i}" for i in range(N))
     found = session(tmp_path, values, ids)
-    assert look_into(found, INSIDE)[0] == []
+    assert look_into(found, MASK)[0] == []
     assert np.isnan(masked(found, tmp_path)[1]).all()
 
 
@@ -100,7 +99,7 @@ def test_of_hdf5_files_a_few_voxels_are_read(tmp_path: Path, bad: bool) -> None:
     with h5py.File(path, "w") as file:
         file.create_dataset("betas", data=values * (not bad), chunks=(n, 1, 1, 1))
     found = Session("01", path, tmp_path / "trials.tsv", tuple(f"s{i}" for i in range(n)))
-    problems = look_into(found, np.ones(shape, np.bool_))[0]
+    problems = look_into(found, Mask(np.ones(shape, np.bool_), np.eye(4)))[0]
     assert len(problems) == bad
     for problem in problems:
         assert "one value in all 3 trials" in problem.what
@@ -123,7 +122,7 @@ def test_a_voxel_that_is_known_in_one_trial_only_does_not_vary() -> None:
 def test_damaged_files_are_told(tmp_path: Path) -> None:
     found = session(tmp_path, betas())
     found.betas.write_bytes(found.betas.read_bytes()[:100])
-    (problem,) = look_into(found, INSIDE)[0]
+    (problem,) = look_into(found, MASK)[0]
     assert problem.path == str(found.betas)
 
 
@@ -131,7 +130,7 @@ def test_the_magnitude_is_that_of_values_that_are_not_zero(tmp_path: Path) -> No
     values = np.zeros((*SHAPE, N))
     values[..., : N_SAMPLED - 1] = np.where(np.arange(SHAPE[2]) > 0, 2.0, np.nan)[:, None]
     values[..., N_SAMPLED:] = 1000
-    problems, magnitude = look_into(session(tmp_path, values), INSIDE)
+    problems, magnitude = look_into(session(tmp_path, values), MASK)
     assert problems == []
     assert magnitude == 2
 

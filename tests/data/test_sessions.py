@@ -11,19 +11,17 @@ import numpy as np
 import pytest
 
 from bidsapp.data import sessions as module
-from bidsapp.data.betas import load_mask, mask_session
+from bidsapp.data.betas import mask_session
 from bidsapp.data.sessions import mask_sessions
 from bidsapp.errors import AppError
-from bidsapp.records import Session
+from bidsapp.records import Mask, Session
 
 SHAPE, N_TRIALS, N_SESSIONS = (6, 5, 4), 30, 6
 
 
 @pytest.fixture
-def mask(tmp_path):
-    values = np.random.default_rng(1).integers(-1, 2, SHAPE).astype(np.int16)
-    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "mask.nii.gz")
-    return load_mask({"roi": tmp_path / "mask.nii.gz"})
+def mask():
+    return Mask(np.random.default_rng(1).integers(-1, 2, SHAPE) > 0, np.eye(4))
 
 
 @pytest.fixture

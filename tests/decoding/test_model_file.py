@@ -10,9 +10,10 @@ from bidsapp.decoding import gram
 from bidsapp.decoding.compact import CompactForm, quantise
 from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.decoding.model_file import load
-from bidsapp.decoding.model_writer import TOLERANCE, FittedTarget, Voxels, made_from, write_model
+from bidsapp.decoding.model_writer import TOLERANCE, FittedTarget, VoxelScaling, made_from, write_model
 from bidsapp.decoding.streaming import TargetBlocks, predict_blocks
 from bidsapp.errors import AppError
+from bidsapp.records import Mask
 
 SHAPE = (6, 5, 7)
 
@@ -38,7 +39,8 @@ def make(folder, n=50, p=90, *, alphas=(20.0, 300.0), strong=0.0, save_weights=F
         expected[name] = (raw, raw * scale + shift)
     index = np.sort(rng.permutation(np.prod(SHAPE))[:p])
     path = folder / "model.h5"
-    voxels = Voxels(index, SHAPE, mean, std)
+    inside = np.isin(np.arange(np.prod(SHAPE)), index).reshape(SHAPE, order="F")
+    voxels = VoxelScaling(Mask(inside, np.eye(4)), mean, std)
     write_model(path, decoder, voxels, targets, test, save_weights=save_weights, block=block)
     return path, test, test * std + mean, expected, targets, decoder
 

@@ -21,6 +21,7 @@ from bidsapp import cli
 from bidsapp.bids import inputs
 from bidsapp.data.stimuli import StimulusSet
 from bidsapp.nsd.files import Writer
+from bidsapp.storage.nifti import load_volume
 from bidsapp.storage.text import read_tsv
 
 BETAS = "sub-{s}/ses-nsd{n:02d}/func/sub-{s}_ses-nsd{n:02d}_task-nsdcore_space-func1pt8mm_stat-effect_"
@@ -127,10 +128,10 @@ def test_regions_as_the_app_reads_them(nsd, bids, subject):
     }
     dataset = inputs.open_dataset(bids, participants=[f"{subject:02d}"], roi=list(expected))
     assert dataset.problems == ()
-    files = inputs.mask_files(dataset, f"{subject:02d}", bids.parent / "masks")
+    rois = dataset.rois[f"{subject:02d}"]
     for name, inside in expected.items():
         assert inside.any()
-        assert np.array_equal(nib.load(files[name]).get_fdata() > 0, inside), name
+        assert np.array_equal(rois[name].inside(load_volume(rois[name].path)), inside), name
 
 
 def test_nothing_outside_is_in_a_segmentation(nsd, bids):

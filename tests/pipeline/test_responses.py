@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bidsapp.bids.inputs import mask_files, open_dataset
-from bidsapp.data.betas import Mask, load_mask
+from bidsapp.bids.inputs import open_dataset
+from bidsapp.bids.voxels import choose_voxels
 from bidsapp.errors import AppError
 from bidsapp.pipeline.responses import mask_betas
-from bidsapp.records import SubjectInputs
+from bidsapp.records import Mask, SubjectInputs
 from bidsapp.storage.stages import Stages
 
 
@@ -25,7 +25,7 @@ def pristine(tiny_dataset: Callable[..., Path]) -> Path:
 def inputs(pristine: Path, tmp_path: Path) -> tuple[SubjectInputs, Mask]:
     root = Path(shutil.copytree(pristine, tmp_path / "bids"))
     dataset = open_dataset(root)
-    return dataset.subjects[0], load_mask(mask_files(dataset, "01", tmp_path / "masks"))
+    return dataset.subjects[0], choose_voxels(dataset, "01")
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

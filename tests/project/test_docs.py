@@ -18,8 +18,9 @@ import pytest
 import bidsapp
 from bidsapp.cli.words import normalise
 from bidsapp.decoding.decoder import RidgeDecoder
-from bidsapp.decoding.model_writer import FittedTarget, Voxels, write_model
+from bidsapp.decoding.model_writer import FittedTarget, VoxelScaling, write_model
 from bidsapp.decoding.streaming import predict_blocks
+from bidsapp.records import Mask
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -75,7 +76,7 @@ def model_file(folder: Path) -> dict[str, object]:
     decoder = RidgeDecoder(x)
     raw = predict_blocks(decoder.operator(x, 10.0), y)
     target = FittedTarget(10.0, y, raw, np.ones(7), np.zeros(7), {})
-    voxels = Voxels(np.arange(60), shape, np.zeros(60), np.ones(60))
+    voxels = VoxelScaling(Mask(np.ones(shape, bool), np.eye(4)), np.zeros(60), np.ones(60))
     path = folder / "out/sub-01/func/sub-01_task-nsdcore_desc-ridge_model.h5"
     path.parent.mkdir(parents=True)
     write_model(path, decoder, voxels, {"vdvae": target}, x)

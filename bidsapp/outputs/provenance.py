@@ -33,18 +33,18 @@ def counts_of(found: Reconstruction, config: RunConfig) -> dict[str, float]:
         "trials of training and test images": int(repeats.sum()),
         "training images": len(found.split.train),
         "test images": len(found.split.test),
-        **({"images of the split not seen": found.split.unseen} if config.split_file else {}),
+        **({"images of the split not shown": found.split.unseen} if config.split_file else {}),
         "fewest repeats of an image": int(repeats.min()),
         "most repeats of an image": int(repeats.max()),
         "voxels in the region of interest": found.mask.n_roi,
     }
     if config.min_noise_ceiling is not None:
-        counts[f"voxels with a noise ceiling of {config.min_noise_ceiling:g} % or more"] = found.mask.n_voxels
+        counts[f"voxels with a noise ceiling of {config.min_noise_ceiling:g}% or more"] = found.mask.n_voxels
     not_finite, constant = count_dropped(found.zscored["kept"], found.zscored["finite"])
     if not_finite:
-        counts["voxels dropped, not finite in some trial"] = not_finite
+        counts["voxels dropped: not finite in some trial"] = not_finite
     if constant:
-        counts["voxels dropped, the same in all training images"] = constant
+        counts["voxels dropped: constant over training images"] = constant
     counts["voxels used"] = int(np.count_nonzero(found.zscored["kept"]))
     if found.subject.noise_ceiling is not None:
         ceiling = read_map(found.subject.noise_ceiling, found.mask)[found.zscored["kept"]]
@@ -54,7 +54,7 @@ def counts_of(found: Reconstruction, config: RunConfig) -> dict[str, float]:
 
 
 def repeats_of(found: Reconstruction) -> dict[str, dict[int, int]]:
-    """Count the images that were shown once, twice and so on: ``{"training": {3: 8859}, ...}``."""
+    """Count the images shown once, twice and so on: ``{"training": {3: 8859}, ...}``."""
     counted = {}
     for kind, name in (("train", "training"), ("test", "test")):
         times, images = np.unique(found.responses[f"{kind}_repeats"], return_counts=True)
@@ -63,7 +63,7 @@ def repeats_of(found: Reconstruction) -> dict[str, dict[int, int]]:
 
 
 def voxel_selection(found: Reconstruction, dataset: Dataset, config: RunConfig) -> dict[str, Any]:
-    """Say how the voxels were chosen, for the mask's sidecar."""
+    """Describe how the voxels were chosen, for the mask's sidecar."""
     selection: dict[str, Any] = {
         "RegionsOfInterest": list(config.roi),
         "RegionVoxels": found.mask.n_roi,
@@ -82,7 +82,7 @@ _PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scipy", "nibabel", 
 
 
 def software_versions() -> dict[str, str]:
-    """List versions: this app's first, then of what the results depend on."""
+    """List versions: this app's first, then those of packages that results depend on."""
     return {
         "bidsapp-recon": __version__,
         "python": platform.python_version(),
@@ -106,7 +106,7 @@ def write_citation(config: RunConfig) -> Path:
 
 
 def split_record(split: Split) -> dict[str, Any]:
-    """Give what tells one split from another: name, variant, the file and its hash, and the counts."""
+    """Identify a split: name, variant, the file and its hash, and the counts."""
     return {
         "name": split.name,
         "variant": split.variant or None,

@@ -1,7 +1,7 @@
-"""What a finished subject was made of, so that the same command again has nothing to do.
+"""What a finished subject was computed from, so that the same command again has nothing to do.
 
-The record is ``logs/sub-XX/[task-YY_]done.json``: inputs, settings and weights, and the length of every
-output. It is written last, and withdrawn before anything of the subject is written anew.
+The record is ``logs/sub-XX/[task-YY_]done.json``: inputs, settings, weights, and the length of every
+output. It is written last, and removed before any output of the subject is written again.
 """
 
 from __future__ import annotations
@@ -16,48 +16,37 @@ from bidsapp import __version__
 from bidsapp.bids.outputs import OutputTree
 from bidsapp.config import RunConfig
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.records import Split, SubjectInputs
 from bidsapp.report import ScoreRow
 from bidsapp.storage.files import fingerprint
 from bidsapp.storage.stages import changes, flat_inputs
 from bidsapp.storage.text import read_json, write_text
 
 if TYPE_CHECKING:
-    from bidsapp.data.stimuli import StimulusSet
     from bidsapp.models.suite import Models
+    from bidsapp.planning.check import Plan
 
 
 class Completion:
-    """Record of what one subject's outputs were made of.
+    """Record of what one subject's outputs were computed from.
 
     Parameters
     ----------
     tree : OutputTree
-    subject : SubjectInputs
-    split : Split
-    stimuli : StimulusSet
+        Of the subject.
+    planned : Plan
     models : Models
     config : RunConfig
         With the device and number format that are used.
-    regions : collection of Path
-        Images that regions beside the ROI are taken from.
     """
 
-    def __init__(
-        self,
-        tree: OutputTree,
-        subject: SubjectInputs,
-        split: Split,
-        stimuli: StimulusSet,
-        models: Models,
-        config: RunConfig,
-        regions: Collection[Path] = (),
-    ) -> None:
+    def __init__(self, tree: OutputTree, planned: Plan, models: Models, config: RunConfig) -> None:
         self.tree = tree
         name = f"task-{tree.task}_done.json" if tree.task else "done.json"
         self.path = tree.path("log_dir", run_id="x").parent / name
         self._models = models
-        self._wanted = config.recipe.metrics.networks
+        self._networks = config.recipe.metrics.networks
+        subject, split = planned.dataset.subject(tree.subject), planned.splits[tree.subject]
+        stimuli, regions = planned.stimuli, planned.region_files(tree.subject, config)
         images = {stimuli.path(i) for i in (*split.train, *split.test)}
         tables = [stimuli.table, *([stimuli.captions_path] if stimuli.captions_path else [])]
         self.inputs = flat_inputs(
@@ -76,9 +65,9 @@ class Completion:
         )
 
     def find(self) -> tuple[list[ScoreRow], str] | None:
-        """Give the summary table and the run's id, if the subject is done; reads no output.
+        """Give the summary table and the run's id, if the subject is done.
 
-        Every output must be there, of the length that it was written with.
+        Every output must exist with its recorded length; no output is read.
         """
         try:
             record = read_json(self.path)
@@ -91,13 +80,13 @@ class Completion:
             scored, run_id = set(record["networks"]), str(record["run"])
         except (AppError, OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        # One that was not installed then may be now; only this question needs the networks loaded.
-        if set(self._wanted) - scored and set(self._models.networks) != scored:
+        # A network that was not installed then may be now; only this check loads the networks.
+        if set(self._networks) - scored and set(self._models.networks) != scored:
             return None
         return rows, run_id
 
     def withdraw(self) -> None:
-        """Forget that the subject is done."""
+        """Remove the record: the subject is not done."""
         self.path.unlink(missing_ok=True)
 
     def record(self, rows: Sequence[ScoreRow], run_id: str, written: Collection[Path] = ()) -> None:
@@ -109,22 +98,22 @@ class Completion:
             The summary table.
         run_id : str
         written : collection of Path
-            What the run wrote; of it, the subject's outputs must be there now.
+            Files that the run wrote; those in the subject's folder must exist now.
 
         Raises
         ------
         AppError
-            Exit code 74 where an output is missing or empty.
+            Exit code 74 if an output is missing or empty.
         """
         own = self.tree.out_dir / f"sub-{self.tree.subject}"
         outputs = sorted({*self._outputs(), *(path for path in written if path.is_relative_to(own))})
         sizes = {str(p.relative_to(self.tree.out_dir)): _size(p) for p in outputs}
         if lost := [name for name, size in sizes.items() if not size]:
             path = self.tree.out_dir / lost[0]
-            what = "empty" if path.exists() else "gone"
+            what = "empty" if path.exists() else "missing"
             raise AppError(
-                f"{path}: Written, but now it is {what}. Is the disk full, or does something else change the "
-                "output folder? Run it again.",
+                f"{path}: {what}, although it was written. Is the disk full, or does another program change "
+                "the output folder? Run again.",
                 exit_code=ExitCode.IO_ERROR,
             )
         record: dict[str, Any] = {"run": run_id, "inputs": self.inputs}
@@ -145,12 +134,6 @@ def _size(path: Path) -> int:
 
 
 def mask_record(path: Path) -> list[list[Any]]:
-    """Give what tells versions of a ROI's file apart; of a segmentation, of its table of labels too.
-
-    Parameters
-    ----------
-    path : Path
-        Image; the table lies beside it (``*_dseg.tsv``), if there is one.
-    """
+    """Fingerprint a ROI's image and, for a segmentation, the table of labels next to it (``*_dseg.tsv``)."""
     table = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".tsv")
     return [fingerprint(each) for each in (path, table) if each.is_file()]

@@ -93,16 +93,7 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
                 LOG.info(checked)
                 try:
                     clear_leftovers(label, config.output_dir, config.work_dir)
-                    split = planned.splits[label]
-                    completion = Completion(
-                        tree,
-                        subject,
-                        split,
-                        planned.stimuli,
-                        models,
-                        config,
-                        planned.region_files(label, config),
-                    )
+                    completion = Completion(tree, planned, models, config)
                     if not config.force and (there := completion.find()):
                         done[label], earlier = there
                         what = "the same inputs, settings and weights, and all outputs are there"

@@ -188,10 +188,7 @@ class _Part:
         return prepare(stages, self.subject, mask, split, stimuli, self.models, self.config, regions)
 
     def _completion(self) -> Completion:
-        split = self.planned.splits[self.label]
-        regions = self.planned.region_files(self.label, self.config)
-        stimuli = self.planned.stimuli
-        return Completion(self.tree, self.subject, split, stimuli, self.models, self.config, regions)
+        return Completion(self.tree, self.planned, self.models, self.config)
 
     def _done(self, completion: Completion) -> bool:
         if there := completion.find():

@@ -117,8 +117,8 @@ def test_voxels_that_are_nan_or_outside_the_brain_are_counted(laion: Laion, out:
     assert f"{outside.sum()} voxels were dropped: the same in all training images" in log
     page = (out / "sub-01.html").read_text()
     for count, words in (
-        (nans.sum(), "Voxels dropped, not finite in some trial"),
-        (outside.sum(), "Voxels dropped, the same in all training images"),
+        (nans.sum(), "Voxels dropped: not finite in some trial"),
+        (outside.sum(), "Voxels dropped: constant over training images"),
         (roi.sum() - nans.sum() - outside.sum(), "Voxels used"),
         ("30.0", "Median noise ceiling, %"),
     ):

@@ -376,7 +376,7 @@ def test_the_choice_of_sessions_and_voxels_is_recorded(tiny_dataset, tmp_path, q
     for words in (
         "Sessions 2 Trials 24 Trials of training and test images 24 Training images 8 Test images 4",
         f"Voxels in the region of interest {region.sum()}",
-        f"Voxels with a noise ceiling of 35 % or more {chosen.sum()}",
+        f"Voxels with a noise ceiling of 35% or more {chosen.sum()}",
         "Times shown Training images Test images 2 8 4",
     ):
         assert words in page

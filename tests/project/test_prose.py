@@ -23,7 +23,6 @@ NOT_YET_REVISED = {
     ".",
     "analyses",
     "bids",
-    "cli",
     "data",
     "decoding",
     "group",
@@ -34,7 +33,6 @@ NOT_YET_REVISED = {
     "planning",
     "recipes",
     "report",
-    "slurm",
     "storage",
     "system",
 }

@@ -96,6 +96,7 @@ def run(folder: Path, size: Size, threads: int, model_file: bool) -> None:
     from bidsapp.decoding.decoder import RidgeDecoder
     from bidsapp.decoding.model_writer import FittedTarget, VoxelScaling, write_model
     from bidsapp.pipeline.decoding import fit_ridge, predict_and_calibrate
+    from bidsapp.pipeline.records import Fit
     from bidsapp.records import Mask
     from bidsapp.storage.stages import StageResult, Stages
 
@@ -125,8 +126,9 @@ def run(folder: Path, size: Size, threads: int, model_file: bool) -> None:
     with measuring() as measured:
         with timed("fit"):
             ridge = fit_ridge(stages, responses, penalties, {}, "", config)
+        fit = Fit(stages, penalties, ridge, targets, {}, "targets")
         with timed("predict and calibrate"):
-            latents = predict_and_calibrate(stages, ridge, targets, "targets", penalties, config, "brain")
+            latents = predict_and_calibrate(fit, config, "brain")
         if model_file:
             with timed("model file"):
                 count = size.voxels

@@ -1,4 +1,4 @@
-"""A run's checks of itself: decoding quality, reliability, trial order, captions, training images."""
+"""Checks of a run: decoding quality, reliability, trial order, captions, training images."""
 
 from __future__ import annotations
 
@@ -45,49 +45,31 @@ _CAPTIONS = 200
 _PERMUTATIONS = 2000
 
 
-def gather(
+def gather_evidence(
     done: Decoded,
     second: StageResult,
-    betas: StageResult,
-    halves: StageResult,
-    subject: SubjectInputs,
     stimuli: StimulusSet,
     models: Models,
     ladder: Sequence[LadderRow],
     config: RunConfig,
 ) -> Evidence:
-    """Check a subject's run, and find in words what is broken or limits it.
+    """Check a subject's run, and put in words what is broken or limits it.
 
-    Parameters
-    ----------
-    done : Decoded
-    second : StageResult
-        The brain's stage 2.
-    betas, halves : StageResult
-        Single trials, and halves of the test images' repeats.
-    subject : SubjectInputs
-    stimuli : StimulusSet
-    models : Models
-    ladder : sequence of LadderRow
-    config : RunConfig
-
-    Returns
-    -------
-    Evidence
+    ``second`` is the brain's stage 2.
     """
     evidence = Evidence(
         ladder=tuple(ladder),
         targets=tuple(target_quality(done, name, models, config) for name in config.recipe.target_names),
-        reliability=reliability(halves, config.seed),
-        trial_order=trial_order(betas, subject),
+        reliability=reliability(done.halves, config.seed),
+        trial_order=trial_order(done.betas, done.subject),
         caption_match=caption_match(done, stimuli, models, config.seed),
-        spuriousness=flattery(done, second, models, config),
+        spuriousness=training_similarity(done, second, models, config),
     )
     return replace(evidence, findings=find(evidence))
 
 
 def trial_order(betas: StageResult, subject: SubjectInputs) -> tuple[TrialOrder, ...]:
-    """Check every session's trials against the repeats in other sessions."""
+    """Compare every session's trials with repeats of the same images in other sessions."""
     shown, labels = [s.stimulus_ids for s in subject.sessions], [s.label for s in subject.sessions]
     return check_trial_order([betas[name] for name in sorted(betas.arrays)], shown, labels)
 
@@ -104,10 +86,10 @@ def reliability(halves: StageResult, seed: int) -> Reliability | None:
 
 
 def target_quality(done: Decoded, name: str, models: Models, config: RunConfig) -> TargetQuality:
-    """Say how well one target is predicted, before any picture."""
+    """Summarise how well one target is predicted, before any image is made."""
     arrays, seed = done.quality.arrays, config.seed
     r, ceiling = arrays[f"{name}_r"], arrays.get(f"{name}_ceiling")
-    # Predictions are the reconstructions here, true targets the ground truth: those in rows.
+    # True targets in rows, predictions in columns.
     to_test = np.asarray(arrays[f"{name}_to_test"], dtype=np.float64).T
     to_training = np.asarray(arrays[f"{name}_to_training"], dtype=np.float64)
     found = two_way(to_test)
@@ -150,7 +132,7 @@ def _groups(
 
 
 def _spread(values: np.ndarray) -> Value:
-    """Mean and middle 95 % over dimensions; NaN where no dimension varies."""
+    """Mean and middle 95% over dimensions; NaN where no dimension varies."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         low, high = np.nanquantile(values, [0.025, 0.975])
@@ -158,7 +140,7 @@ def _spread(values: np.ndarray) -> Value:
 
 
 def caption_match(done: Decoded, stimuli: StimulusSet, models: Models, seed: int) -> CaptionMatch | None:
-    """Identify test images by their own captions in CLIP's shared space; None where there is none."""
+    """Identify test images by their own captions in CLIP's shared space; None without captions."""
     rng = np.random.default_rng(seed_for(seed, "captions"))
     n = len(done.split.test)
     rows = np.sort(rng.permutation(n)[:_CAPTIONS])
@@ -168,18 +150,20 @@ def caption_match(done: Decoded, stimuli: StimulusSet, models: Models, seed: int
     if captions is None:
         return None
     target, columns = embedding_columns(models)
-    # The targets themselves are checked: what went into the regression.
-    images = np.asarray(done.test[target][:, columns])[rows]
+    # The image embeddings are those that the regression was fitted to.
+    images = np.asarray(done.fit.test[target][:, columns])[rows]
     r = spuriousness.cosine(captions, images)
     found = two_way(r)
     p = permutation_p(found.mean, two_way_null(r, seed, _PERMUTATIONS))
     return CaptionMatch(mean_with_interval(found.per_image, seed), p, len(rows))
 
 
-def flattery(done: Decoded, second: StageResult, models: Models, config: RunConfig) -> Spuriousness:
+def training_similarity(
+    done: Decoded, second: StageResult, models: Models, config: RunConfig
+) -> Spuriousness:
     """Compare reconstructions with training images, and with stimuli of their own cluster."""
     target, columns = embedding_columns(models)
-    test, train = (np.asarray(rows[target][:, columns]) for rows in (done.test, done.train))
+    test, train = (np.asarray(rows[target][:, columns]) for rows in (done.fit.test, done.fit.train))
     made = image_embeddings(models, np.asarray(second["images"]))
     near, near_made = spuriousness.nearest(test, train), spuriousness.nearest(made, train)
     own = spuriousness.own_similarity(made, test)
@@ -215,7 +199,7 @@ def stimulus_clusters(
     n = len(done.split.test)
     if (k := cluster_count(n)) < 2:
         return None
-    features = np.concatenate([mean_tokens(rows, models) for rows in (done.test, done.train)])
+    features = np.concatenate([mean_tokens(rows, models) for rows in (done.fit.test, done.fit.train)])
     labels = spuriousness.clusters(features, k, seed_for(seed, "clusters") % 2**32)
     return None if labels.max() < 1 else (labels[:n], labels[n:])
 

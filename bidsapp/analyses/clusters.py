@@ -1,9 +1,9 @@
 """Test images predicted from training images of other clusters only (after Shirakawa et al. 2024).
 
-Where test images have cluster mates in training, a decoder may only pick among clusters that it knows.
-Here each test image is predicted by a ridge that never saw its cluster, and, since that ridge also saw
-fewer images, by one that left out as many at random. See :mod:`bidsapp.decoding.holdout` for the
-formulas: nothing is refitted.
+With training images of the same cluster, a decoder may merely choose among clusters that it knows. Here
+each test image is predicted by a ridge that never saw its cluster. That ridge also saw fewer images, so it
+is compared with one that left out as many at random. Nothing is refitted: see
+:mod:`bidsapp.decoding.holdout` for the formulas.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from bidsapp.analyses.checks import stimulus_clusters
 from bidsapp.config import RunConfig
-from bidsapp.decoding.backends import choose_backend
 from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.decoding.holdout import about_own_mean, holdout_operator
 from bidsapp.decoding.quality import Similarity
@@ -26,6 +25,7 @@ from bidsapp.evidence import HoldoutScores
 from bidsapp.metrics.identification import two_way
 from bidsapp.metrics.spuriousness import two_way_by_cluster
 from bidsapp.metrics.statistics import mean_with_interval
+from bidsapp.pipeline.decoding import backend_for_fit
 from bidsapp.pipeline.records import Decoded
 from bidsapp.seeds import seed_for
 from bidsapp.storage.stages import StageResult
@@ -37,19 +37,8 @@ LOG = logging.getLogger("bidsapp")
 Labels = npt.NDArray[np.int64]
 
 
-def hold_out_clusters(
-    done: Decoded, responses: StageResult, models: Models, config: RunConfig
-) -> tuple[HoldoutScores, ...]:
-    """Identify test images by predictions of ridges that never saw their cluster.
-
-    Parameters
-    ----------
-    done : Decoded
-    responses : StageResult
-        Z-scored responses, ``train`` and ``test``.
-    models : Models
-    config : RunConfig
-        ``cluster_holdout`` asks for it.
+def hold_out_clusters(done: Decoded, models: Models, config: RunConfig) -> tuple[HoldoutScores, ...]:
+    """Identify test images by predictions of ridges that never saw their cluster (``--cluster-holdout``).
 
     Returns
     -------
@@ -61,13 +50,13 @@ def hold_out_clusters(
         return ()
     labels = stimulus_clusters(done, models, config.seed)
     if labels is None:
-        LOG.warning("--cluster-holdout: too few test images for clusters, so none was left out")
+        LOG.warning("--cluster-holdout: skipped, because there are too few test images for clusters")
         return ()
     test, train = labels
     if max(np.count_nonzero(train == c) for c in np.unique(test)) > len(train) - 2:
-        LOG.warning("--cluster-holdout: one cluster holds all training images, so none was left out")
+        LOG.warning("--cluster-holdout: skipped, because one cluster holds all training images")
         return ()
-    tables = similarities(done, responses, test, train, config)
+    tables = similarities(done, test, train, config)
     left = [int(np.count_nonzero(train == c)) for c in test]
     found = []
     for name in config.recipe.target_names:
@@ -91,18 +80,16 @@ def hold_out_clusters(
     return tuple(found)
 
 
-def similarities(
-    done: Decoded, responses: StageResult, test: Labels, train: Labels, config: RunConfig
-) -> StageResult:
-    """Similarity of each held-out prediction to the test images' targets.
+def similarities(done: Decoded, test: Labels, train: Labels, config: RunConfig) -> StageResult:
+    """Compute the similarity of each held-out prediction to the test images' targets.
 
     Arrays ``<target>_other_clusters`` and ``<target>_random_rest`` (predictions, targets): Pearson
-    correlation over dimensions, predictions about the mean of the training images they used.
+    correlation over dimensions. Predictions are taken about the mean of the training images they used.
     """
+    fit, responses = done.fit, done.responses
     names = config.recipe.target_names
-    alphas = {name: done.penalties[name].alpha for name in names}
-    n, p = responses["train"].shape
-    backend = choose_backend(config.device, n * p * min(n, p))
+    alphas = {name: fit.penalties[name].alpha for name in names}
+    n, backend = len(train), backend_for_fit(config, responses)
     groups, group = np.unique(test, return_inverse=True)
     clusters = [np.flatnonzero(train == c) for c in groups]
     rng = np.random.default_rng(seed_for(config.seed, "random holdout"))
@@ -119,13 +106,13 @@ def similarities(
                 operators[key] = about_own_mean(whole, rows, group).astype(np.float32)
             for name in (name for name in names if alphas[name] == alpha):
                 found = {key: Similarity(len(test), len(test)) for key in operators}
-                for part in TargetBlocks(done.train[name]):
-                    true = np.asarray(done.test[name][:, part.columns], dtype=np.float64) - part.mean
+                for part in TargetBlocks(fit.train[name]):
+                    true = np.asarray(fit.test[name][:, part.columns], dtype=np.float64) - part.mean
                     for key, operator in operators.items():
                         found[key].add(operator @ part.centred, true.astype(np.float32))
                 arrays |= {f"{name}_{key}": s.result().astype(np.float32) for key, s in found.items()}
         return arrays
 
-    inputs: dict[str, Any] = {"after": [responses.key, done.targets_key], "alphas": alphas}
+    inputs: dict[str, Any] = {"after": [responses.key, fit.targets_key], "alphas": alphas}
     inputs |= {"backend": backend.name, "test": test.tolist(), "train": train.tolist(), "seed": config.seed}
-    return done.stages.run("holdout", inputs, compute)
+    return fit.stages.run("holdout", inputs, compute)

@@ -13,16 +13,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bidsapp.analyses import checks as selfcheck
-from bidsapp.analyses import clusters as cluster_holdout
-from bidsapp.analyses import controls as control_steps
-from bidsapp.analyses import generator_seeds, ladder
-from bidsapp.analyses import regions as roi_analysis
+from bidsapp.analyses import ladder
+from bidsapp.analyses.checks import gather_evidence
+from bidsapp.analyses.clusters import hold_out_clusters
+from bidsapp.analyses.controls import probe_responses, score_predictions
+from bidsapp.analyses.generator_seeds import compare_seeds, start_seeds
 from bidsapp.analyses.protocols import score_by_each
+from bidsapp.analyses.regions import RegionsStart, analyse_regions, start_regions
 from bidsapp.config import RunConfig
 from bidsapp.pipeline.decoding import choose_alphas, fit_ridge, predict_and_calibrate
 from bidsapp.pipeline.images import first_stage, second_stage, shown_images, targets_of_stimuli
-from bidsapp.pipeline.records import BRAIN, NULL, ORACLE, Decoded, Pictures, Reconstruction, Refinement, Start
+from bidsapp.pipeline.records import (
+    BRAIN,
+    NULL,
+    ORACLE,
+    Condition,
+    Decoded,
+    Fit,
+    Pictures,
+    Reconstruction,
+    Refinement,
+    Start,
+)
 from bidsapp.pipeline.responses import average_over_repeats, mask_betas, split_test_halves, zscore_by_training
 from bidsapp.records import Mask, Split, SubjectInputs
 from bidsapp.storage.stages import StageResult, Stages
@@ -39,7 +51,8 @@ class Prepared:
     Attributes
     ----------
     mask : Mask
-    betas, averaged, responses, halves : StageResult
+    averaged : StageResult
+        Mean response to each image.
     done : Decoded
     rows : tuple of int
         Test images of the ladder.
@@ -50,22 +63,19 @@ class Prepared:
     """
 
     mask: Mask
-    betas: StageResult
     averaged: StageResult
-    responses: StageResult
-    halves: StageResult
     done: Decoded
     rows: tuple[int, ...]
     rungs: dict[str, Start]
     seeds: dict[str, Refinement]
-    regions: roi_analysis.RegionsStart | None
+    regions: RegionsStart | None
     seed: int
 
     @property
     def refinements(self) -> tuple[Refinement, ...]:
         """All that stage 2 is to be run on, in the order in which it is."""
         done = self.done
-        brain = Refinement(BRAIN, done.first, done.latents, done.split.test, self.seed)
+        brain = Refinement(Condition(BRAIN, done.latents, done.split.test, self.seed), done.first)
         rungs = [rung.refinement for rung in self.rungs.values() if rung.refinement]
         regions = [self.regions.refinement] if self.regions else []
         return (brain, *rungs, *self.seeds.values(), *regions)
@@ -100,29 +110,25 @@ def prepare(
     penalties = choose_alphas(stages, responses, train, targets_key, config)
     halves = split_test_halves(stages, betas, responses, subject, split)
     rows = ladder.choose_rows(len(split.test), config)
-    probes = control_steps.probes(halves, len(rows), config.seed)
+    probes = probe_responses(halves, len(rows), config.seed)
     ridge = fit_ridge(stages, responses, penalties, probes, [halves.key, len(rows)], config)
-    latents = predict_and_calibrate(stages, ridge, train, targets_key, penalties, config, BRAIN)
-    quality = control_steps.score_predictions(
-        stages, ridge, latents, train, test, targets_key, penalties, config
-    )
+    fit = Fit(stages, penalties, ridge, train, test, targets_key)
+    latents = predict_and_calibrate(fit, config, BRAIN)
+    quality = score_predictions(fit, latents, config)
 
     # Images: stage 1 decodes the VDVAE's latents; of the test images, and of what they are compared with:
-    # the ladder's rungs from luck to the true latents, and what options add.
-    label = subject.label
-    first = first_stage(stages, latents, split.test, label, models, config.seed, BRAIN)
-    done = Decoded(stages, label, split, penalties, ridge, latents, quality, first, train, test, targets_key)
+    # the ladder's rungs from chance to the true latents, and what options add.
+    brain = Condition(BRAIN, latents, split.test, config.seed)
+    first = first_stage(stages, brain, subject.label, models)
+    done = Decoded(subject, split, betas, halves, responses, fit, latents, quality, first)
     return Prepared(
         mask=mask,
-        betas=betas,
         averaged=averaged,
-        responses=responses,
-        halves=halves,
         done=done,
         rows=rows,
         rungs=ladder.start_rungs(done, rows, models, config),
-        seeds=generator_seeds.start_seeds(done, rows, models, config),
-        regions=roi_analysis.start_regions(done, responses, mask, regions or {}, models, config),
+        seeds=start_seeds(done, rows, models, config),
+        regions=start_regions(done, mask, regions or {}, models, config),
         seed=config.seed,
     )
 
@@ -162,33 +168,35 @@ def reconstruct(
     done, rows = ready.done, ready.rows
 
     # Images: stage 2 refines stage 1 under the predicted tokens.
-    finals = {work.condition: second_stage(stages, work, subject.label, models) for work in ready.refinements}
+    finals = {
+        work.condition.name: second_stage(stages, work, subject.label, models) for work in ready.refinements
+    }
     first, second = done.first, finals[BRAIN]
     shown = shown_images(stimuli, split.test)
-    judged = [ladder.judge(stage["images"], shown, models, config) for stage in (first, second)]
-    pictures = {BRAIN: Pictures(split.test, first["images"], second["images"], *judged)}
+    scored = [ladder.score_images(stage["images"], shown, models, config) for stage in (first, second)]
+    pictures = {BRAIN: Pictures(split.test, first["images"], second["images"], *scored)}
 
-    # Checks: the ladder from luck to the true latents, and what may flatter.
-    rungs = ladder.climb(done, rows, ready.rungs, finals, shown, stimuli, models, config)
+    # Checks: the control ladder from chance to the true latents, and what may inflate scores.
+    ladder_shown = shown[list(rows)]
+    images = ladder.rung_images(done, rows, ready.rungs, finals)
+    if images and config.recipe.controls.ladder:
+        images |= ladder.reference_images(done, rows, ladder_shown, stimuli)
+    rungs = ladder.score_rungs(images, ladder_shown, models, config)
     ids = tuple(split.test[row] for row in rows)
     for condition in (NULL, ORACLE):
         if condition in rungs:
             pictures[condition] = Pictures.of_rung(ids, rungs[condition])
     table = ladder.tabulate(rungs, config.seed)
-    evidence = selfcheck.gather(
-        done, second, ready.betas, ready.halves, subject, stimuli, models, table, config
-    )
+    evidence = gather_evidence(done, second, stimuli, models, table, config)
 
     # The final images by each published protocol. What options add: the same images under further seeds of
     # the generator; whole clusters left out; regions one at a time.
     evidence = replace(
         evidence,
-        protocols=score_by_each(judged[1], second["images"], shown, models, config),
-        generator_seeds=generator_seeds.compare_seeds(
-            rungs, rows, ready.seeds, finals, shown, models, config
-        ),
-        cluster_holdout=cluster_holdout.hold_out_clusters(done, ready.responses, models, config),
-        roi_analysis=roi_analysis.analyse_regions(done, ready.responses, ready.regions, finals, config),
+        protocols=score_by_each(scored[1], second["images"], shown, models, config),
+        generator_seeds=compare_seeds(rungs.get(BRAIN), ready.seeds, finals, ladder_shown, models, config),
+        cluster_holdout=hold_out_clusters(done, models, config),
+        roi_analysis=analyse_regions(done, ready.regions, finals, config),
     )
 
     return Reconstruction(
@@ -197,12 +205,12 @@ def reconstruct(
         split=split,
         stimuli=shown,
         responses=ready.averaged,
-        zscored=ready.responses,
-        penalties=dict(done.penalties),
-        ridge=done.ridge,
+        zscored=done.responses,
+        penalties=dict(done.fit.penalties),
+        ridge=done.fit.ridge,
         latents=done.latents,
-        train_targets=dict(done.train),
-        test_targets=dict(done.test),
+        train_targets=dict(done.fit.train),
+        test_targets=dict(done.fit.test),
         pictures=pictures,
         rungs=rungs,
         ladder_ids=ids,

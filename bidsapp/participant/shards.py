@@ -168,7 +168,7 @@ class _Part:
             # Counted on over conditions: the first shard does not get every one's first block.
             mine = [i for i in range(len(blocks)) if (total + i) % n == k - 1]
             left = [i for i in mine if blocks.find(i) is None]
-            n_images += sum(len(work.ids[blocks.rows(i)]) for i in left)
+            n_images += sum(len(work.condition.ids[blocks.rows(i)]) for i in left)
             n_mine, total = n_mine + len(mine), total + len(blocks)
             todo.append((blocks, work, left))
         n_left = sum(len(left) for _, _, left in todo)

@@ -1,4 +1,4 @@
-"""The stages that decode: from responses and training targets to predicted targets of the test images."""
+"""Stages that decode: from responses and training targets to predicted targets of the test images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bidsapp.decoding.calibrated import predict_calibrated
 from bidsapp.decoding.crossvalidation import AlphaSearch, Selection
 from bidsapp.decoding.decoder import RidgeDecoder, alpha_name
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.pipeline.records import NULL
+from bidsapp.pipeline.records import NULL, Fit
 from bidsapp.seeds import seed_for
 from bidsapp.storage.npy import ArrayOnDisk
 from bidsapp.storage.stages import StageResult, Stages
@@ -31,23 +31,22 @@ def choose_alphas(
     targets_key: str,
     config: RunConfig,
 ) -> dict[str, Selection]:
-    """Choose each target's penalty, where the recipe lists several, by held-out training images.
+    """Choose each target's penalty by held-out training images, where the recipe lists several.
 
-    Array ``<target>`` (2, penalties): those tried, and the mean squared error of each. For a
-    target with a single penalty nothing is computed.
+    Array ``<target>`` (2, penalties): the penalties tried, and the mean squared error of each. Nothing
+    is computed for a target with a single penalty.
 
     Raises
     ------
     AppError
-        Exit code 65 for more folds than training images, or penalties too small for the responses.
+        Exit code 65 for more folds than training images, or a penalty that is too small.
     """
     recipe = config.recipe
     lists = {name: t.alphas for name, t in recipe.targets.items() if len(t.alphas) > 1}
     chosen = {name: Selection(t.alphas) for name, t in recipe.targets.items()}
     if not lists:
         return chosen
-    n, p = responses["train"].shape
-    backend = choose_backend(config.device, n * p * min(n, p))
+    backend = backend_for_fit(config, responses)
     folds = recipe.ridge.folds if recipe.ridge.selection == "kfold" else None
 
     def compute(_: Path) -> dict[str, np.ndarray]:
@@ -60,7 +59,8 @@ def choose_alphas(
             }
         except ValueError as error:
             raise AppError(
-                f"Recipe {recipe.name}: no penalty can be chosen: {error}. Mend [targets] or [ridge] of it.",
+                f"Recipe {recipe.name}: cannot choose a ridge penalty: {error}. "
+                "Change [targets] or [ridge] in the recipe.",
                 exit_code=ExitCode.BAD_DATA,
             ) from error
         return {name: np.array([s.alphas, s.errors]) for name, s in found.items()}
@@ -70,10 +70,10 @@ def choose_alphas(
     for name in lists:
         alphas, errors = done[name].tolist()
         chosen[name] = found = Selection(tuple(alphas), tuple(errors))
-        LOG.info("%s: penalty %g of %s", name, found.alpha, ", ".join(f"{a:g}" for a in alphas))
+        LOG.info("%s: penalty %g chosen from %s", name, found.alpha, ", ".join(f"{a:g}" for a in alphas))
         if found.alpha in (min(alphas), max(alphas)):
             end = "smallest" if found.alpha == min(alphas) else "largest"
-            LOG.warning("%s: that is the %s of the recipe's list; a wider one may do better", name, end)
+            LOG.warning("%s: this is the %s in the recipe's list; a wider list may do better", name, end)
     return chosen
 
 
@@ -85,16 +85,15 @@ def fit_ridge(
     probes_key: Any,
     config: RunConfig,
 ) -> StageResult:
-    """One Gram matrix for all targets; for each penalty the operators that predict from targets.
+    """Factorise the Gram matrix once for all targets, and make the operators that predict from targets.
 
-    Arrays ``predict_<alpha>`` (test, train) and ``loo_<alpha>`` (sampled train rows, train), and which rows
-    those are; for the run's checks of itself ``<probe>_<alpha>`` (its responses, train) for each further
-    set of responses, see :func:`bidsapp.analyses.controls.probes`.
+    Arrays, for each penalty: ``predict_<alpha>`` (test, train), ``loo_<alpha>`` (sampled training rows,
+    train), and ``<probe>_<alpha>`` (rows of the probe, train) for each further set of responses, see
+    :func:`bidsapp.analyses.controls.probe_responses`. ``loo_rows`` are the sampled training rows.
     """
     alphas = sorted({s.alpha for s in penalties.values()})
-    max_rows = config.recipe.calibration.max_rows
-    n, p = responses["train"].shape
-    backend = choose_backend(config.device, n * p * min(n, p))
+    n, max_rows = len(responses["train"]), config.recipe.calibration.max_rows
+    backend = backend_for_fit(config, responses)
 
     def compute(folder: Path) -> dict[str, np.ndarray]:
         decoder = RidgeDecoder(responses["train"], backend=backend)
@@ -103,7 +102,7 @@ def fit_ridge(
         arrays: dict[str, np.ndarray] = {"loo_rows": rows}
         sets = {"predict": responses["test"], **probes}
         operators = {name: decoder.operators(x, alphas) for name, x in sets.items()}
-        for alpha in alphas:  # a penalty's factor serves all sets, and a set's products serve all penalties
+        for alpha in alphas:  # the factor is made once per penalty, the products once per set
             for name in sets:
                 key = f"{name}_{alpha_name(alpha)}"
                 arrays[key] = _keep(folder, key, next(operators[name]))
@@ -116,43 +115,39 @@ def fit_ridge(
 
 
 def predict_and_calibrate(
-    stages: Stages,
-    ridge: StageResult,
-    targets: Mapping[str, TargetRows],
-    targets_key: str,
-    penalties: Mapping[str, Selection],
+    fit: Fit,
     config: RunConfig,
     condition: str,
     rows: Sequence[int] | None = None,
     method: str | None = None,
 ) -> StageResult:
-    """Predicted targets of the test images (or some ``rows`` of them), with the training targets' spread.
+    """Predict the targets of the test images (or some ``rows`` of them), and calibrate them.
 
-    The null condition shuffles the pairing of responses and images in training, anew for every test
-    image: the same operator meets permuted targets, which is the whole pipeline run on wrong pairs.
-    One shuffle for all would send similar responses to the same wrong place, and the scores of a
-    null would vary more than those of independent guesses do. Its penalties are those of the brain.
+    The null condition shuffles the pairing of training responses and images, anew for every test image:
+    the whole pipeline is run on wrong pairs, with the penalties chosen for the right ones. A single
+    shuffle would send similar responses to the same wrong images, and scores of the null would vary more
+    than those of independent guesses.
 
-    Arrays ``<target>`` and ``<target>_raw`` (test, dims), and ``<target>_scale``, ``<target>_shift`` (dims)
-    of the calibration "train-cv", for the model file: calibrated = scale * raw + shift.
+    Arrays ``<target>`` and ``<target>_raw`` (test, dims), and, with the calibration "train-cv",
+    ``<target>_scale`` and ``<target>_shift`` (dims): calibrated = scale * raw + shift.
     """
     method = method or config.recipe.calibration.method
-    alphas = {name: penalties[name].alpha for name in config.recipe.target_names}
+    alphas = {name: fit.penalties[name].alpha for name in config.recipe.target_names}
     backends = {
-        name: backend_for(config, ridge[_operators(alpha)[0]], targets[name])
+        name: backend_for(config, fit.ridge[_operators(alpha)[0]], fit.train[name])
         for name, alpha in alphas.items()
     }
 
     def compute(folder: Path) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
         for name, alpha in alphas.items():
-            predict, loo = (ridge[key] for key in _operators(alpha))
-            y = targets[name]
+            predict, loo = (fit.ridge[key] for key in _operators(alpha))
+            y = fit.train[name]
             if rows is not None:
                 predict = predict[list(rows)]
             if condition == NULL:
-                # Training targets in another order are the operator's columns in another order (the same
-                # for every target, since each starts from the same seed).
+                # Shuffling the operator's columns is shuffling the training targets; the same seed gives
+                # every target the same shuffle.
                 rng = np.random.default_rng(seed_for(config.seed, "null pairing"))
                 predict, loo = rng.permuted(predict, axis=1), rng.permuted(loo, axis=1)
             shape = (predict.shape[0], y.shape[1])
@@ -172,10 +167,10 @@ def predict_and_calibrate(
                 arrays[f"{name}_scale"], arrays[f"{name}_shift"] = constants
         return arrays
 
-    inputs = {"after": [ridge.key, targets_key], "method": method, "seed": config.seed}
+    inputs = {"after": [fit.ridge.key, fit.targets_key], "method": method, "seed": config.seed}
     inputs |= {"rows": None if rows is None else list(rows)}
     inputs |= {"alphas": alphas, "backends": {name: b.name for name, b in backends.items()}}
-    return stages.run(f"latents_{condition}", inputs, compute)
+    return fit.stages.run(f"latents_{condition}", inputs, compute)
 
 
 def _operators(alpha: float) -> tuple[str, str]:
@@ -184,12 +179,18 @@ def _operators(alpha: float) -> tuple[str, str]:
 
 
 def backend_for(config: RunConfig, operator: np.ndarray, targets: TargetRows) -> Backend:
-    """Choose where the products of an operator and targets are made."""
+    """Choose where the products of an operator and targets are computed."""
     return choose_backend(config.device, float(operator.size) * targets.shape[1])
 
 
+def backend_for_fit(config: RunConfig, responses: StageResult) -> Backend:
+    """Choose where the Gram matrix of the training responses is computed and factorised."""
+    n, p = responses["train"].shape
+    return choose_backend(config.device, n * p * min(n, p))
+
+
 def _keep(folder: Path, name: str, array: np.ndarray) -> np.ndarray:
-    """Write an array of a stage at once, so that it does not wait for the others in memory."""
+    """Write an array of a stage now, so that it does not stay in memory until the others are made."""
     np.save(folder / f"{name}.npy", array, allow_pickle=False)
     kept: np.ndarray = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
     return kept

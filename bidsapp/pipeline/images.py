@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bidsapp.data.targets import TargetRows, TargetStore
-from bidsapp.pipeline.records import ORACLE, Refinement
+from bidsapp.pipeline.records import ORACLE, Condition, Fit, Refinement
 from bidsapp.pipeline.responses import _digest_text
 from bidsapp.records import Split
 from bidsapp.seeds import image_generators
@@ -75,15 +75,13 @@ def shown_images(stimuli: StimulusSet, ids: Sequence[str]) -> np.ndarray:
     return stimuli.images(ids, side)
 
 
-def true_latents(
-    stages: Stages, targets: Mapping[str, TargetRows], targets_key: str, rows: Sequence[int]
-) -> StageResult:
+def true_latents(fit: Fit, rows: Sequence[int]) -> StageResult:
     """Take the oracle's latents: the true targets of some test images."""
 
     def compute(_: Path) -> dict[str, np.ndarray]:
-        return {name: target[:, :][list(rows)] for name, target in targets.items()}
+        return {name: target[:, :][list(rows)] for name, target in fit.test.items()}
 
-    return stages.run(f"latents_{ORACLE}", {"after": targets_key, "rows": list(rows)}, compute)
+    return fit.stages.run(f"latents_{ORACLE}", {"after": fit.targets_key, "rows": list(rows)}, compute)
 
 
 def take(result: StageResult, rows: Sequence[int], names: Iterable[str]) -> StageResult:
@@ -92,16 +90,9 @@ def take(result: StageResult, rows: Sequence[int], names: Iterable[str]) -> Stag
     return StageResult(stage_key("rows", {"of": result.key, "rows": list(rows)}), chosen)
 
 
-def first_stage(
-    stages: Stages,
-    latents: StageResult,
-    ids: Sequence[str],
-    subject: str,
-    models: Models,
-    seed: int,
-    condition: str,
-) -> StageResult:
+def first_stage(stages: Stages, condition: Condition, subject: str, models: Models) -> StageResult:
     """Stage 1: VDVAE images of the latents, ``images`` uint8 (n, S, S, 3)."""
+    ids, seed, latents = condition.ids, condition.seed, condition.latents
 
     def compute(_: Path) -> dict[str, np.ndarray]:
         generators = image_generators(seed, subject, ids, "stage 1")
@@ -110,7 +101,7 @@ def first_stage(
     inputs: dict[str, Any] = {"after": latents.key, "models": models.digest}
     inputs |= {"settings": models.recipe.as_dict()["vdvae"]}
     inputs |= {"ids": list(ids), "seed": seed, "device": models.device, "dtype": models.dtype}
-    return stages.run(f"stage1_{condition}", inputs, compute)
+    return stages.run(f"stage1_{condition.name}", inputs, compute)
 
 
 def second_stage(stages: Stages, work: Refinement, subject: str, models: Models) -> StageResult:
@@ -125,7 +116,7 @@ def second_stage(stages: Stages, work: Refinement, subject: str, models: Models)
             blocks.remove()
         blocks.begin(models.second_stage_at_once)
         warn_of_size(blocks, models)
-        left = sum(len(work.ids[blocks.rows(i)]) for i in range(len(blocks)) if not blocks.has(i))
+        left = sum(len(work.condition.ids[blocks.rows(i)]) for i in range(len(blocks)) if not blocks.has(i))
         with counter(left, f"{blocks.name} (images)") as advance:
 
             def make(index: int) -> np.ndarray:
@@ -142,15 +133,18 @@ def second_stage(stages: Stages, work: Refinement, subject: str, models: Models)
 
 def blocks_of(stages: Stages, work: Refinement, models: Models) -> tuple[Blocks, dict[str, Any]]:
     """Give the blocks of one condition's stage 2, and what the stage depends on."""
-    name = f"stage2_{work.condition}"
+    condition = work.condition
+    name = f"stage2_{condition.name}"
     inputs: dict[str, Any] = {
-        "after": [work.initial.key, work.latents.key],
+        "after": [work.initial.key, condition.latents.key],
         "models": models.digest,
         "device": models.device,
         "dtype": models.dtype,
+        "settings": models.recipe.as_dict()["diffusion"],
+        "ids": list(condition.ids),
+        "seed": condition.seed,
     }
-    inputs |= {"settings": models.recipe.as_dict()["diffusion"], "ids": list(work.ids), "seed": work.seed}
-    return Blocks(stages.folder, name, stage_key(name, inputs), inputs, len(work.ids)), inputs
+    return Blocks(stages.folder, name, stage_key(name, inputs), inputs, len(condition.ids)), inputs
 
 
 def warn_of_size(blocks: Blocks, models: Models) -> None:
@@ -162,12 +156,12 @@ def warn_of_size(blocks: Blocks, models: Models) -> None:
 
 def make_block(blocks: Blocks, index: int, work: Refinement, subject: str, models: Models) -> np.ndarray:
     """Make and keep one block of stage 2: a batch of images, uint8 (k, S, S, 3)."""
-    rows = blocks.rows(index)
+    rows, condition = blocks.rows(index), work.condition
     names = [name for name in models.recipe.target_names if name != "vdvae"]
     made = models.second_stage(
         work.initial["images"][rows],
-        {name: work.latents[name][rows] for name in names},
-        image_generators(work.seed, subject, work.ids[rows], "stage 2"),
+        {name: condition.latents[name][rows] for name in names},
+        image_generators(condition.seed, subject, condition.ids[rows], "stage 2"),
         blocks.size,
     )
     blocks.write(index, made)

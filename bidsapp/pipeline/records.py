@@ -18,7 +18,10 @@ from bidsapp.storage.stages import StageResult, Stages
 if TYPE_CHECKING:
     from bidsapp.data.targets import TargetRows
 
-_Images = tuple[np.ndarray | None, np.ndarray | None]
+#: Conditions: the subject's responses, shuffled pairs of responses and images, the true targets.
+BRAIN, NULL, ORACLE = "brain", "null", "oracle"
+#: Images of stage 1 and of stage 2, uint8 (n, H, W, 3); None for a stage that there is not.
+StageImages = tuple[np.ndarray | None, np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,36 @@ class Rung:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """Latents that images are made from.
+
+    Attributes
+    ----------
+    name : str
+        ``brain``, another rung of the ladder, or what an option adds.
+    latents : StageResult
+        Predicted or true targets, an array (images, dims) for each.
+    ids : tuple of str
+        What each image stands for, in row order: test stimuli, or regions.
+    seed : int
+        Of the generative models.
+    """
+
+    name: str
+    latents: StageResult
+    ids: tuple[str, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """A condition and its stage-1 images, from which stage 2 starts."""
+
+    condition: Condition
+    initial: StageResult
+
+
+@dataclass(frozen=True)
 class Start:
     """What a rung that the generative models make has before stage 2.
 
@@ -53,20 +86,57 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """What the ladder starts from: the stages of one subject up to the brain's stage 1."""
+class Fit:
+    """One subject's ridge and its training targets: all that predictions are made from.
+
+    Attributes
+    ----------
+    stages : Stages
+    penalties : mapping of str to Selection
+        Of each target.
+    ridge : StageResult
+        Operators, see :func:`bidsapp.pipeline.decoding.fit_ridge`.
+    train, test : mapping of str to TargetRows, (images, dims)
+    targets_key : str
+        Identifies what the targets were computed with, for the stages that follow.
+    """
 
     stages: Stages
-    subject: str
-    split: Split
     penalties: Mapping[str, Selection]
     ridge: StageResult
-    latents: StageResult
-    quality: StageResult
-    first: StageResult
     train: Mapping[str, TargetRows]
     test: Mapping[str, TargetRows]
     targets_key: str
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One subject's stages up to the stage-1 images, from which ladder, checks and options start.
+
+    Attributes
+    ----------
+    subject : SubjectInputs
+    split : Split
+    betas, halves, responses : StageResult
+        Single trials; halves of the test images' repeats; z-scored responses to images.
+    fit : Fit
+    latents : StageResult
+        Predicted targets of the test images.
+    quality : StageResult
+        How well they are predicted.
+    first : StageResult
+        Stage-1 images.
+    """
+
+    subject: SubjectInputs
+    split: Split
+    betas: StageResult
+    halves: StageResult
+    responses: StageResult
+    fit: Fit
+    latents: StageResult
+    quality: StageResult
+    first: StageResult
 
 
 @dataclass(frozen=True)
@@ -116,28 +186,3 @@ class Reconstruction:
     ladder_ids: tuple[str, ...]
     evidence: Evidence
     seconds: dict[str, float]
-
-
-#: What a run can be conditioned on: the subject's responses, shuffled pairs, the true targets.
-BRAIN, NULL, ORACLE = "brain", "null", "oracle"
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """What stage 2 starts from under one condition.
-
-    Attributes
-    ----------
-    condition : str
-    initial, latents : StageResult
-        Images of stage 1, and predicted targets.
-    ids : tuple of str
-        What each image stands for, in row order.
-    seed : int
-    """
-
-    condition: str
-    initial: StageResult
-    latents: StageResult
-    ids: tuple[str, ...]
-    seed: int

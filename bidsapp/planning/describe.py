@@ -65,20 +65,25 @@ def stages_there(config: RunConfig, subject: SubjectInputs, split: Split, mask: 
 
     These are the stages before any model is needed: betas, responses, zscore and ridge.
     """
-    from bidsapp.pipeline import decoding as decoding_steps
-    from bidsapp.pipeline import responses as steps
+    from bidsapp.pipeline.decoding import choose_alphas, fit_ridge
+    from bidsapp.pipeline.responses import (
+        average_over_repeats,
+        mask_betas,
+        split_test_halves,
+        zscore_by_training,
+    )
 
     survey = Survey(config.work_dir / f"sub-{subject.label}")
     try:
-        betas = steps.mask_betas(survey, subject, mask, config.n_cpus)
-        averaged = steps.average_over_repeats(survey, betas, subject, split)
-        responses = steps.zscore_by_training(survey, averaged)
+        betas = mask_betas(survey, subject, mask, config.n_cpus)
+        averaged = average_over_repeats(survey, betas, subject, split)
+        responses = zscore_by_training(survey, averaged)
         if all(len(target.alphas) == 1 for target in config.recipe.targets.values()):
             # Where penalties are chosen, which ones is not known without the targets.
-            penalties = decoding_steps.choose_alphas(survey, responses, {}, "", config)
-            halves = steps.split_test_halves(survey, betas, responses, subject, split)
+            penalties = choose_alphas(survey, responses, {}, "", config)
+            halves = split_test_halves(survey, betas, responses, subject, split)
             n = ladder_size(config, len(split.test))
-            decoding_steps.fit_ridge(survey, responses, penalties, {}, [halves.key, n], config)
+            fit_ridge(survey, responses, penalties, {}, [halves.key, n], config)
     except NotThere:
         pass  # what comes after depends on it, so it is not there either
     return survey.found

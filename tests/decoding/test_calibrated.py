@@ -15,7 +15,7 @@ from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.decoding.streaming import predict_blocks
 from bidsapp.errors import AppError
 from bidsapp.pipeline.decoding import fit_ridge, predict_and_calibrate
-from bidsapp.pipeline.records import BRAIN, NULL
+from bidsapp.pipeline.records import BRAIN, NULL, Fit
 from bidsapp.storage.stages import StageResult, Stages
 
 #: What block sizes may change, relative to the predictions' spread.
@@ -89,7 +89,8 @@ def stage_arrays(folder: Path, condition: str) -> dict[str, np.ndarray]:
     penalties = dict.fromkeys(targets, Selection((2000.0,)))
     responses = StageResult("responses", {"train": x, "test": x_new})
     ridge = fit_ridge(stages, responses, penalties, {}, "", config)
-    return predict_and_calibrate(stages, ridge, targets, "targets", penalties, config, condition).arrays
+    fit = Fit(stages, penalties, ridge, targets, {}, "targets")
+    return predict_and_calibrate(fit, config, condition).arrays
 
 
 @pytest.mark.parametrize("condition", [BRAIN, NULL])

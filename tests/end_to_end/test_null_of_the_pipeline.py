@@ -7,6 +7,7 @@ run's own functions: predictions and calibration, stage 1, scores with their int
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from bidsapp.outputs.provenance import write_settings
 from bidsapp.participant import reconstruct as participant
 from bidsapp.pipeline.decoding import predict_and_calibrate
 from bidsapp.pipeline.images import first_stage
-from bidsapp.pipeline.records import NULL
+from bidsapp.pipeline.records import NULL, Condition
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,24 +41,26 @@ def nulls(tiny_dataset: Any, tmp_path_factory: pytest.TempPathFactory) -> list[S
     content["diffusion"] |= {"steps": 2}
     content["metrics"] |= {"networks": ["small_clip"]}
     write_settings(folder / "quick.toml", content)
-    seen: list[tuple[Any, ...]] = []
-    climb = ladder.climb
+    seen: dict[str, tuple[Any, ...]] = {}
+
+    def watched(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *a: (seen.setdefault(name, a), step(*a))[1]
+
     with pytest.MonkeyPatch.context() as patch:
-        # Looks at what the run's ladder starts from; the run goes on with the real one.
-        patch.setattr(participant.ladder, "climb", lambda *a: (seen.append(a), climb(*a))[1])
+        # Looks at what the run's ladder starts from and is compared with; the run goes on with the real ones.
+        for name in ("start_rungs", "score_images"):
+            patch.setattr(participant.ladder, name, watched(name, getattr(ladder, name)))
         words = (bids, folder / "out", "participant", "--recipe", folder / "quick.toml", "--device", "cpu")
         more = ("-w", folder / "work", "--n-cpus", 1, "--keep-work", "--ladder-images", 2)
         assert cli.main([*map(str, (*words, *more)), "--skip-bids-validation"]) == 0
-    ((done, _, shown, _, models, config),) = seen
+    (done, _, models, config), (_, shown, *_) = seen["start_rungs"], seen["score_images"]
     found = []
     for seed in range(SEEDS):
         here = replace(config, seed=seed)
-        latents = predict_and_calibrate(
-            done.stages, done.ridge, done.train, done.targets_key, done.penalties, here, NULL
-        )
-        ids = done.split.test
-        first = first_stage(done.stages, latents, ids, done.subject, models, seed, f"null{seed}")
-        found.append(ladder.judge(first["images"], shown, models, here))
+        latents = predict_and_calibrate(done.fit, here, NULL)
+        condition = Condition(f"null{seed}", latents, done.split.test, seed)
+        first = first_stage(done.fit.stages, condition, done.subject.label, models)
+        found.append(ladder.score_images(first["images"], shown, models, here))
     return found
 
 

@@ -13,7 +13,7 @@ from bidsapp.decoding.crossvalidation import Selection
 from bidsapp.decoding.decoder import alpha_name
 from bidsapp.errors import AppError
 from bidsapp.pipeline.decoding import choose_alphas, fit_ridge, predict_and_calibrate
-from bidsapp.pipeline.records import BRAIN
+from bidsapp.pipeline.records import BRAIN, Fit
 from bidsapp.storage.stages import StageResult, Stages
 
 LISTS = {"vdvae": (1.0, 30.0, 1000.0, 30_000.0), "clip_vision": (7.0,), "clip_text": (30.0, 1e5)}
@@ -57,7 +57,7 @@ def test_predictions_use_the_penalty_chosen(tmp_path):
     ridge = fit_ridge(stages, responses, found, {}, "", settings)
     chosen = {alpha_name(s.alpha) for s in found.values()}
     assert {k.partition("_")[2] for k in ridge.arrays} == chosen | {"rows"}
-    raw = predict_and_calibrate(stages, ridge, targets, "t", found, settings, BRAIN)["vdvae_raw"]
+    raw = predict_and_calibrate(Fit(stages, found, ridge, targets, {}, "t"), settings, BRAIN)["vdvae_raw"]
     reference = RidgeCV(LISTS["vdvae"]).fit(responses["train"].astype(np.float64), targets["vdvae"])
     np.testing.assert_allclose(
         raw, reference.predict(responses["test"].astype(np.float64)), rtol=1e-4, atol=1e-4
@@ -88,8 +88,8 @@ def test_the_end_of_a_list_is_told(tmp_path, caplog):
     responses, targets = data()
     with caplog.at_level("WARNING", logger="bidsapp"):
         choose_alphas(Stages(tmp_path), responses, targets, "t", config(tmp_path))
-    assert "clip_text: that is the largest of the recipe's list" in caplog.text
-    assert "vdvae: that is" not in caplog.text
+    assert "clip_text: this is the largest in the recipe's list" in caplog.text
+    assert "vdvae: this is" not in caplog.text
 
 
 @pytest.mark.parametrize(

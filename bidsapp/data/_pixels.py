@@ -16,13 +16,13 @@ from bidsapp.errors import AppError, ExitCode
 from bidsapp.storage.files import kind_of
 from bidsapp.storage.hdf5 import DAMAGED
 
-#: An image of more pixels than this is taken for a decompression bomb and not decoded.
+#: An image with more pixels is treated as a decompression bomb and not decoded.
 MAX_PIXELS = 64_000_000
 #: Longest image file, in bytes, that is read: twice what the pixels of the largest can take.
 MAX_FILE = 1 << 30
 #: Largest HDF5 chunk, in bytes, that is inflated to read one image.
 MAX_CHUNK = 1 << 30
-#: What transparent pixels lie on: the mid-grey of a screen, as LAION-fMRI showed its images
+#: Background of transparent pixels: the mid-grey of a screen, as LAION-fMRI showed its images
 #: (its documentation, "Image Format"; 0.5 in [0, 1]).
 BACKGROUND = (128, 128, 128, 255)
 
@@ -64,7 +64,7 @@ class Bricks:
         return size_of(path, row, self._stored(path, row).tobytes())
 
     def stored(self, path: Path, row: int) -> bytes:
-        """One image of a brick as it is stored: its pixels, or its encoded file."""
+        """One image of a brick as stored: its pixels, or its encoded file."""
         return self._stored(path, row).tobytes()
 
     def _brick(self, path: Path) -> _Brick:
@@ -73,10 +73,10 @@ class Bricks:
         return self._open[path]
 
     def require(self, path: Path, row: int) -> None:
-        """Raise AppError where the brick can't be opened or has no such row; reads no pixels."""
+        """Raise AppError if the brick cannot be opened or has no such row; reads no pixels."""
         n = self._brick(path).images.shape[0]
         if not 0 <= row < n:
-            raise _bad(path, f"has {n} images, but row {row} (from 0) is asked for")
+            raise _bad(path, f"has {n} images, but row {row} (from 0) is requested")
 
     def _stored(self, path: Path, row: int) -> NDArray[np.uint8]:
         self.require(path, row)
@@ -94,7 +94,7 @@ def _open_brick(path: Path) -> _Brick:
     try:
         file = h5py.File(path, "r")
     except DAMAGED as error:
-        raise _bad(path, f"is no readable HDF5 file ({error})") from error
+        raise _bad(path, f"is not a readable HDF5 file ({error})") from error
     try:
         return _find_images(file, path)
     except DAMAGED as error:
@@ -108,7 +108,7 @@ def _open_brick(path: Path) -> _Brick:
 def _find_images(file: Any, path: Path) -> _Brick:
     import h5py
 
-    # Links to other files are passed over: they may lead anywhere on the machine.
+    # Links to other files are ignored: they may lead anywhere on the machine.
     own = [file[k] for k in file if isinstance(file.get(k, getlink=True), h5py.HardLink)]
     arrays = [d for d in own if isinstance(d, h5py.Dataset)]
     pixels = [d for d in arrays if d.ndim == 4 and d.shape[3] == 3 and d.dtype == np.uint8]
@@ -116,9 +116,9 @@ def _find_images(file: Any, path: Path) -> _Brick:
     found = pixels or encoded
     what = ""
     if len(found) != 1:
-        what = "must hold exactly one uint8 array of shape (N, H, W, 3) at its top, or of N encoded images"
+        what = "must hold exactly one array at its top level: uint8 (N, H, W, 3), or N encoded images"
     elif found[0].external or found[0].is_virtual:
-        what = "keeps its pixels in other files, which is not supported"
+        what = "stores its pixels in other files, which is not supported"
     elif pixels and found[0].shape[1] * found[0].shape[2] > MAX_PIXELS:
         what = f"declares images of {found[0].shape[2]} x {found[0].shape[1]} pixels, too many to read"
     elif found[0].chunks and math.prod(found[0].chunks) * found[0].dtype.itemsize > MAX_CHUNK:
@@ -129,15 +129,9 @@ def _find_images(file: Any, path: Path) -> _Brick:
 
 
 def decode(path: Path, row: int | None = None, stored: bytes | None = None) -> NDArray[np.uint8]:
-    """Read an image file as RGB, uint8 (H, W, 3); its size is checked before it is decoded.
+    """Decode an image file, or the image ``stored`` in a brick's row, as RGB, uint8 (H, W, 3).
 
-    Transparent pixels are laid on mid-grey (:data:`BACKGROUND`).
-
-    Parameters
-    ----------
-    path : Path
-    row, stored : int and bytes, optional
-        Row of the brick ``path``, and the encoded image that it holds.
+    The size is checked first. Transparent pixels are placed on mid-grey (:data:`BACKGROUND`).
     """
     with _opened(path, row, stored) as image:
         if image.width * image.height <= MAX_PIXELS:
@@ -147,19 +141,19 @@ def decode(path: Path, row: int | None = None, stored: bytes | None = None) -> N
                     return np.asarray(Image.alpha_composite(below, image.convert("RGBA")).convert("RGB"))
                 return np.asarray(image.convert("RGB"))
             except Exception as error:  # damaged files raise a dozen kinds
-                raise _bad(path, f"{_which(row)}is no readable image ({error})") from error
+                raise _bad(path, f"{_which(row)}is not a readable image ({error})") from error
         size = f"{image.width} x {image.height}"
     raise _bad(path, f"{_which(row)}declares {size} pixels, more than the limit of {MAX_PIXELS}")
 
 
 def size_of(path: Path, row: int | None = None, stored: bytes | None = None) -> tuple[int, int]:
-    """Height and width in pixels that an image file declares; see :func:`decode`."""
+    """Height and width in pixels that an image declares; see :func:`decode`."""
     with _opened(path, row, stored) as image:
         return image.height, image.width
 
 
 def require_image(path: Path) -> None:
-    """Raise AppError where there is no such file, or one too long for an image of the largest size."""
+    """Raise AppError if the file is missing, or too long for an image of the largest size."""
     require(path)
     if (size := path.stat().st_size) > MAX_FILE:
         raise _bad(path, f"has {size} bytes; image files of up to {MAX_FILE} are read")
@@ -171,7 +165,7 @@ def _opened(path: Path, row: int | None, stored: bytes | None) -> Any:
     try:
         return Image.open(path if stored is None else io.BytesIO(stored), formats=_FORMATS)
     except Exception as error:  # damaged files raise a dozen kinds
-        raise _bad(path, f"{_which(row)}is no readable image ({error})") from error
+        raise _bad(path, f"{_which(row)}is not a readable image ({error})") from error
 
 
 def _which(row: int | None) -> str:
@@ -179,7 +173,7 @@ def _which(row: int | None) -> str:
 
 
 def require(path: Path) -> None:
-    """Raise AppError (exit code 66) where there is no such file."""
+    """Raise AppError (exit code 66) if the file is missing."""
     if kind := kind_of(path):
         raise AppError(f"{path}: {kind}.", exit_code=ExitCode.NO_INPUT)
 

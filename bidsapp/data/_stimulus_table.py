@@ -1,6 +1,6 @@
-"""The table of stimuli: which there are, in which set, and where the pixels of each lie.
+"""The table of stimuli: their ids, their split, and where the pixels of each are stored.
 
-Two forms are read: ``stimuli.tsv`` (a file, or a row of an HDF5 brick, a stimulus) and LAION-fMRI's
+Two forms are read: ``stimuli.tsv`` (each stimulus is a file, or a row of an HDF5 brick) and LAION-fMRI's
 ``task-images_metadata.csv``, whose rows are those of ``task-images_stimuli.h5``.
 """
 
@@ -18,7 +18,7 @@ from bidsapp.data.captions import ID_COLUMNS
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
 from bidsapp.storage.files import datasets_around
 
-#: Names of the table, the first that is there counts.
+#: Names of the table; the first one found is used.
 TABLES = ("stimuli.tsv", "task-images_metadata.csv")
 #: The brick that belongs to LAION-fMRI's table: image ``i`` is the table's row ``i``
 #: (ViCCo-Group/LAION-fMRI, docs "Stimulus Set", File Organization).
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class StimulusTable:
-    """What a table of stimuli says; see :class:`~bidsapp.data.stimuli.StimulusSet`."""
+    """Content of a table of stimuli; see :class:`~bidsapp.data.stimuli.StimulusSet`."""
 
     path: Path
     ids: tuple[str, ...]
@@ -48,21 +48,15 @@ class StimulusTable:
 
 
 def find_table(base: Path) -> Path:
-    """Find the table of a dataset, or of the one that a derivative lies in.
-
-    Raises
-    ------
-    AppError
-        Exit code 66 where there is none.
-    """
+    """Find the table of a dataset, or of the one that contains a derivative; AppError (66) if missing."""
     for dataset in datasets_around(base):
         for name in TABLES:
             if (dataset / "stimuli" / name).is_file():
                 return dataset / "stimuli" / name
     message = (
         f"{base / 'stimuli' / TABLES[0]} is missing, so the images that were shown are unknown. "
-        "Write a table with the columns stimulus_id, file and split. (LAION-fMRI's stimuli, with their "
-        f"table {TABLES[1]}, come by its own command: laion-fmri download-stimuli.)"
+        "Write a table with the columns stimulus_id, file and split. (LAION-fMRI's stimuli and their table "
+        f"{TABLES[1]} are downloaded with its own command: laion-fmri download-stimuli.)"
     )
     raise AppError(message, exit_code=ExitCode.NO_INPUT)
 
@@ -73,9 +67,9 @@ def read_stimulus_table(path: Path) -> StimulusTable:
     Raises
     ------
     AppError
-        Exit code 65 where it can't be read, has no column of ids, or lists nothing.
+        Exit code 65 if it cannot be read, has no column of ids, or lists nothing.
     InputProblems
-        Ids that are missing or listed twice, and files outside of the dataset: all at once.
+        Ids that are missing or listed twice, and files outside the dataset: all at once.
     """
     table = read_table(path)
     ids, kept = _read_ids(path, table)
@@ -113,7 +107,7 @@ def _read_ids(path: Path, table: dict[str, list[str]]) -> tuple[tuple[str, ...],
     if problems:
         raise InputProblems(problems)
     if seen and not kept:
-        what = f"its column present says of all {len(seen)} stimuli that their images are not there"
+        what = f"the images of all {len(seen)} stimuli are missing, according to its column 'present'"
         raise _bad(path, what)
     if not kept:
         raise _bad(path, "lists no stimuli")
@@ -142,37 +136,37 @@ def _read_places(
             file = find(stimulus)
             wrong, is_brick = check(file), False
         else:
-            if name not in named:  # a brick's name stands in tens of thousands of rows
+            if name not in named:  # a brick's name is repeated in tens of thousands of rows
                 file = find.named(name)
                 wrong = check(file) if _is_plain(name) else _OUTSIDE
                 named[name] = file, wrong, file.suffix.lower() in _BRICK_SUFFIXES
             file, wrong, is_brick = named[name]
         if wrong:
             what = f"Line {row + 2}: the {wrong.format(name=name)}."
-            mend = "Name files by their path inside the stimuli folder, and put the images themselves there."
-            problems.append(Problem(str(path), what, mend))
+            fix = "Name files by their path inside the stimuli folder, and put the images themselves there."
+            problems.append(Problem(str(path), what, fix))
         elif not is_brick:
             places[stimulus] = Place(file)
         elif rows is not None and re.fullmatch(r"\d{1,12}", rows[row].strip()):
             places[stimulus] = Place(file, int(rows[row]))
         else:
             text = rows[row].strip() if rows is not None else ""
-            what = f"Line {row + 2}: {name} is a brick of images, but {text!r} is no row of it."
+            what = f"Line {row + 2}: {name} is a brick of images, but {text!r} is not a row number."
             problems.append(Problem(str(path), what, "Give the row, from 0, in a column 'row'."))
     if problems:
         raise InputProblems(problems)
     return places
 
 
-_OUTSIDE = "file {name!r} lies outside of the dataset"
-_LEADS_OUT = "folder of {name!r} is a link that leads out of the dataset"
+_OUTSIDE = "file {name!r} is outside the dataset"
+_LEADS_OUT = "folder of {name!r} is a link to a folder outside the dataset"
 
 
 class _FolderCheck:
-    """Says what is wrong with the folder of an image file, "" where nothing is; each folder once.
+    """Checks the folder of an image file; returns what is wrong, "" if nothing is.
 
-    A folder must lie in the dataset with its links followed. Links of single files may lead out
-    (DataLad and a linking converter make such); what they point to is only ever read as an image.
+    After resolving links, a folder must be inside the dataset. Links of single files may lead out of it
+    (DataLad and converters that link files make such links); their targets are only read as images.
     """
 
     def __init__(self, dataset: Path) -> None:
@@ -188,9 +182,9 @@ class _FolderCheck:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a path from the table is relative and climbs nowhere, on any operating system."""
+    """Whether a path from the table is relative and has no "..", on any operating system."""
     if re.fullmatch(r"\w[\w.-]*", name):
-        return True  # a bare file name; said first because tables have tens of thousands of them
+        return True  # a bare file name; tested first because tables have tens of thousands of them
     if "\0" in name or "://" in name:
         return False
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
@@ -199,10 +193,7 @@ def _is_plain(name: str) -> bool:
 
 
 class _Finder:
-    """Finds image files, by one listing of each folder instead of a question a stimulus.
-
-    On a network disk 73,000 questions take minutes.
-    """
+    """Finds image files by listing each folder once: 73,000 single queries take minutes on a network disk."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._images = folder, folder / "images"
@@ -210,14 +201,14 @@ class _Finder:
         self._listed = {entry.name for entry in os.scandir(self._images)} if self._images.is_dir() else set()
 
     def __call__(self, stimulus: str) -> Path:
-        """File of a stimulus for which the table names none: ``images/<id>``, ``stim-<id>_image.png``."""
+        """File of a stimulus if the table names none: ``images/<id>``, ``stim-<id>_image.png``."""
         if self.has_image(stimulus):
             return self._images / stimulus
         safe = stimulus.replace("/", "_").replace("\\", "_")
         return self._folder / f"stim-{safe}_image.png"
 
     def has_image(self, stimulus: str) -> bool:
-        """Whether the folder ``images`` has a file called like the stimulus."""
+        """Whether the folder ``images`` has a file with the name of the stimulus."""
         return stimulus in self._listed
 
     def named(self, name: str) -> Path:

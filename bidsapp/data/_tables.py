@@ -1,4 +1,4 @@
-"""Read a table by its suffix: tab-separated as BIDS has it, or comma-separated as other datasets do."""
+"""Tables: tab-separated as in BIDS, or comma-separated as in other datasets."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.storage.text import read_text, read_tsv
 
-#: Longest cell of a CSV that is read, in characters: a stray quote can make a cell of half a file.
+#: Longest cell of a CSV that is read, in characters: a stray quote can turn half a file into one cell.
 _LONGEST_CELL = 1 << 17
 _MOST_COLUMNS = 10_000
 
 
 def read_table(path: Path) -> dict[str, list[str]]:
-    """Read a table with a header, every cell as text: CSV (RFC 4180) if its name says so, else TSV.
+    """Read a table with a header, every cell as text: CSV (RFC 4180) if its suffix is ``.csv``, else TSV.
 
-    A first column of a CSV that has no name is left out: pandas writes row numbers there.
+    The first column of a CSV is left out if it has no name: pandas writes row numbers there.
 
     Returns
     -------
@@ -29,7 +29,7 @@ def read_table(path: Path) -> dict[str, list[str]]:
     AppError
         Exit code 65, with path and line, for a table without a header, a column without a name or
         named twice, a row with more or fewer cells than the header, or quotes that do not close; 66
-        where there is no file.
+        if the file is missing.
     """
     if path.suffix.lower() != ".csv":
         return read_tsv(path)
@@ -37,7 +37,7 @@ def read_table(path: Path) -> dict[str, list[str]]:
     if "\0" in text:
         raise _bad(path, text.count("\n", 0, text.index("\0")) + 1, "holds a NUL byte, so it is damaged")
     csv.field_size_limit(_LONGEST_CELL)
-    # Not splitlines(): captions may hold characters such as U+2028, which end no line here.
+    # Not splitlines(): captions may contain characters such as U+2028, which do not end a line here.
     reader = csv.reader(io.StringIO(text, newline="\n"), strict=True)
     columns: list[list[str]] = []
     names: list[str] = []

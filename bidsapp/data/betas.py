@@ -52,7 +52,7 @@ def mask_session(
     """Take the mask's voxels of every trial of a session, as percent signal change.
 
     Values are ``(stored * scl_slope + scl_inter) / session.scale``, computed in float64 and kept as
-    float32. NaN stays NaN (see :func:`bidsapp.data.responses.find_bad_voxels`). Grids are compared by
+    float32. NaN stays NaN. Grids are compared by
     shape only: the preflight compares affines, before any computing.
 
     Parameters

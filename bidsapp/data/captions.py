@@ -1,4 +1,4 @@
-"""Captions of the stimuli, several for each."""
+"""Captions of the stimuli, several per stimulus."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from bidsapp.data._tables import read_table
 from bidsapp.errors import AppError, ExitCode
 
-#: Columns that may name the stimulus; ``image_name`` is LAION-fMRI's.
+#: Columns that may hold the stimulus id; ``image_name`` is LAION-fMRI's.
 ID_COLUMNS = ("stimulus_id", "stim_id", "image_name", "label")
-#: Names of the table in a stimuli folder, the first that is there counts; the second is LAION-fMRI's.
+#: Names of the table in a stimuli folder; the first one found is used. The second is LAION-fMRI's.
 CAPTION_TABLES = ("captions.tsv", "task-images_desc-captions.csv")
-#: Values of a column ``source`` whose captions are left out. LAION-fMRI has a caption by a language
-#: model beside the people's, but for a part of its images only (docs, "Stimulus Derivatives"): used,
-#: it would set shared images, which people test on, apart from those of one subject.
+#: Values of a column ``source`` whose captions are left out. In addition to people's captions, LAION-fMRI has
+#: captions by a language model for some of its images only (docs, "Stimulus Derivatives"). If used, they
+#: would make the shared images, which are the test set, differ from those of single subjects.
 _LEFT_OUT = ("ai",)
 
 _IMAGE_SUFFIX = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp)$", re.IGNORECASE)
@@ -27,12 +27,11 @@ def read_captions(path: Path, ids: Iterable[str] = ()) -> dict[str, tuple[str, .
     Parameters
     ----------
     path : Path
-        TSV or CSV with the columns ``stimulus_id`` and ``caption``, a row a caption. Rows with an
+        TSV or CSV with the columns ``stimulus_id`` and ``caption``, one row per caption. Rows with an
         empty caption or ``n/a`` are left out, and those whose column ``source`` is ``ai``; quotes
-        that a spreadsheet or pandas put around a whole caption are taken off.
+        that a spreadsheet or pandas put around a whole caption are removed.
     ids : iterable of str
-        Stimuli of the dataset; a caption's id may lack the image's suffix that these have, or the
-        reverse.
+        Stimuli of the dataset. Either these or the ids of the captions may lack the image's suffix.
 
     Returns
     -------
@@ -42,7 +41,7 @@ def read_captions(path: Path, ids: Iterable[str] = ()) -> dict[str, tuple[str, .
     Raises
     ------
     AppError
-        Where the table can't be read or lacks a column.
+        If the table cannot be read or lacks a column.
     """
     table = read_table(path)
     column = next((name for name in ID_COLUMNS if name in table), None)
@@ -53,7 +52,7 @@ def read_captions(path: Path, ids: Iterable[str] = ()) -> dict[str, tuple[str, .
     if "source" in table:
         left_out = (source.strip().lower() in _LEFT_OUT for source in table["source"])
         texts = ["" if out else text for text, out in zip(texts, left_out, strict=True)]
-    spelled: dict[str, str] = {}  # of each id in the table: tables have several rows an id
+    spelled: dict[str, str] = {}  # by id in the table, which has several rows per id
     for raw in table[column]:
         if raw not in spelled:
             spelled[raw] = raw.strip().removeprefix("stim-")
@@ -70,19 +69,18 @@ def read_captions(path: Path, ids: Iterable[str] = ()) -> dict[str, tuple[str, .
 
 
 def same_ids(given: Iterable[str], known: Iterable[str]) -> dict[str, str]:
-    """Find which stimulus of a dataset each id of another file means.
+    """Match the ids of another file to the stimuli of a dataset.
 
     Parameters
     ----------
     given, known : iterable of str
-        Ids without ``stim-``. One of two equal ids may lack the suffix of an image file; ``a.jpg``
+        Ids without ``stim-``. One of two matching ids may lack the suffix of an image file; ``a.jpg``
         and ``a.png`` are two stimuli.
 
     Returns
     -------
     dict of str to str
-        Of the given ids that are known, as the dataset spells them; one that could mean several is
-        left out.
+        The given ids that are known, as the dataset spells them; ambiguous ones are left out.
     """
     exact = set(known)
     bare: dict[str, list[str]] = {}
@@ -104,7 +102,7 @@ def same_ids(given: Iterable[str], known: Iterable[str]) -> dict[str, str]:
 def _unquoted(text: str) -> str:
     if len(text) >= 2 and text[0] == text[-1] == '"':
         inner = text[1:-1]
-        # Only quotes as CSV writers make them: inside, each quote is doubled.
+        # Only the quotes that CSV writers add: inside these, each quote is doubled.
         if '"' not in inner.replace('""', ""):
             return inner.replace('""', '"').strip()
     return text

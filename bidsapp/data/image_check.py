@@ -1,4 +1,4 @@
-"""Whether stimuli can be read, told from the ends of their files; only a sample is decoded."""
+"""Whether stimuli can be read, from the start and end of their files; only a sample is decoded."""
 
 from __future__ import annotations
 
@@ -13,54 +13,48 @@ from bidsapp.errors import AppError, Problem
 N_DECODED = 16
 #: Files that are listed one by one.
 _LISTED = 10
-_MEND = "Copy or make the image again."
-_MEND_BRICK = "Copy the file again, or correct the rows in the table of stimuli."
+_FIX = "Copy or create the image again."
+_FIX_BRICK = "Copy the file again, or correct the rows in the table of stimuli."
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 
 
 def check_images(places: Sequence[Place], n_decoded: int = N_DECODED) -> list[Problem]:
-    """Check the images of stimuli, in a time that is bounded by a few file accesses an image.
+    """Check the images of stimuli with a few file accesses per image; missing files are left out.
 
-    Of a PNG or JPEG file the header and the mark at its end are read: a file that was cut lacks the
-    mark. One without it is decoded, and counts as damaged only if that fails. Of a brick the rows asked
-    for must be there. Beyond that a sample is decoded.
-
-    Parameters
-    ----------
-    places : sequence of Place
-        Files that are not there are left out: others look for these.
-    n_decoded : int
+    For a PNG or JPEG file, the header and the mark at its end are read: a truncated file lacks the mark.
+    A file without it is decoded, and counts as damaged only if that fails. A brick must have the rows.
+    In addition, a sample is decoded.
 
     Returns
     -------
     list of Problem
         One for each damaged file up to ten, and one for the rest.
     """
-    there = [place for place in dict.fromkeys(places) if place.path.is_file()]
-    decoded = set(range(0, len(there), max(1, len(there) // n_decoded))) if n_decoded else set()
+    existing = [place for place in dict.fromkeys(places) if place.path.is_file()]
+    decoded = set(range(0, len(existing), max(1, len(existing) // n_decoded))) if n_decoded else set()
     found: dict[Path, Problem] = {}
     with Bricks() as bricks:
-        for index, place in enumerate(there):
+        for index, place in enumerate(existing):
             if place.path in found:
                 continue
             try:
                 _look(place, bricks, whole=index in decoded)
             except AppError as error:
-                mend = _MEND if place.row is None else _MEND_BRICK
-                found[place.path] = Problem.of(error, place.path, mend)
+                fix = _FIX if place.row is None else _FIX_BRICK
+                found[place.path] = Problem.of(error, place.path, fix)
     problems = list(found.values())
     if len(problems) > _LISTED:
         rest = len(problems) - _LISTED
         folder = problems[_LISTED].path
-        what = f"{rest} more image{'s' if rest > 1 else ''} cannot be read, this one first."
-        problems = [*problems[:_LISTED], Problem(folder, what, _MEND)]
+        what = f"{rest} more image{'s' if rest > 1 else ''} cannot be read, starting with this one."
+        problems = [*problems[:_LISTED], Problem(folder, what, _FIX)]
     return problems
 
 
 def _look(place: Place, bricks: Bricks, *, whole: bool) -> None:
-    """Raise AppError where the image of a place is damaged."""
+    """Raise AppError if the image of a place is damaged."""
     if place.row is not None:
         if whole:
             bricks.row(place.path, place.row)

@@ -1,4 +1,4 @@
-"""Which stimuli train the decoder and which test it."""
+"""The split of the stimuli into a training and a test set."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from bidsapp.records import Split
 from bidsapp.storage.files import sha256_file
 from bidsapp.storage.text import read_json, read_tsv
 
-_SETS = ("train", "test")
-#: Stands for the subject's label in the path of a split file.
+#: The sets, and their names in messages.
+_SETS = {"train": "training", "test": "test"}
+#: Placeholder for the subject's label in the path of a split file.
 SUBJECT_FIELD = "{subject}"
 
 
 class HasSplit(Protocol):
-    """What of a :class:`~bidsapp.data.stimuli.StimulusSet` a split needs."""
+    """The part of a :class:`~bidsapp.data.stimuli.StimulusSet` that a split needs."""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -37,7 +38,7 @@ class HasSplit(Protocol):
 
 @dataclass(frozen=True)
 class _Read:
-    """A split file as it is: its sets may name stimuli that nobody saw, or that do not exist."""
+    """A split file as it is: its sets may name stimuli that were never shown, or that do not exist."""
 
     name: str
     sets: dict[str, set[str]]
@@ -46,7 +47,7 @@ class _Read:
 
 
 def split_path(pattern: str | os.PathLike[str] | None, subject: str) -> Path | None:
-    """Give a subject's split file: ``{subject}`` in its path stands for the label."""
+    """Return a subject's split file: ``{subject}`` in its path is replaced by the label."""
     return None if pattern is None else Path(os.fspath(pattern).replace(SUBJECT_FIELD, subject))
 
 
@@ -62,36 +63,35 @@ def make_split(
     Parameters
     ----------
     stimuli : StimulusSet
-        Gives the split where no file does: the column ``split`` of its table.
+        Without a split file, the column ``split`` of its table is used.
     seen_ids : iterable of str
         Stimuli of the subject's trials; others are left out of both sets, and counted.
     split_file : path, optional
         A TSV with the columns ``stimulus_id`` and ``split`` (train or test), or a JSON object with
         ``train_ids`` and ``test_ids``, either at its top or in each of its ``variants`` (LAION-fMRI's
-        split files). An id may have the image's suffix where the stimuli table leaves it out, and
-        the reverse.
+        split files). Either these ids or those of the stimuli table may lack the image's suffix.
     variant : str or int, optional
-        ``variant_id`` to use of a JSON with several; the only one, else 0, by default.
+        ``variant_id`` in a JSON with several variants; by default the only one, else 0.
 
     Returns
     -------
     Split
-        Its name is the JSON's ``name`` (with the variant where there are several), the file's name,
-        or ``stimuli.tsv``. Both sets sorted. ``unknown`` has the ids that the stimuli table lacks.
+        Its name is the JSON's ``name`` (with the variant, if there are several), the file's name,
+        or ``stimuli.tsv``. Both sets are sorted. ``unknown`` has the ids that the stimuli table lacks.
 
     Raises
     ------
     InputProblems
-        Exit code 65: stimuli in both sets, or a set with none of those that the subject saw.
+        Exit code 65: stimuli in both sets, or a set with none of the stimuli that the subject saw.
     AppError
-        Where the file can't be read or is of no known form.
+        If the file cannot be read or has an unknown form.
     """
     wanted = None if variant is None else str(variant)
     seen = {s for s in seen_ids if s}
     unknown: tuple[str, ...] = ()
     if split_file is None:
         if wanted is not None:
-            raise AppError("A split's variant needs a split file in JSON.", exit_code=ExitCode.USAGE)
+            raise AppError("--split-variant needs a split file in JSON (--split).", exit_code=ExitCode.USAGE)
         source, column = stimuli.table, stimuli.split_column
         read = _Read(source.name, {kind: {s for s in stimuli.ids if column.get(s) == kind} for kind in _SETS})
         sets = read.sets
@@ -101,7 +101,7 @@ def make_split(
         read = reader(source, wanted)
         sets, unknown = _as_listed(read.sets, seen.union(stimuli.ids))
     both = (read.sets["train"] & read.sets["test"]) | (sets["train"] & sets["test"])
-    problems = _problems(source, sets, both, seen, unknown, split_file is None)
+    problems = _overlap(source, both) + _empty_sets(source, sets, seen, unknown, split_file is None)
     if problems:
         raise InputProblems(problems)
     return Split(
@@ -118,58 +118,54 @@ def make_split(
 
 
 def _as_listed(sets: Mapping[str, set[str]], known: set[str]) -> tuple[dict[str, set[str]], tuple[str, ...]]:
-    """Spell a file's ids as the dataset does, and give those that it does not have."""
+    """Spell a file's ids as the dataset does, and list those that the dataset lacks."""
     spelled = {kind: same_ids(ids, known) for kind, ids in sets.items()}
     unknown = {s for kind, ids in sets.items() for s in ids if s not in spelled[kind]}
     return {kind: set(found.values()) for kind, found in spelled.items()}, tuple(sorted(unknown))
 
 
-def _problems(
-    source: Path,
-    sets: Mapping[str, set[str]],
-    both: set[str],
-    seen: set[str],
-    unknown: tuple[str, ...],
-    column: bool,
+def _overlap(source: Path, both: set[str]) -> list[Problem]:
+    if not both:
+        return []
+    listed = ", ".join(sorted(both)[:5]) + (" ..." if len(both) > 5 else "")
+    plural = "stimuli are" if len(both) > 1 else "stimulus is"
+    what = f"{len(both)} {plural} in both the training and the test set: {listed}"
+    return [Problem(str(source), what, "Put each stimulus into one set.")]
+
+
+def _empty_sets(
+    source: Path, sets: Mapping[str, set[str]], seen: set[str], unknown: tuple[str, ...], column: bool
 ) -> list[Problem]:
     problems = []
-    if both:
-        listed = ", ".join(sorted(both)[:5]) + (" ..." if len(both) > 5 else "")
-        plural = "stimuli are" if len(both) > 1 else "stimulus is"
-        what = f"{len(both)} {plural} in both the training and the test set: {listed}"
-        problems.append(Problem(str(source), what, "Put each stimulus into one set."))
-    for kind in _SETS:
+    for kind, noun in _SETS.items():
         if sets[kind] & seen:
             continue
         if sets[kind]:
             example, other = min(sets[kind]), min(seen, default="none")
             what = (
-                f"None of the {len(sets[kind])} stimuli of the {kind} set was shown in these trials "
+                f"None of the {len(sets[kind])} stimuli of the {noun} set was shown in these trials "
                 f"(the set has e.g. {example!r}, the trials e.g. {other!r})."
             )
-            mend = "Check that the ids are spelled as in the trials table, and that all sessions are there."
+            fix = "Check that the ids are spelled as in the trials table, and that no session is missing."
         elif unknown:
             count = f"{len(unknown)} of the split's ids {'are' if len(unknown) > 1 else 'is'} unknown"
             what = (
-                f"The {_NOUNS[kind]} set has no stimulus of this dataset; {count}, e.g. {unknown[0]!r} "
+                f"The {noun} set has no stimulus of this dataset; {count}, e.g. {unknown[0]!r} "
                 f"(the trials have e.g. {min(seen, default='none')!r})."
             )
-            mend = "Check that the split belongs to this dataset, and how its ids are spelled."
+            fix = "Check that the split belongs to this dataset, and how its ids are spelled."
         else:
-            what = f"The {_NOUNS[kind]} set is empty."
-            mend = "Put stimuli into both sets."
+            what = f"The {noun} set is empty."
+            fix = "Put stimuli into both sets."
             if column:
-                mend = f"Fill the column 'split' of {source.name} with train and test, or give --split FILE."
-        problems.append(Problem(str(source), what, mend))
+                fix = f"Fill the column 'split' of {source.name} with train and test, or give --split FILE."
+        problems.append(Problem(str(source), what, fix))
     return problems
-
-
-_NOUNS = {"train": "training", "test": "test"}
 
 
 def _read_tsv_split(path: Path, variant: str | None) -> _Read:
     if variant is not None:
-        raise _bad(path, "is a table, which has no variants; only split files in JSON have")
+        raise _bad(path, "is a table, which has no variants; only split files in JSON do")
     table = read_tsv(path)
     column = next((name for name in ID_COLUMNS if name in table), None)
     if column is None or "split" not in table:
@@ -199,7 +195,7 @@ def _read_json_split(path: Path, variant: str | None) -> _Read:
     wanted = variant if variant is not None else (numbers[0] if len(numbers) == 1 else "0")
     if numbers.count(wanted) != 1:
         listed = ", ".join(numbers[:20]) + (" ..." if len(numbers) > 20 else "")
-        raise _bad(path, f"has not exactly one variant {wanted}; its variants are {listed}")
+        raise _bad(path, f"does not have exactly one variant {wanted}; its variants are {listed}")
     chosen = _sets_of(path, variants[numbers.index(wanted)])
     return _Read(name if len(numbers) == 1 else f"{name} variant {wanted}", chosen, wanted, len(numbers))
 

@@ -1,6 +1,6 @@
 """The images that were shown: ids, split, pixels and captions.
 
-A dataset has a table of stimuli (see :mod:`bidsapp.data._stimulus_table`) and either one image file a
+A dataset has a table of stimuli (see :mod:`bidsapp.data._stimulus_table`) and either one image file per
 stimulus or an HDF5 brick: (N, H, W, 3) of uint8, or N encoded image files.
 """
 
@@ -24,18 +24,17 @@ from bidsapp.data.captions import CAPTION_TABLES, read_captions
 from bidsapp.data.image_check import check_images
 from bidsapp.errors import AppError, ExitCode, Gatherer, Problem
 
-#: Called with an iterable and a text, gives the iterable back (a progress bar).
+#: Takes an iterable and a text, returns the iterable (a progress bar).
 Show = Callable[[Sequence[str], str], Any]
 
 
 @dataclass(frozen=True)
 class StimulusSet:
-    """The stimuli of a dataset. Make one with :meth:`open`; pixels are read when asked for.
+    """The stimuli of a dataset. Create one with :meth:`open`; pixels are read on demand.
 
     Attributes
     ----------
     table : Path
-        The table of stimuli.
     ids : tuple of str
         Ids without ``stim-``, in the table's order. Stimuli whose column ``present`` is 0, false or
         no are left out.
@@ -44,7 +43,7 @@ class StimulusSet:
     columns : dict of str to tuple of str
         The table's other columns (NSD_id, COCO_id, ...), in the order of ``ids``.
     captions_path : Path or None
-        Where the captions come from; None where the dataset has none.
+        The table of captions; None if the dataset has none.
     """
 
     table: Path
@@ -63,7 +62,7 @@ class StimulusSet:
         *,
         found: Gatherer | None = None,
     ) -> StimulusSet:
-        """Read the tables of ``bids_dir/stimuli``, or of the dataset that a derivative lies in.
+        """Read the tables of ``bids_dir/stimuli``, or of the dataset that contains a derivative.
 
         Parameters
         ----------
@@ -71,24 +70,24 @@ class StimulusSet:
             A dataset, or a ``derivatives/<name>`` folder of one.
         captions : path, optional
             Table of captions (see :func:`~bidsapp.data.captions.read_captions`); by default that of
-            the stimuli folder, if there is one.
+            the stimuli folder, if it exists.
         found : Gatherer, optional
-            Takes what is wrong with the captions, so that all else can still be checked.
+            Takes what is wrong with the captions, so that everything else can still be checked.
 
         Raises
         ------
         AppError
-            Exit code 66 without a stimuli table, 65 where it or the captions can't be read.
+            Exit code 66 without a stimuli table, 65 if it or the captions cannot be read.
         InputProblems
-            Ids that are missing or listed twice, and files outside of the dataset: all at once.
+            Ids that are missing or listed twice, and files outside the dataset: all at once.
         """
         table = read_stimulus_table(find_table(Path(bids_dir)))
         usual = (table.path.parent / name for name in CAPTION_TABLES)
         path = Path(captions) if captions is not None else next((p for p in usual if p.is_file()), None)
         texts: Mapping[str, tuple[str, ...]] = {}
         if path is not None:
-            mend = "Save it as a table of UTF-8 text with the columns stimulus_id and caption."
-            with found.at(path, mend) if found is not None else nullcontext():
+            fix = "Save it as a table of UTF-8 text with the columns stimulus_id and caption."
+            with found.at(path, fix) if found is not None else nullcontext():
                 texts = read_captions(path, table.ids)
         return cls(
             table=table.path,
@@ -106,11 +105,11 @@ class StimulusSet:
         return self.table.parent
 
     def captions(self, stimulus: str) -> tuple[str, ...]:
-        """Captions of one stimulus, () where it has none."""
+        """Captions of one stimulus; () if it has none."""
         return self._captions.get(stimulus, ())
 
     def path(self, stimulus: str) -> Path:
-        """File that holds the pixels of one stimulus (the whole brick's file where it is in one)."""
+        """File with the pixels of one stimulus: an image, or the brick that contains it."""
         return self._place(stimulus).path
 
     def images(
@@ -122,10 +121,10 @@ class StimulusSet:
         ----------
         ids : sequence of str
         size : int, optional
-            Side in pixels to which every image is resized (bilinear as PIL does it, to a square); by
-            default the images stay as they are and must all have one size.
+            Side in pixels of the square that every image is resized to (PIL's bilinear filter). By
+            default the images are not resized and must all have the same size.
         show : callable, optional
-            ``show(ids, "text")`` gives the ids back one by one and may draw a progress bar.
+            ``show(ids, "text")`` yields the ids one by one and may draw a progress bar.
 
         Returns
         -------
@@ -135,7 +134,7 @@ class StimulusSet:
         Raises
         ------
         AppError
-            Exit code 66 for a missing file, 65 for one that is no image, is too large to be decoded
+            Exit code 66 for a missing file, 65 for one that is not an image, is too large to be decoded
             safely, or whose size differs from the others'.
         """
         order = list(ids)
@@ -153,7 +152,7 @@ class StimulusSet:
                     raise _bad(
                         self.path(stimulus),
                         f"stimulus {stimulus} has {pixels.shape[1]} x {pixels.shape[0]} pixels, others "
-                        f"have {result.shape[2]} x {result.shape[1]}; give all one size",
+                        f"have {result.shape[2]} x {result.shape[1]}; all must have the same size",
                     )
                 result[index] = pixels
         if result is None:
@@ -161,62 +160,40 @@ class StimulusSet:
         return result
 
     def by_size(self, ids: Sequence[str]) -> list[list[int]]:
-        """Places in ``ids`` of the images of each size, the first image's first; reads headers only.
-
-        Raises
-        ------
-        AppError
-            As :meth:`images`.
-        """
+        """Group the positions in ``ids`` by image size, in order of appearance; reads headers only."""
         groups: dict[tuple[int, int], list[int]] = {}
         for place, size in enumerate(self._sizes(ids)):
             groups.setdefault(size, []).append(place)
         return list(groups.values())
 
     def size(self, stimulus: str) -> tuple[int, int]:
-        """Height and width of one image in pixels; see :meth:`images` for the errors."""
+        """Height and width of one image in pixels; raises the errors of :meth:`images`."""
         return self._sizes([stimulus])[0]
 
     def common_side(self, ids: Sequence[str]) -> int | None:
-        """Side in pixels of a square that images of several sizes can be brought to.
+        """Side in pixels of the square that images of several sizes are resized to; reads headers only.
 
-        The shortest side of all, so that no image is enlarged; reads headers only.
-
-        Returns
-        -------
-        int or None
-            None where all have one size.
-
-        Raises
-        ------
-        AppError
-            As :meth:`images`.
+        It is the shortest side of all, so that no image is enlarged; None if all have the same size.
         """
         sizes = set(self._sizes(ids))
         return min(min(size) for size in sizes) if len(sizes) > 1 else None
 
     def digest(self, stimulus: str) -> str:
-        """Hexadecimal SHA-256 over a stimulus' stored bytes and its captions.
-
-        The bytes are those of its file, or of its row of the brick.
-        """
+        """Hexadecimal SHA-256 of a stimulus' stored bytes (of its file or its row) and its captions."""
         return self.digests([stimulus])[0]
 
     def digests(self, ids: Sequence[str]) -> list[str]:
-        """Give the :meth:`digest` of several stimuli."""
+        """Return the :meth:`digest` of several stimuli."""
         with Bricks() as bricks:
             return [self._digest(stimulus, bricks) for stimulus in ids]
 
     def files_missing(self, ids: Sequence[str] | None = None) -> list[str]:
-        """Paths of image files that are not there, of all stimuli or of some; each once, sorted."""
+        """Paths of missing image files, for all stimuli or for some; sorted, without duplicates."""
         paths = {self._place(stimulus).path for stimulus in (self.ids if ids is None else ids)}
         return sorted(str(path) for path in paths if not path.is_file())
 
     def unreadable(self, ids: Sequence[str]) -> list[Problem]:
-        """Find images that can't be read, without decoding all of them.
-
-        See :func:`bidsapp.data.image_check.check_images`.
-        """
+        """Find images that cannot be read; see :func:`bidsapp.data.image_check.check_images`."""
         return check_images([self._place(stimulus) for stimulus in ids])
 
     def _digest(self, stimulus: str, bricks: Bricks) -> str:

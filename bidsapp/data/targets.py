@@ -1,9 +1,9 @@
-"""The store of regression targets: each distinct stimulus computed once, for all subjects.
+"""The store of regression targets: each distinct stimulus is computed once, for all subjects.
 
 The store is a folder of parts. A part is an HDF5 file with the targets of some stimuli; it is written
-under a temporary name and renamed when complete, and never changed after. So a killed run leaves whole
-parts, and a later run computes what is missing. Several subjects' jobs can fill one store at once: each
-claims the stimuli of the part that it is at, and takes what no other has claimed.
+under a temporary name, renamed when complete, and never changed afterwards. So a killed run leaves complete
+parts, and a later run computes what is missing. Jobs of several subjects can fill one store at the same
+time: each claims the stimuli of the part that it computes, and skips those that another job has claimed.
 """
 
 from __future__ import annotations
@@ -31,44 +31,37 @@ from bidsapp.system.progress import track
 
 LOG = logging.getLogger("bidsapp")
 
-#: How long to wait for other jobs while none of them brings anything new, and how often to look, in seconds.
+#: How long to wait for other jobs while none of them finishes a part, and how often to check, in seconds.
 _PATIENCE_S = 24 * 3600.0
 _LOOK_S = 2.0
-#: Targets in a chunk. Reading some targets of all images is then few long reads, not one an image.
+#: Dimensions per chunk. Reading some dimensions of all images then takes few long reads.
 _CHUNK = 4096
 #: Parts kept open at once; systems allow a process 256 or 1024 open files.
 _OPEN_PARTS = 128
 
-#: In a part: names of its stimuli; of each array's checksum.
+#: In a part: the dataset with its stimuli, and the attribute with an array's checksum.
 _DIGEST, _SUM = "digest", "sha256"
 
-#: positions in the list of stimuli -> targets by name, each (k, dims)
+#: Positions in the list of stimuli -> targets by name, each (k, dims).
 ComputeTargets = Callable[[Sequence[int]], Mapping[str, np.ndarray]]
 
 
 class TargetRows:
     """Targets of chosen stimuli, read from the store's parts when sliced.
 
-    Behaves as an array of shape (n, dims) and type float32 for ``rows[:, a:b]``, which is what the ridge
+    Behaves like an array of shape (n, dims) and type float32 for ``rows[:, a:b]``, which is what the ridge
     reads. Fastest where a and b are multiples of 4096.
-
-    Parameters
-    ----------
-    parts : Parts
-    target : str
-        Name of the target.
-    places : sequence of (str, int)
-        For every row, the part and the row in it.
     """
 
     def __init__(self, parts: Parts, target: str, places: Sequence[tuple[str, int]]) -> None:
+        # ``places``: for every row, the part and the row in it
         by_part: dict[str, tuple[list[int], list[int]]] = {}
         for row, (part, source) in enumerate(places):
             own, sources = by_part.setdefault(part, ([], []))
             own.append(row)
             sources.append(source)
         self._store, self._target = parts, target
-        #: of every part: its name, our rows that lie in it, and where in it
+        # for every part: its name, our rows that it holds, and their rows in it
         self._parts = [(name, np.array(own), np.array(rows)) for name, (own, rows) in by_part.items()]
         self.shape = (len(places), parts.width(places[0][0], target))
         self.ndim = 2
@@ -86,7 +79,7 @@ class TargetRows:
             wanted = place[own] >= 0
             if not wanted.any():
                 continue
-            # one contiguous read, then the choice: HDF5 is slow at picking rows itself
+            # one contiguous read, then the selection: HDF5 is slow at selecting rows
             low, high = sources[wanted].min(), sources[wanted].max() + 1
             block = self._store.read(name, self._target, slice(low, high), slice(first, last))
             out[place[own[wanted]]] = block[sources[wanted] - low, :: columns.step]
@@ -98,12 +91,7 @@ class TargetRows:
 
 
 class Parts:
-    """The parts of a store, opened when read; those read last stay open.
-
-    Parameters
-    ----------
-    folder : Path
-    """
+    """The parts of a store, opened when read; the most recently read stay open."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -111,41 +99,41 @@ class Parts:
         self._lock = threading.Lock()  # a part must not be closed while another thread reads it
 
     def read(self, part: str, name: str, rows: slice, columns: slice | None = None) -> np.ndarray:
-        """Read of an array what is asked for, as stored.
+        """Read rows, or rows and columns, of an array, as stored.
 
         Raises
         ------
         AppError
-            Exit code 65 where the part is damaged, 66 where it is gone.
+            Exit code 65 if the part is damaged, 66 if it is missing.
         """
         with self._lock:
             try:
                 array = self._file(part)[name]
                 block: np.ndarray = array[rows] if columns is None else array[rows, columns]
             except FileNotFoundError as error:
-                raise self._bad(part, "is gone", ExitCode.NO_INPUT) from error
+                raise self._bad(part, "is missing", ExitCode.NO_INPUT) from error
             except (OSError, KeyError, ValueError, RuntimeError) as error:
                 raise self._bad(part, f"is damaged ({error})", ExitCode.BAD_DATA) from error
         return block
 
     def width(self, part: str, name: str) -> int:
-        """Values of a target."""
+        """Dimensions of a target."""
         with self._lock:
             return int(self._file(part)[name].shape[1])
 
     def digests(self, part: str) -> list[str]:
-        """Stimuli of a part, in row order; any of h5py's errors where it is damaged."""
+        """Stimuli of a part, in row order; raises any of h5py's errors if it is damaged."""
         with self._lock:
             return list(self._file(part)[_DIGEST].asstr()[:])
 
-    def check(self, part: str) -> str:
-        """Read a part whole and compare its targets with their checksums; say what is wrong, if anything."""
+    def find_damage(self, part: str) -> str:
+        """Compare the targets of a part with their checksums; return what is wrong, "" if nothing is."""
         with self._lock:
             try:
                 file = self._file(part)
                 for name in file:
                     if name != _DIGEST and file[name].attrs.get(_SUM) != sha256_array(file[name][:]):
-                        return f"{name} does not have the checksum that it was written with"
+                        return f"{name} does not match its checksum"
             except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 return str(error)
         return ""
@@ -163,33 +151,33 @@ class Parts:
         if part not in self._open:
             while len(self._open) >= _OPEN_PARTS:
                 self._open.popitem(last=False)[1].close()
-            # No chunk cache: the system caches files, and a cache for each open array adds up to gigabytes.
+            # No chunk cache: the system caches files, and one cache per open array adds up to gigabytes.
             self._open[part] = h5py.File(self._folder / part, "r", locking=False, rdcc_nbytes=0)
         self._open.move_to_end(part)
         return self._open[part]
 
     def _bad(self, part: str, what: str, code: ExitCode) -> AppError:
-        mend = "Remove it if it is there, and run again: its stimuli are computed anew."
-        return AppError(f"{self._folder / part}: This part of the targets {what}. {mend}", exit_code=code)
+        fix = "Remove the file if it exists, and run again: the targets of its stimuli are recomputed."
+        return AppError(f"{self._folder / part}: This part of the targets {what}. {fix}", exit_code=code)
 
 
 class TargetStore:
-    """Targets on disk, keyed by what each stimulus is (its pixels and captions), not by its name.
+    """Targets on disk, keyed by the content of each stimulus (its pixels and captions), not by its name.
 
     Parameters
     ----------
     folder : Path
         Work folder that all subjects share.
     model_key : str
-        Says which models and settings made the targets; another key is another store.
+        Identifies the models and settings that compute the targets; each key has its own store.
     stored : mapping of str to str, optional
-        Number format of targets, "float32" or "float16"; float32 for those not named. It is part of the
-        key. They are read as float32 in any case.
+        Number format on disk by target, "float32" (default) or "float16"; part of the key. Targets are read
+        as float32 in any case.
 
     Attributes
     ----------
     key : str
-        Hash of all that the stored values depend on beside the stimuli.
+        Hash of everything that the stored values depend on, apart from the stimuli.
     """
 
     def __init__(self, folder: Path, model_key: str, stored: Mapping[str, str] | None = None) -> None:
@@ -204,28 +192,28 @@ class TargetStore:
         self._sound: set[str] = set()  # parts whose checksums were compared
 
     def ensure(self, digests: Sequence[str], compute: ComputeTargets, block: int = 100) -> int:
-        """Compute the targets that are missing or damaged, beside other jobs that do the same.
+        """Compute the targets that are missing or damaged, in parallel with other jobs that do the same.
 
-        Parts that were there are read whole, to compare their checksums.
+        Existing parts are read completely, to compare their checksums.
 
         Parameters
         ----------
         digests : sequence of str
-            One a stimulus: the hash of its pixels and captions.
+            For each stimulus, the hash of its pixels and captions.
         compute : callable
-            Gets positions in ``digests`` and returns the targets of those stimuli.
+            Takes positions in ``digests`` and returns the targets of those stimuli.
         block : int
-            Stimuli in a part; so many are lost at most where a job is killed.
+            Stimuli per part; a killed job loses one part at most.
 
         Returns
         -------
         int
-            How many stimuli were computed by this call.
+            How many stimuli this call computed.
 
         Raises
         ------
         AppError
-            Exit code 75 where other jobs claim the stimuli that are left and bring nothing for a day.
+            Exit code 75 if other jobs claim the remaining stimuli but finish none within a day.
         """
         self._parts.close()
         self._known.clear()  # a part may have been damaged since
@@ -235,7 +223,7 @@ class TargetStore:
         while True:
             with ExitStack() as stack:
                 with locked(self.folder / "lock"):
-                    # Claims first: a job that ends in between has then left its part for the index.
+                    # Claims first: a job that ends in between has then written its part, which is indexed.
                     others = claimed(self.folder)
                     self._index()
                     missing = [d for d in position if d not in self._places]
@@ -252,48 +240,43 @@ class TargetStore:
                 if self._remove_damaged({self._places[d][0] for d in position} - self._sound):
                     continue
                 for _ in bar or ():
-                    pass  # what other jobs did
+                    pass  # computed by other jobs
                 return computed
             last_news = self._wait(len(missing), last_news)
 
     def rows(self, target: str, digests: Sequence[str]) -> TargetRows:
-        """Targets of stimuli, (n, dims), read when sliced.
-
-        Raises
-        ------
-        KeyError
-            If a stimulus was not computed.
-        """
+        """Targets of stimuli, (n, dims), read when sliced; KeyError if a stimulus was not computed."""
         return TargetRows(self._parts, target, [self._places[digest] for digest in digests])
 
     def close(self) -> None:
-        """Close the parts that were opened; they are opened again when read."""
+        """Close all parts; they are opened again when read."""
         self._parts.close()
 
     def _wait(self, missing: int, last_news: tuple[int, float]) -> tuple[int, float]:
-        """Wait a little for other jobs; give what is missing and since when."""
+        """Wait a little for other jobs; return how much is missing and since when."""
         now = time.monotonic()
         if missing < last_news[0]:
             LOG.info("waiting for other jobs to compute the targets of %d stimuli", missing)
             last_news = (missing, now)
         if now - last_news[1] > _PATIENCE_S:
             raise AppError(
-                f"{self.folder}: Other jobs claim the targets of {missing} stimuli, but none came for "
-                f"{_PATIENCE_S / 3600:.0f} hours. If none runs, delete {self.folder}/claim-* and run again.",
+                f"{self.folder}: Other jobs claim the targets of {missing} stimuli, but finished none within "
+                f"{_PATIENCE_S / 3600:.0f} hours. If no such job is running, delete {self.folder}/claim-* "
+                "and run again.",
                 exit_code=ExitCode.TRY_AGAIN,
             )
         time.sleep(_LOOK_S)
         return last_news
 
     def _remove_damaged(self, parts: set[str]) -> bool:
-        """Remove those of some parts that are not as they were written; say whether any was."""
+        """Remove the damaged ones of some parts; return whether there were any."""
         found = False
         for name in sorted(parts):
-            if self._parts.check(name):
-                # Again, while no other job removes it or writes it anew.
+            if self._parts.find_damage(name):
+                # Checked again under the lock: another job may have removed or rewritten it.
                 with locked(self.folder / "lock"):
                     self._parts.close(name)
-                    if (self.folder / name).exists() and (wrong := self._parts.check(name)):
+                    if (self.folder / name).exists() and (wrong := self._parts.find_damage(name)):
                         self._remove(name, wrong)
                     self._known.pop(name, None)
                 found = True
@@ -303,20 +286,20 @@ class TargetStore:
 
     def _remove(self, name: str, wrong: object) -> None:
         path = self.folder / name
-        LOG.warning("%s is damaged (%s); its stimuli are computed again", path, wrong)
-        # A part of the same name may be written now, so the damaged one must not stay open.
+        LOG.warning("%s is damaged (%s); the targets of its stimuli are recomputed", path, wrong)
+        # A part of the same name may be written next, so the damaged one must not stay open.
         self._parts.close(name)
         path.unlink()
 
     def _index(self) -> None:
-        """Read which stimuli are where; parts never change, so only new ones are looked into."""
-        there = {path.name for path in self.folder.glob("part-*.h5")}
-        for name in sorted(there - set(self._known)):
+        """Index which part holds which stimuli; parts never change, so only new ones are read."""
+        existing = {path.name for path in self.folder.glob("part-*.h5")}
+        for name in sorted(existing - set(self._known)):
             try:
                 self._known[name] = self._parts.digests(name)
             except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 self._remove(name, error)
-        self._known = {name: self._known[name] for name in sorted(there & set(self._known))}
+        self._known = {name: self._known[name] for name in sorted(existing & set(self._known))}
         self._places = {d: (name, row) for name, own in self._known.items() for row, d in enumerate(own)}
 
     def _write_part(self, digests: Sequence[str], targets: Mapping[str, np.ndarray]) -> None:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bidsapp.data.halves import split_halves
-from bidsapp.data.responses import average_repeats, count_dropped, zscore
+from bidsapp.data.responses import average_repeats, count_dropped, split_halves, zscore
 from bidsapp.data.sessions import mask_sessions
 from bidsapp.records import Mask, Split, SubjectInputs
 from bidsapp.storage.files import fingerprint, sha256_array

@@ -45,7 +45,7 @@ def test_cut_files_are_found_without_a_sample(tmp_path: Path, suffix: str, kept:
     cut = write(tmp_path, f"cut.{suffix}", whole[: int(len(whole) * kept)])
     (problem,) = check_images([sound, cut], 0)
     assert problem.path == str(cut.path)
-    assert "no readable image" in problem.what
+    assert "not a readable image" in problem.what
     assert problem.code == ExitCode.BAD_DATA
 
 
@@ -88,7 +88,7 @@ def test_bricks(tmp_path: Path) -> None:
     assert "Has 4 images, but row 4" in problem.what
     path.write_bytes(path.read_bytes()[:2000])
     (problem,) = check_images(rows, 0)
-    assert "no readable HDF5" in problem.what
+    assert "not a readable HDF5" in problem.what
 
 
 def test_missing_files_are_left_to_others(tmp_path: Path) -> None:

@@ -169,9 +169,9 @@ def test_images_of_several_sizes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "row 1 is no readable image"),
-        (b"\x89PNG\r\n\x1a\n" + b"\0" * 20, "row 1 is no readable image"),
-        (b"not an image", "row 1 is no readable image"),
+        (b"", "row 1 is not a readable image"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 20, "row 1 is not a readable image"),
+        (b"not an image", "row 1 is not a readable image"),
     ],
 )
 def test_damaged_images_are_refused(laion: Path, files: list[bytes], content: bytes, words: str) -> None:
@@ -198,7 +198,7 @@ def test_bricks_that_are_too_short_or_of_another_kind(laion: Path, files: list[b
         StimulusSet.open(laion).images([NAMES[2]])
     with h5py.File(brick, "w") as file:
         file["images"] = np.arange(3)
-    with pytest.raises(AppError, match="or of N encoded images"):
+    with pytest.raises(AppError, match="or N encoded images"):
         StimulusSet.open(laion).images([NAMES[0]])
 
 

@@ -1,4 +1,4 @@
-"""Repeats, bad voxels and z-scores, against literal recomputation in float64."""
+"""Averages and halves of repeats, z-scores and dropped voxels, against literal recomputation in float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bidsapp.data.responses import average_repeats, find_bad_voxels, split_half_noise_ceiling, zscore
+from bidsapp.data.responses import average_repeats, count_dropped, split_halves, zscore
 from bidsapp.errors import AppError, ExitCode
 
 
@@ -57,19 +57,6 @@ def test_average_refuses_inconsistent_arguments():
             average_repeats(betas, ids, wanted)
 
 
-def test_bad_voxels_over_all_arrays(monkeypatch):
-    monkeypatch.setattr("bidsapp.data.responses._BLOCK", 12)  # several blocks of rows
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(9, 5)).astype(np.float32), rng.normal(size=(4, 5)).astype(np.float32)
-    a[3, 0], b[2, 1] = np.nan, -np.inf
-    a[:, 2] = b[:, 2] = 0
-    a[:, 3], b[:, 3] = 1, 2  # constant in each, but not over both
-    bad = find_bad_voxels([a, b])
-    np.testing.assert_array_equal(bad.not_finite, [True, True, False, False, False])
-    np.testing.assert_array_equal(bad.constant, [False, False, True, False, False])
-    np.testing.assert_array_equal(bad.any, [True, True, True, False, False])
-
-
 @pytest.mark.parametrize("block", [1, 50, 1 << 22])
 def test_zscore_is_the_definition(monkeypatch, block):
     monkeypatch.setattr("bidsapp.data.responses._BLOCK", block)
@@ -83,7 +70,7 @@ def test_zscore_is_the_definition(monkeypatch, block):
     np.testing.assert_allclose(z.train.astype(np.float64).std(0, ddof=1), 1, rtol=1e-6)
     np.testing.assert_allclose(z.mean, mean, rtol=1e-14)
     np.testing.assert_allclose(z.std, std, rtol=1e-12)
-    assert z.n_dropped == 0
+    assert count_dropped(z.kept, z.finite) == (0, 0)
     assert z.train.dtype == z.test.dtype == np.float32
 
 
@@ -95,7 +82,7 @@ def test_zscore_drops_constant_and_nan_voxels_and_counts_them():
     test[1, 3] = np.inf
     z = zscore(train, test)
     np.testing.assert_array_equal(z.kept, [False, True, False, False, True, True])
-    assert z.n_dropped == 3
+    assert count_dropped(z.kept, z.finite) == (2, 1)
     assert z.train.shape == (20, 3)
     assert z.test.shape == (3, 3)
     whole = zscore(train[:, [1, 4, 5]], test[:, [1, 4, 5]])
@@ -111,26 +98,28 @@ def test_zscore_without_any_usable_voxel():
         zscore(np.ones((1, 2), np.float32), np.ones((2, 2), np.float32))
 
 
-def test_noise_ceiling_recovers_the_reliability_of_simulated_voxels():
+def test_repeats_are_assigned_in_turn_and_standardised():
     rng = np.random.default_rng(0)
-    n, repeats, share = 4000, 4, np.array([0.0, 0.2, 0.6])  # share of single-trial variance explained
-    signal = rng.normal(size=(n, 3)) * np.sqrt(share)
-    betas = [
-        (50 + signal + rng.normal(size=(n, 3)) * np.sqrt(1 - share)).astype(np.float32)
-        for _ in range(repeats)
-    ]
-    ids = [[str(i) for i in range(n)]] * repeats
-    expected = share / (share + (1 - share) / repeats)
-    got = split_half_noise_ceiling(betas, ids, [str(i) for i in range(n)])
-    np.testing.assert_allclose(got, expected, atol=0.05)
+    shown = [["a", "b", "a", "c"], ["b", "a", "d", "d"]]
+    betas = [rng.standard_normal((4, 6)).astype(np.float32) for _ in shown]
+    kept = np.array([1, 1, 0, 1, 1, 1], dtype=bool)
+    mean, std = rng.standard_normal(5), rng.uniform(1, 2, 5)
+    repeated, first, second = split_halves(betas, shown, ("d", "c", "a", "b"), mean, std, kept)
+    assert repeated == ("d", "a", "b")  # c was shown once
+
+    def z(rows):
+        return (np.mean(rows, axis=0)[kept] - mean) / std
+
+    expected_first = [z([betas[1][2]]), z([betas[0][0], betas[1][1]]), z([betas[0][1]])]
+    expected_second = [z([betas[1][3]]), z([betas[0][2]]), z([betas[1][0]])]
+    np.testing.assert_allclose(first, expected_first, rtol=1e-5)
+    np.testing.assert_allclose(second, expected_second, rtol=1e-5)
 
 
-def test_noise_ceiling_undefined():
-    rng = np.random.default_rng(0)
-    a = rng.normal(size=(6, 3)).astype(np.float32)
-    a[:, 1] = 0.3
-    a[2, 2] = np.nan
-    got = split_half_noise_ceiling([a, a], [list("abcdef")] * 2, list("abcdef"))
-    np.testing.assert_array_equal(np.isnan(got), [False, True, True])
-    assert got[0] == pytest.approx(1)
-    assert np.isnan(split_half_noise_ceiling([a], [list("abcdef")], list("abcdef"))).all()
+def test_nothing_repeated_gives_nothing():
+    betas = [np.ones((2, 3), np.float32)]
+    repeated, first, second = split_halves(
+        betas, [["a", "b"]], ("a", "b"), np.zeros(3), np.ones(3), np.ones(3, bool)
+    )
+    assert repeated == ()
+    assert first.shape == second.shape == (0, 3)

@@ -62,7 +62,7 @@ def test_variants_are_named_as_the_file_names_them(stimuli: SimpleNamespace, tmp
     assert (
         make_split(stimuli, IDS, path, variant="1").train == make_split(stimuli, IDS, path, variant=1).train
     )
-    with pytest.raises(AppError, match="not exactly one variant 2; its variants are fold-a, 0, 1") as caught:
+    with pytest.raises(AppError, match="exactly one variant 2; its variants are fold-a, 0, 1") as caught:
         make_split(stimuli, IDS, path, variant="2")
     assert caught.value.exit_code == ExitCode.BAD_DATA
 

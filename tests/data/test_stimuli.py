@@ -175,10 +175,10 @@ def _png(width: int, height: int) -> bytes:
     ("content", "words"),
     [
         (_png(9000, 9000), "limit of 64000000"),
-        (_png(60000, 60000), "no readable image"),
-        (_png(32, 32), "no readable image"),
-        (b"GIF89a", "no readable image"),
-        (b"", "no readable image"),
+        (_png(60000, 60000), "not a readable image"),
+        (_png(32, 32), "not a readable image"),
+        (b"GIF89a", "not a readable image"),
+        (b"", "not a readable image"),
     ],
 )
 def test_images_that_are_refused(tiny: Path, content: bytes, words: str) -> None:
@@ -200,7 +200,7 @@ def test_bricks_that_are_refused(tiny_dataset: Make, tmp_path: Path, monkeypatch
         assert caught.value.exit_code == ExitCode.BAD_DATA
 
     path.write_bytes(good[:100])
-    refused("no readable HDF5")
+    refused("not a readable HDF5")
     (tmp_path / "other.h5").write_bytes(good)
     with h5py.File(path, "w") as file:
         file["imgBrick"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "imgBrick")
@@ -217,7 +217,7 @@ def test_bricks_that_are_refused(tiny_dataset: Make, tmp_path: Path, monkeypatch
     refused("chunks of 3072 bytes")
     monkeypatch.undo()
     _edit(root, "bricks.hdf5\t0\t", "bricks.hdf5\t12\t")
-    refused(r"row 12 \(from 0\) is asked for")
+    refused(r"row 12 \(from 0\) is requested")
     _edit(root, "bricks.hdf5\t12\t", "bricks.hdf5\t-1\t")
     with pytest.raises(InputProblems, match="'-1' is no row"):
         StimulusSet.open(root)

@@ -194,7 +194,7 @@ def test_a_part_that_is_damaged_later_is_named(tmp_path):
         rows[:, :]
     assert str(part) in str(caught.value)
     part.unlink()
-    with pytest.raises(AppError, match="is gone"):
+    with pytest.raises(AppError, match="is missing"):
         rows[:, :]
 
 

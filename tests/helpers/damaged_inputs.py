@@ -203,8 +203,8 @@ CASES = {
         65, "outside", **on(STIMULI, lambda p: edit(p, lambda t: t.replace("stim-pic003_im", "../../im")))
     ),
     "image gone": Case(66, "image file is not there", lambda bids: (bids / IMAGE).unlink(), IMAGE),
-    "image cut": Case(65, "no readable image", **on(IMAGE, lambda p: put(p, p.read_bytes()[:-60]))),
-    "image a text": Case(65, "no readable image", **on(IMAGE, lambda p: put(p, "no image"))),
+    "image cut": Case(65, "not a readable image", **on(IMAGE, lambda p: put(p, p.read_bytes()[:-60]))),
+    "image a text": Case(65, "not a readable image", **on(IMAGE, lambda p: put(p, "no image"))),
     "names that collide": Case(
         65,
         "would both be written",

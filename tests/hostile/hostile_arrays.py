@@ -266,13 +266,13 @@ CASES = {
     # images
     "PNG of 10 gigapixels": Case(65, "decompression bomb", on(IMAGE, png(100_000, 100_000))),
     "PNG of 80 megapixels": Case(65, "10000 x 8000", on(IMAGE, png(10_000, 8_000))),
-    "PNG whose comment inflates": Case(65, "no readable image", on(IMAGE, png_with_text())),
+    "PNG whose comment inflates": Case(65, "not a readable image", on(IMAGE, png_with_text())),
     "JPEG of 4 gigapixels": Case(65, "decompression bomb", on(IMAGE, jpeg(65_500, 65_500))),
     "JPEG of 81 megapixels": Case(65, "9000 x 9000", on(IMAGE, jpeg(9_000, 9_000))),
     "TIFF of 80 megapixels": Case(65, "10000 x 8000", on(IMAGE, tiff(10_000, 8_000))),
     "WebP of 268 megapixels": Case(65, "decompression bomb", on(IMAGE, webp())),
-    "image that is a PostScript program": Case(65, "no readable image", on(IMAGE, PS)),
-    "image that is an SVG with entities": Case(65, "no readable image", on(IMAGE, SVG)),
-    "image that is pickled": Case(65, "no readable image", lambda t: put(t / "bids" / IMAGE, trap(t))),
+    "image that is a PostScript program": Case(65, "not a readable image", on(IMAGE, PS)),
+    "image that is an SVG with entities": Case(65, "not a readable image", on(IMAGE, SVG)),
+    "image that is pickled": Case(65, "not a readable image", lambda t: put(t / "bids" / IMAGE, trap(t))),
     "image of 40 GB": Case(65, "bytes; image files", on(IMAGE, sparse)),
 }

@@ -211,7 +211,7 @@ CASES = {
     "model file that leads elsewhere": Case(65, "model.h5", linked_model, MODEL),
     "model file of pickles": Case(65, "model.h5", pickled_model, MODEL),
     # NSD's design
-    "design that is a pickle": Case(65, "no readable MATLAB", pickled("design.mat"), DESIGN),
+    "design that is a pickle": Case(65, "not a readable MATLAB", pickled("design.mat"), DESIGN),
     "design that inflates": Case(65, "inflates to more", made("design.mat", matlab_bomb), DESIGN),
     "design of nothing": Case(65, "has no variable", beside("design.mat", MATLAB), DESIGN),
 }  # fmt: skip

@@ -166,4 +166,4 @@ def test_a_dataset_without_its_images_is_told_so(nsd, tmp_path, capsys):
     words = [bids, tmp_path / "out", "participant", "--recipe", "embedded", "--skip-bids-validation"]
     assert cli.main(list(map(str, words))) in (65, 66)
     said = capsys.readouterr().err
-    assert f"{bids / 'stimuli/stimuli.tsv'}: its column present says of all 246 stimuli" in said
+    assert f"{bids / 'stimuli/stimuli.tsv'}: the images of all 246 stimuli are missing" in said

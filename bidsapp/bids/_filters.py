@@ -22,7 +22,7 @@ Wanted = None | str | tuple[str, ...]
 
 _NIFTI = (".nii", ".nii.gz")
 _BETAS = (*_NIFTI, *HDF5_SUFFIXES)
-#: Short keys of file names are accepted beside pybids' long entity names.
+#: Short keys of file names are accepted as well as the long names of entities.
 _LONG_NAMES = {key: name for name, key in ENTITY_KEYS.items()} | {"sub": "subject", "resolution": "res"}
 _ENTITIES = {*ENTITY_KEYS, "subject", "suffix", "datatype", "extension"}
 

@@ -1,9 +1,4 @@
-"""An index of a dataset's files and their BIDS entities, made by pybids.
-
-pybids knows neither ``statmap`` nor ``trials`` files nor the ``stat`` entity, so it is given patterns
-of its own. They look at the file's name alone: pybids' stock patterns search the whole path, and a
-folder called ``ses-x`` above the dataset would then give its label to every file.
-"""
+"""An index of a dataset's files: their BIDS entities, and their metadata by inheritance."""
 
 from __future__ import annotations
 
@@ -17,7 +12,7 @@ from typing import Any
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.storage.text import read_json
 
-#: Entity name in pybids (and in BIDS filter files) -> its key in file names.
+#: Name of an entity (as pybids and BIDS filter files have it) -> its key in file names.
 ENTITY_KEYS = {
     "session": "ses",
     "task": "task",
@@ -37,39 +32,22 @@ ENTITY_KEYS = {
     "desc": "desc",
 }
 
-_IN_NAME = r"(?=[^/\\]*$)"
-#: A label of BIDS holds letters and digits; LAION-fMRI's ROIs have hyphens in theirs (label-FFA-1).
-_VALUES = {"label": "[a-zA-Z0-9+-]+"}
-_ENTITIES = [
-    {"name": "subject", "pattern": rf"[/\\]sub-([a-zA-Z0-9+]+)_{_IN_NAME}"},
-    *(
-        {"name": name, "pattern": rf"[_/\\]{key}-({_VALUES.get(name, '[a-zA-Z0-9+]+')})_{_IN_NAME}"}
-        for name, key in ENTITY_KEYS.items()
-    ),
-    {"name": "suffix", "pattern": r"[_/\\]([a-zA-Z0-9]+)\.[^/\\]+$"},
-    {"name": "datatype", "pattern": r"[/\\](anat|func|dwi|fmap|perf|meg|eeg|pet)[/\\][^/\\]+$"},
-    {"name": "extension", "pattern": r"[^./\\](\.[^/\\]+)$"},
-]
-_CONFIG = {"name": "bidsapp-recon", "entities": _ENTITIES}
-
-#: At the root only subject folders and loose files count: never stimuli/, logs/, derivatives/ ...
-_IGNORE = (
-    re.compile(r"^/(?!sub-)[^/.]+(/|$)"),
-    re.compile(r"^/(?!sub-)[^/]+/"),
-    re.compile(r"/figures(/|$)"),
-    re.compile("[\udc80-\udcff]"),  # bytes of a name that are no UTF-8: pybids' database can't hold them
-)
+_NAMES = {key: name for name, key in ENTITY_KEYS.items()} | {"sub": "subject"}
+_VALUE = re.compile("[a-zA-Z0-9+]+")
+#: BIDS labels hold letters and digits; LAION-fMRI's ROIs have hyphens in theirs (label-FFA-1).
+_LABEL = re.compile("[a-zA-Z0-9+-]+")
+_DATATYPES = ("anat", "func", "dwi", "fmap", "perf", "meg", "eeg", "pet")
 
 
 @dataclass(frozen=True)
 class IndexedFile:
-    """A file and the entities of its name, under pybids' names and with ``suffix``, ``extension``."""
+    """A file and its entities, by their long names, with ``suffix``, ``extension`` and ``datatype``."""
 
     path: Path
     entities: Mapping[str, str]
 
     def get(self, entity: str) -> str:
-        """Value of an entity, "" where the name has none."""
+        """Value of an entity, "" if the name has none."""
         return self.entities.get(entity, "")
 
 
@@ -91,7 +69,7 @@ class Index:
         Raises
         ------
         AppError
-            Where a sidecar that applies is not a JSON object.
+            If a sidecar that applies is not a JSON object.
         """
         applies = []
         for folder in file.path.parents:
@@ -112,84 +90,83 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
 
 
 def build_index(root: Path) -> Index:
-    """Index the subject folders of a dataset with pybids.
+    """Index the subject folders of a dataset, and the loose files at its root.
+
+    Folders named ``figures``, hidden files and folders, and names that are not UTF-8 are left out.
 
     Parameters
     ----------
     root : Path
         Folder that holds ``sub-*``.
 
-    Returns
-    -------
-    Index
-
     Raises
     ------
     AppError
-        Exit code 74 where a folder can't be read, 16 where pybids refuses the dataset.
+        Exit code 74 if a folder cannot be read, 16 if ``dataset_description.json`` exists and cannot be read.
     """
-    # Here, not at the top: it takes most of a second, and --help must not wait for it.
-    from bids.layout import BIDSLayout, BIDSLayoutIndexer
-
     description = root / "dataset_description.json"
-    if os.path.lexists(description):  # pybids reads it too, whatever it is
+    if os.path.lexists(description):
         try:
             read_json(description)
         except AppError as error:
             raise AppError(str(error), exit_code=ExitCode.INVALID_BIDS, path=description) from error
-    loops = [re.compile("^" + re.escape("/" + rel) + "(/|$)") for rel in _looping_links(root)]
-    indexer = BIDSLayoutIndexer(
-        validate=False,
-        index_metadata=False,
-        ignore=[*_IGNORE, *loops],
-        # A name that no dataset has: a layout_config.json in the data must not change our patterns.
-        config_filename=".bidsapp-no-layout-config.json",
-    )
     try:
-        layout = BIDSLayout(root, validate=False, config=[_CONFIG], indexer=indexer)
+        return Index(root, [IndexedFile(path, entities_of(path)) for path in _files(root.absolute())])
     except OSError as error:
         where = error.filename or root
         message = f"{root}: {where} cannot be read ({error.strerror}). Check the permissions."
         raise AppError(message, exit_code=ExitCode.IO_ERROR) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"{root}: cannot be indexed ({error}). Check dataset_description.json."
-        raise AppError(message, exit_code=ExitCode.INVALID_BIDS) from error
-    try:
-        found = [
-            IndexedFile(Path(file.path), {str(k): str(v) for k, v in file.entities.items()})
-            for file in layout.get(return_type="object", invalid_filters="allow")
-        ]
-    finally:
-        layout.session.close()
-    return Index(root, found)
 
 
-def _looping_links(root: Path) -> Iterator[str]:
-    """Links to folders that lead back into the dataset: indexed, they would never end."""
+def entities_of(path: Path) -> dict[str, str]:
+    """Read a file's entities from its name: ``sub-01_task-x_bold.nii.gz``.
+
+    Only entities that the app knows and whose values are valid labels are given; the first of each counts.
+    """
+    stem, dot, extension = path.name.partition(".")
+    *pairs, suffix = stem.split("_")
+    found = {"extension": dot + extension} if stem and extension else {}
+    if extension and _VALUE.fullmatch(suffix):
+        found["suffix"] = suffix
+    if path.parent.name in _DATATYPES:
+        found["datatype"] = path.parent.name
+    for pair in pairs:
+        key, _, value = pair.partition("-")
+        name = _NAMES.get(key, "")
+        if name and (_LABEL if name == "label" else _VALUE).fullmatch(value):
+            found.setdefault(name, value)
+    return found
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Find the files, each folder once: links that lead back into the dataset would never end."""
     top = os.path.realpath(root)
-    pending = [path for path in _folders(root) if os.path.basename(path).startswith("sub-")]  # noqa: PTH119
-    seen = {top}
+    seen: set[str] = set()
+    pending = [str(root)]
     while pending:
         folder = pending.pop()
-        real = os.path.realpath(folder)
-        if real in seen or top.startswith(real + os.sep):
-            yield os.path.relpath(folder, root)
-            continue
-        seen.add(real)
-        pending += _folders(folder)
+        for entry in os.scandir(folder):
+            if entry.name.startswith(".") or not _is_utf8(entry.name):
+                continue
+            if not _is_folder(entry):
+                yield Path(entry.path)
+            elif entry.name != "figures" and (folder != str(root) or entry.name.startswith("sub-")):
+                real = os.path.realpath(entry.path)
+                if real not in seen and not Path(top).is_relative_to(real):
+                    seen.add(real)
+                    pending.append(entry.path)
 
 
-def _folders(folder: str | Path) -> list[str]:
-    """Folders in a folder, and links to folders; none that are hidden, or can't be asked."""
-    found = []
+def _is_utf8(name: str) -> bool:
     try:
-        entries = list(os.scandir(folder))
-    except OSError:
-        return []  # pybids will say what is wrong with it
-    for entry in entries:
-        try:
-            if not entry.name.startswith(".") and entry.is_dir():
-                found.append(entry.path)
-        except OSError:
-            continue  # a link to itself, or a chain of them: no folder, whatever else is in here
-    return found
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or a chain of them
+        return False

@@ -53,7 +53,7 @@ def masks_of(indices: Mapping[str, Index], filters: Filters) -> Files:
 
 def _plainly_named(file: IndexedFile, root: Path) -> IndexedFile | None:
     """Give a mask whose file is called like the ROI the entities that its place and name mean."""
-    folder = file.path.relative_to(root.absolute()).parts[0]  # pybids makes the paths absolute
+    folder = file.path.relative_to(root.absolute()).parts[0]  # the index has absolute paths
     if file.path.name.startswith("sub-") or not folder.startswith("sub-"):
         return None
     extension = next((e for e in reversed(_NIFTI) if file.path.name.endswith(e)), "")

@@ -78,7 +78,7 @@ def voxel_selection(found: Reconstruction, dataset: Dataset, config: RunConfig) 
     return selection
 
 
-_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scipy", "nibabel", "pybids", "pillow")
+_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scipy", "nibabel", "pillow")
 
 
 def software_versions() -> dict[str, str]:

@@ -263,7 +263,7 @@ def test_laion_layout_from_its_root_and_its_derivative(tiny: Path) -> None:
 
 
 def test_the_index_keeps_to_the_data(tiny: Path, tmp_path: Path) -> None:
-    """Folders above the dataset, stray folders, links in circles and pybids' own files change nothing."""
+    """Folders above the dataset, stray folders, links in circles and files of pybids change nothing."""
     before = open_dataset(tiny)
     inner = tmp_path / "sub-99_ses-x" / "task-y_" / "bids"
     shutil.copytree(tiny, inner)

@@ -233,5 +233,5 @@ CASES = {
         65, "64 bits", recipe_text(lambda t: t.replace("steps = ", "steps = " + "9" * 400 + " #")), RECIPE
     ),
     "recipe of 200,000 brackets": Case(65, "not a recipe", beside("own.toml", b"a = " + DEEP), RECIPE),
-    "recipe that is a pipe": Case(64, "no such file", lambda tmp: pipe(tmp / "own.toml"), RECIPE),
+    "recipe that is a pipe": Case(64, "no file of this name", lambda tmp: pipe(tmp / "own.toml"), RECIPE),
 }

@@ -1,9 +1,9 @@
-"""Trials of an HDF5 session file, of which only what the mask needs is read.
+"""Trials of an HDF5 session file, reading only what the mask needs.
 
 NSD's files hold ``betas``, axes (trials, z, y, x) as Python counts them (x, y, z, trials in MATLAB),
 int16, in chunks of one voxel over all trials (NSD data manual, "Functional data (NSD)"). So a voxel is
-one short read, and a mask of 15,724 voxels needs a fiftieth of the file. Other ways to store are read
-chunk by chunk; an array without chunks by the box around the mask.
+one short read, and a mask of 15,724 voxels needs a fiftieth of the file. Files with other chunks are read
+chunk by chunk; for an array without chunks, the box around the mask is read.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy.typing as npt
 from bidsapp.storage.hdf5 import BETAS, DAMAGED, is_complete, open_array
 from bidsapp.storage.nifti import refuse
 
-#: Values of one read, or of one block of trials, held at once.
+#: Values of one read, or of one block of trials, held in memory.
 _BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """Voxels of the mask that are read at once: a box, and where in it and in a row they are."""
+    """Voxels of the mask that are read at once: a box, and their positions in it and in a row."""
 
     box: tuple[slice, slice, slice]
     inside: npt.NDArray[np.int64]
@@ -47,7 +47,7 @@ def iterate_hdf5(
     *,
     first: int | None = None,
 ) -> Iterator[npt.NDArray[Any]]:
-    """Yield the mask's voxels of each trial.
+    """Yield the mask's voxels of each trial, (voxels,), as stored.
 
     Memory is a block of trials of the mask's voxels, and one read, each of 16 million values at most.
 
@@ -57,25 +57,20 @@ def iterate_hdf5(
     shape : tuple of int
         (x, y, z) of the mask.
     flat_index : ndarray of int64, (voxels,)
-        Places in a volume flattened in Fortran order.
+        Positions in a volume flattened in Fortran order.
     n_trials : int
         Number of trials that the file must have.
     trials : Path
-        Where that number comes from, for messages.
+        The file that lists the trials, for messages.
     first : int, optional
-        Give so many trials, for a look. Whether the file was written to its end is then not asked, which
-        takes reading its whole index.
-
-    Yields
-    ------
-    ndarray, (voxels,)
-        As stored.
+        Yield only this many trials. The file is then not checked for completeness, which would require
+        reading its whole index.
 
     Raises
     ------
     AppError
-        Exit code 65 for another shape or number of trials, a file that was not written to its end, or
-        one that can't be read; see also :func:`bidsapp.storage.hdf5.open_array`.
+        Exit code 65 for another shape or number of trials, or for a file that is incomplete or cannot be
+        read; see also :func:`bidsapp.storage.hdf5.open_array`.
     """
     with open_array(path, BETAS, 4) as array:
         _check_shape(path, array.shape, shape, n_trials, trials)
@@ -121,14 +116,14 @@ def _check_shape(
         refuse(
             path,
             f"It has {found[0]} volumes, but {trials} lists {n_trials} trials.",
-            "Both must have one entry a trial, in the same order.",
+            "Both must have one entry per trial, in the same order.",
         )
 
 
 def _cells(
     shape: tuple[int, int, int], flat_index: npt.NDArray[np.int64], chunks: tuple[int, ...] | None
 ) -> list[_Cell]:
-    """Group the voxels by the chunks that they lie in, in the file's order."""
+    """Group the voxels by the chunks that contain them, in the file's order."""
     places = np.stack(np.unravel_index(flat_index, shape, order="F")[::-1])  # z, y, x
     size = np.array(chunks[1:] if chunks else shape[::-1])[:, None]
     grid = tuple(int(n) for n in -(-np.array(shape[::-1]) // size[:, 0]))

@@ -1,8 +1,8 @@
-"""Several sessions of betas masked at once, by threads.
+"""Several sessions of betas masked in parallel, by threads.
 
-Inflating and taking voxels both run outside of Python's lock, so threads are as fast as processes here
-and start at once. A session's values do not depend on its neighbours, and each has a file of its own, so
-the result is the same for any number of threads.
+Decompression and indexing both release Python's lock, so threads are as fast as processes here and start
+at once. Sessions are independent and have separate files, so the result does not depend on the number of
+threads.
 """
 
 from __future__ import annotations
@@ -23,18 +23,16 @@ def mask_sessions(
 ) -> list[Rows]:
     """Mask sessions, ``n_jobs`` at a time; see :func:`bidsapp.data.betas.mask_session`.
 
-    Memory is that of one session (a volume and a row; of HDF5 files a block of trials) times ``n_jobs``.
+    Memory is that of one session (a volume and a row; for HDF5, a block of trials) times ``n_jobs``.
 
     Parameters
     ----------
-    sessions : sequence of Session
-    mask : Mask
-    outs : sequence of Path
-        The file to write for each session.
+    sessions, outs
+        The sessions, and the file to write for each.
     n_jobs : int
-        Sessions at once.
+        Sessions masked at the same time.
     show : callable, optional
-        Gets the sessions' futures and gives them back one by one, in order; may draw a progress bar.
+        Takes the sessions' futures and yields them in order; may draw a progress bar.
 
     Returns
     -------
@@ -44,33 +42,33 @@ def mask_sessions(
     Raises
     ------
     AppError
-        That of the first session, in their order, that cannot be masked, whichever fails first. Those
-        after it are stopped, and leave no file unless they were done.
+        That of the first session, in their order, that cannot be masked, whichever fails first. Later
+        sessions are stopped, and leave no file unless they were complete.
     """
-    first_bad = _First()
+    failed = _EarliestFailure()
 
     def work(index: int) -> Rows:
-        first_bad.check(index)
+        failed.stop_after(index)
         try:
-            return mask_session(sessions[index], mask, outs[index], lambda: first_bad.check(index))
+            return mask_session(sessions[index], mask, outs[index], lambda: failed.stop_after(index))
         except CancelledError:
             raise
         except BaseException:
-            first_bad.note(index)
+            failed.note(index)
             raise
 
     with ThreadPoolExecutor(max(1, min(n_jobs, len(sessions))), thread_name_prefix="masking") as pool:
         jobs = [pool.submit(work, index) for index in range(len(sessions))]
         try:
-            # Waiting in order makes the error that is raised that of the first bad session.
+            # Waiting in order raises the error of the first session that failed.
             return [job.result() for job in show(jobs)]
-        except BaseException:  # the user's Ctrl-C too
-            first_bad.note(-1)
+        except BaseException:  # Ctrl-C too
+            failed.note(-1)
             raise
 
 
-class _First:
-    """The first session that went wrong; those after it need not go on."""
+class _EarliestFailure:
+    """The sessions that failed; those after the first of them can stop."""
 
     def __init__(self) -> None:
         self._noted: set[int] = set()
@@ -78,7 +76,7 @@ class _First:
     def note(self, index: int) -> None:
         self._noted.add(index)
 
-    def check(self, index: int) -> None:
-        """Raise CancelledError where an earlier session went wrong."""
+    def stop_after(self, index: int) -> None:
+        """Raise CancelledError if a session before ``index`` failed."""
         if any(noted < index for noted in tuple(self._noted)):
             raise CancelledError

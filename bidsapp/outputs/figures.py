@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bidsapp.bids.outputs import OutputTree
-from bidsapp.data.background import background_of
-from bidsapp.data.betas import read_map
+from bidsapp.data.betas import background_of, read_map
 from bidsapp.report.mosaic import write_mosaic
 from bidsapp.report.records import ExtraFigure, LadderPictures
 

@@ -194,7 +194,7 @@ def _check_contents(
     Gives the mask of each subject whose images are right.
     """
     from bidsapp.bids.voxels import choose_voxels
-    from bidsapp.data.sampling import check_magnitudes, look_into
+    from bidsapp.data.sampling import check_magnitudes, sample_session
 
     wrong = {problem.path for problem in found.problems}
     masks = {}
@@ -208,7 +208,7 @@ def _check_contents(
         with found.at(config.bids_dir, subject=label):
             masks[label] = choose_voxels(dataset, label, config.min_noise_ceiling)
             sessions = [s for s in subject.sessions if str(s.betas) not in wrong]
-            looks = [look_into(session, masks[label]) for session in sessions]
+            looks = [sample_session(session, masks[label]) for session in sessions]
             problems = [p for problems, _ in looks for p in problems]
             problems += check_magnitudes(sessions, [magnitude for _, magnitude in looks])
             found.add(replace(p, subject=label) for p in problems)

@@ -9,9 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bidsapp.data._contents import Contents
-from bidsapp.data.betas import mask_session
-from bidsapp.data.sampling import N_SAMPLED, check_magnitudes, look_into
+from bidsapp.data.betas import SessionCheck, mask_session
+from bidsapp.data.sampling import N_SAMPLED, check_magnitudes, sample_session
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.records import Mask, Session
 
@@ -41,15 +40,15 @@ def betas() -> np.ndarray:
         (slice(None), np.inf, True, "All 3 trials are NaN|All 8 trials are NaN"),
         (slice(1, 2), np.nan, True, r"1 trial \(1\) is NaN"),
         (slice(N_SAMPLED, N), np.nan, False, r"5 trials \(counted from 0: 3, 4, 5, 6, 7\) are NaN"),
-        (slice(None), 0.0, True, "one value in all"),
-        (slice(None), 7.0, True, "one value in all"),
+        (slice(None), 0.0, True, "the same value in all"),
+        (slice(None), 7.0, True, "the same value in all"),
     ],
 )
 def test_faults(tmp_path: Path, trials: slice, voxels: float, early: bool, words: str) -> None:
     values = betas()
     values[..., trials] = voxels
     found = session(tmp_path, values)
-    problems = look_into(found, MASK)[0]
+    problems = sample_session(found, MASK)[0]
     assert len(problems) == early
     for problem in problems:
         assert problem.path == str(found.betas)
@@ -63,8 +62,8 @@ def test_faults(tmp_path: Path, trials: slice, voxels: float, early: bool, words
 
 def test_the_same_volume_again_and_again_is_constant(tmp_path: Path) -> None:
     values = np.repeat(betas()[..., :1], N, axis=3)
-    (problem,) = look_into(session(tmp_path, values), MASK)[0]
-    assert "one value in all 3 trials" in problem.what
+    (problem,) = sample_session(session(tmp_path, values), MASK)[0]
+    assert "the same value in all 3 trials" in problem.what
 
 
 def test_some_bad_voxels_are_no_fault(tmp_path: Path) -> None:
@@ -72,14 +71,14 @@ def test_some_bad_voxels_are_no_fault(tmp_path: Path) -> None:
     values[:2] = np.nan
     values[2] = 0
     found = session(tmp_path, values)
-    assert look_into(found, MASK)[0] == []
+    assert sample_session(found, MASK)[0] == []
     assert np.array_equal(masked(found, tmp_path).shape, (N, INSIDE.sum()))
 
 
 def test_outside_of_the_region_all_is_allowed(tmp_path: Path) -> None:
     values = betas()
     values[~INSIDE] = np.nan
-    assert look_into(session(tmp_path, values), MASK)[0] == []
+    assert sample_session(session(tmp_path, values), MASK)[0] == []
 
 
 def test_trials_without_a_stimulus_are_not_looked_at(tmp_path: Path) -> None:
@@ -87,7 +86,7 @@ def test_trials_without_a_stimulus_are_not_looked_at(tmp_path: Path) -> None:
     values[..., 1] = np.nan
     ids = tuple("" if i == 1 else f"s{i}" for i in range(N))
     found = session(tmp_path, values, ids)
-    assert look_into(found, MASK)[0] == []
+    assert sample_session(found, MASK)[0] == []
     assert np.isnan(masked(found, tmp_path)[1]).all()
 
 
@@ -99,30 +98,30 @@ def test_of_hdf5_files_a_few_voxels_are_read(tmp_path: Path, bad: bool) -> None:
     with h5py.File(path, "w") as file:
         file.create_dataset("betas", data=values * (not bad), chunks=(n, 1, 1, 1))
     found = Session("01", path, tmp_path / "trials.tsv", tuple(f"s{i}" for i in range(n)))
-    problems = look_into(found, Mask(np.ones(shape, np.bool_), np.eye(4)))[0]
+    problems = sample_session(found, Mask(np.ones(shape, np.bool_), np.eye(4)))[0]
     assert len(problems) == bad
     for problem in problems:
-        assert "one value in all 3 trials" in problem.what
+        assert "the same value in all 3 trials" in problem.what
         assert "of 990 voxels" in problem.what
 
 
 def test_one_trial_cannot_vary() -> None:
-    contents = Contents(("a",))
-    contents.see(np.zeros(3, np.float32))
+    contents = SessionCheck(("a",))
+    contents.add(np.zeros(3, np.float32))
     assert contents.fault() == ""
 
 
 def test_a_voxel_that_is_known_in_one_trial_only_does_not_vary() -> None:
-    contents = Contents(("a", "b"))
-    contents.see(np.array([1, np.nan], np.float32))
-    contents.see(np.array([1, 5], np.float32))
-    assert "one value" in contents.fault()
+    contents = SessionCheck(("a", "b"))
+    contents.add(np.array([1, np.nan], np.float32))
+    contents.add(np.array([1, 5], np.float32))
+    assert "the same value" in contents.fault()
 
 
 def test_damaged_files_are_told(tmp_path: Path) -> None:
     found = session(tmp_path, betas())
     found.betas.write_bytes(found.betas.read_bytes()[:100])
-    (problem,) = look_into(found, MASK)[0]
+    (problem,) = sample_session(found, MASK)[0]
     assert problem.path == str(found.betas)
 
 
@@ -130,7 +129,7 @@ def test_the_magnitude_is_that_of_values_that_are_not_zero(tmp_path: Path) -> No
     values = np.zeros((*SHAPE, N))
     values[..., : N_SAMPLED - 1] = np.where(np.arange(SHAPE[2]) > 0, 2.0, np.nan)[:, None]
     values[..., N_SAMPLED:] = 1000
-    problems, magnitude = look_into(session(tmp_path, values), MASK)
+    problems, magnitude = sample_session(session(tmp_path, values), MASK)
     assert problems == []
     assert magnitude == 2
 

@@ -219,7 +219,7 @@ def test_bricks_that_are_refused(tiny_dataset: Make, tmp_path: Path, monkeypatch
     _edit(root, "bricks.hdf5\t0\t", "bricks.hdf5\t12\t")
     refused(r"row 12 \(from 0\) is requested")
     _edit(root, "bricks.hdf5\t12\t", "bricks.hdf5\t-1\t")
-    with pytest.raises(InputProblems, match="'-1' is no row"):
+    with pytest.raises(InputProblems, match="'-1' is not a row"):
         StimulusSet.open(root)
 
 

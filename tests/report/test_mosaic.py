@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bidsapp.data.background import N_TRIALS, background_of
+from bidsapp.data.betas import N_BACKGROUND, background_of
 from bidsapp.errors import AppError
 from bidsapp.report.mosaic import N_CUTS, colour_range, cuts, write_mosaic
 
@@ -90,11 +90,11 @@ def test_the_colours_end_at_a_round_number(values: list[float], high: float) -> 
 
 def test_the_ground_is_the_mean_size_of_the_first_responses(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    stored = rng.integers(-900, 900, (4, 5, 6, N_TRIALS + 5)).astype(np.int16)
+    stored = rng.integers(-900, 900, (4, 5, 6, N_BACKGROUND + 5)).astype(np.int16)
     path = tmp_path / "betas.nii.gz"
     nib.Nifti1Image(stored, np.eye(4)).to_filename(path)
     session = SimpleNamespace(betas=path, scale=300.0)
-    expected = np.abs(stored[..., :N_TRIALS].astype(float)).mean(-1) / 300
+    expected = np.abs(stored[..., :N_BACKGROUND].astype(float)).mean(-1) / 300
     np.testing.assert_allclose(background_of(session, (4, 5, 6)), expected, rtol=1e-5)  # type: ignore[arg-type]
     with pytest.raises(AppError, match="shape"):
         background_of(session, (4, 5, 7))  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ from bidsapp.storage.stages import StageResult
 
 if TYPE_CHECKING:
     from bidsapp.data.stimuli import StimulusSet
-    from bidsapp.data.targets import TargetRows
+    from bidsapp.data.targets import StoredTargets
     from bidsapp.models.suite import Models
 
 #: Test images whose captions are checked, at most.
@@ -204,7 +204,7 @@ def stimulus_clusters(
     return None if labels.max() < 1 else (labels[:n], labels[n:])
 
 
-def mean_tokens(rows: Mapping[str, TargetRows], models: Models) -> np.ndarray:
+def mean_tokens(rows: Mapping[str, StoredTargets], models: Models) -> np.ndarray:
     """Mean over tokens of each stimulus' CLIP-Text target (n, dims), or its image embedding without text."""
     target = "clip_text" if "clip_text" in rows else "clip_image"
     y = rows[target]

@@ -46,7 +46,7 @@ _DIGEST, _SUM = "digest", "sha256"
 ComputeTargets = Callable[[Sequence[int]], Mapping[str, np.ndarray]]
 
 
-class TargetRows:
+class StoredTargets:
     """Targets of chosen stimuli, read from the store's parts when sliced.
 
     Behaves like an array of shape (n, dims) and type float32 for ``rows[:, a:b]``, which is what the ridge
@@ -244,9 +244,9 @@ class TargetStore:
                 return computed
             last_news = self._wait(len(missing), last_news)
 
-    def rows(self, target: str, digests: Sequence[str]) -> TargetRows:
+    def rows(self, target: str, digests: Sequence[str]) -> StoredTargets:
         """Targets of stimuli, (n, dims), read when sliced; KeyError if a stimulus was not computed."""
-        return TargetRows(self._parts, target, [self._places[digest] for digest in digests])
+        return StoredTargets(self._parts, target, [self._places[digest] for digest in digests])
 
     def close(self) -> None:
         """Close all parts; they are opened again when read."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bidsapp.config import RunConfig
-from bidsapp.data.targets import TargetRows
+from bidsapp.data.targets import StoredTargets
 from bidsapp.decoding.backends import Backend, choose_backend
 from bidsapp.decoding.calibrated import predict_calibrated
 from bidsapp.decoding.crossvalidation import AlphaSearch, Selection
@@ -27,7 +27,7 @@ LOG = logging.getLogger("bidsapp")
 def choose_alphas(
     stages: Stages,
     responses: StageResult,
-    targets: Mapping[str, TargetRows],
+    targets: Mapping[str, StoredTargets],
     targets_key: str,
     config: RunConfig,
 ) -> dict[str, Selection]:
@@ -178,7 +178,7 @@ def _operators(alpha: float) -> tuple[str, str]:
     return f"predict_{alpha_name(alpha)}", f"loo_{alpha_name(alpha)}"
 
 
-def backend_for(config: RunConfig, operator: np.ndarray, targets: TargetRows) -> Backend:
+def backend_for(config: RunConfig, operator: np.ndarray, targets: StoredTargets) -> Backend:
     """Choose where the products of an operator and targets are computed."""
     return choose_backend(config.device, float(operator.size) * targets.shape[1])
 

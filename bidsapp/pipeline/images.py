@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bidsapp.data.targets import TargetRows, TargetStore
+from bidsapp.data.targets import StoredTargets, TargetStore
 from bidsapp.pipeline.records import ORACLE, Condition, Fit, Refinement
 from bidsapp.pipeline.responses import _digest_text
 from bidsapp.records import Split
@@ -28,12 +28,12 @@ LOG = logging.getLogger("bidsapp")
 
 def targets_of_stimuli(
     folder: Path, stimuli: StimulusSet, models: Models, split: Split
-) -> tuple[dict[str, TargetRows], dict[str, TargetRows], str]:
+) -> tuple[dict[str, StoredTargets], dict[str, StoredTargets], str]:
     """Targets of the training and test images, from the store that all subjects share.
 
     Returns
     -------
-    train, test : dict of TargetRows
+    train, test : dict of StoredTargets
         By target name, (images, dims).
     key : str
         Names what made them, for the stages that follow.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bidsapp.data.targets import TargetRows
+from bidsapp.data.targets import StoredTargets
 from bidsapp.decoding.crossvalidation import Selection
 from bidsapp.evidence import Evidence
 from bidsapp.metrics.scoring import Scores
@@ -16,7 +16,7 @@ from bidsapp.records import Mask, Split, SubjectInputs
 from bidsapp.storage.stages import StageResult, Stages
 
 if TYPE_CHECKING:
-    from bidsapp.data.targets import TargetRows
+    from bidsapp.data.targets import StoredTargets
 
 #: Conditions: the subject's responses, shuffled pairs of responses and images, the true targets.
 BRAIN, NULL, ORACLE = "brain", "null", "oracle"
@@ -96,7 +96,7 @@ class Fit:
         Of each target.
     ridge : StageResult
         Operators, see :func:`bidsapp.pipeline.decoding.fit_ridge`.
-    train, test : mapping of str to TargetRows, (images, dims)
+    train, test : mapping of str to StoredTargets, (images, dims)
     targets_key : str
         Identifies what the targets were computed with, for the stages that follow.
     """
@@ -104,8 +104,8 @@ class Fit:
     stages: Stages
     penalties: Mapping[str, Selection]
     ridge: StageResult
-    train: Mapping[str, TargetRows]
-    test: Mapping[str, TargetRows]
+    train: Mapping[str, StoredTargets]
+    test: Mapping[str, StoredTargets]
     targets_key: str
 
 
@@ -179,8 +179,8 @@ class Reconstruction:
     penalties: dict[str, Selection]
     ridge: StageResult
     latents: StageResult
-    train_targets: dict[str, TargetRows]
-    test_targets: dict[str, TargetRows]
+    train_targets: dict[str, StoredTargets]
+    test_targets: dict[str, StoredTargets]
     pictures: dict[str, Pictures]
     rungs: dict[str, Rung]
     ladder_ids: tuple[str, ...]

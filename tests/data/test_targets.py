@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bidsapp.data import targets as module
-from bidsapp.data.targets import TargetRows, TargetStore
+from bidsapp.data.targets import StoredTargets, TargetStore
 from bidsapp.errors import AppError
 
 
@@ -245,7 +245,7 @@ def test_half_precision_hardly_moves_predictions(tmp_path, offset, scale):
 
 
 @pytest.fixture(scope="module")
-def rows_and_array(tmp_path_factory) -> tuple[Callable[[list[int]], TargetRows], np.ndarray]:
+def rows_and_array(tmp_path_factory) -> tuple[Callable[[list[int]], StoredTargets], np.ndarray]:
     """Targets over several parts, and the same as an array."""
     store = TargetStore(tmp_path_factory.mktemp("targets"), "model")
     store.ensure(IDS, Computed(IDS), block=3)

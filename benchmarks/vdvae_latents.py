@@ -17,8 +17,7 @@ import torch
 from _measure import RESULTS, save
 
 from bidsapp.models.devices import numerics, synchronise
-from bidsapp.models.vdvae import VDVAE
-from bidsapp.models.vdvae_files import read_config
+from bidsapp.models.vdvae import VDVAE, read_config
 
 N_LAYERS = 31
 

@@ -29,7 +29,6 @@ from bidsapp.evidence import (
 from bidsapp.metrics import spuriousness
 from bidsapp.metrics.identification import TIE, similarity, top1, two_way, two_way_null
 from bidsapp.metrics.statistics import mean_with_interval, permutation_p
-from bidsapp.models.embeddings import caption_embeddings, embedding_columns, image_embeddings
 from bidsapp.pipeline.records import Decoded
 from bidsapp.records import SubjectInputs
 from bidsapp.seeds import seed_for
@@ -118,11 +117,11 @@ def _groups(
     if name == "vdvae":
         sizes = models.vdvae.layer_sizes(config.recipe.vdvae.layers)
         names = [f"layer {i + 1}" for i in range(len(sizes))]
-    elif name in ("clip_vision", "clip_text"):
-        n_tokens, width = models.clip.vision_shape if name == "clip_vision" else models.clip.text_shape
-        sizes, names = [width] * n_tokens, [f"token {i + 1}" for i in range(n_tokens)]
     else:
-        sizes, names = [len(r)], ["embedding"]
+        n_tokens, width = models.generator.shapes[name]
+        sizes, names = [width] * n_tokens, [f"token {i + 1}" for i in range(n_tokens)]
+        if n_tokens == 1:
+            names = ["embedding"]
     ends = np.cumsum(sizes)
     parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
     return tuple(
@@ -146,10 +145,11 @@ def caption_match(done: Decoded, stimuli: StimulusSet, models: Models, seed: int
     rows = np.sort(rng.permutation(n)[:_CAPTIONS])
     if len(rows) < 2:
         return None
-    captions = caption_embeddings(models, [stimuli.captions(done.split.test[row]) for row in rows])
+    generator = models.generator
+    captions = generator.caption_embeddings([stimuli.captions(done.split.test[row]) for row in rows])
     if captions is None:
         return None
-    target, columns = embedding_columns(models)
+    target, columns = generator.embedding_target, generator.embedding_columns
     # The image embeddings are those that the regression was fitted to.
     images = np.asarray(done.fit.test[target][:, columns])[rows]
     r = spuriousness.cosine(captions, images)
@@ -162,9 +162,10 @@ def training_similarity(
     done: Decoded, second: StageResult, models: Models, config: RunConfig
 ) -> Spuriousness:
     """Compare reconstructions with training images, and with stimuli of their own cluster."""
-    target, columns = embedding_columns(models)
+    generator = models.generator
+    target, columns = generator.embedding_target, generator.embedding_columns
     test, train = (np.asarray(rows[target][:, columns]) for rows in (done.fit.test, done.fit.train))
-    made = image_embeddings(models, np.asarray(second["images"]))
+    made = generator.image_embeddings(np.asarray(second["images"]))
     near, near_made = spuriousness.nearest(test, train), spuriousness.nearest(made, train)
     own = spuriousness.own_similarity(made, test)
     seed, n = config.seed, len(test)
@@ -178,7 +179,7 @@ def training_similarity(
         within = mean_with_interval(found.within, seed) if n_within else None
         between = mean_with_interval(found.between, seed)
     return Spuriousness(
-        space="IP-Adapter's image embedding" if target == "clip_image" else "CLIP's image embedding",
+        space=generator.embedding_title,
         nearest_train=near.similarity,
         nearest_ids=tuple(done.split.train[i] for i in near.row),
         own=own,
@@ -205,11 +206,10 @@ def stimulus_clusters(
 
 
 def mean_tokens(rows: Mapping[str, StoredTargets], models: Models) -> np.ndarray:
-    """Mean over tokens of each stimulus' CLIP-Text target (n, dims), or its image embedding without text."""
-    target = "clip_text" if "clip_text" in rows else "clip_image"
-    y = rows[target]
+    """Mean over tokens of each stimulus's target that clusters are found in, shape (n, dims)."""
+    target = models.generator.semantic_target
+    y, width = rows[target], models.generator.shapes[target][1]
     n, d = y.shape
-    width = models.clip.text_shape[1] if target == "clip_text" else d
     total = np.zeros((n, width))
     for part in TargetBlocks(y, block=width * max(1, BLOCK // (n * width))):
         total += part.values.reshape(n, -1, width).sum(axis=1)

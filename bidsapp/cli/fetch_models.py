@@ -66,8 +66,7 @@ def fetch_weights(
     """
     from bidsapp.config import load_recipe
     from bidsapp.models.weights.fetching import fetch
-    from bidsapp.models.weights.registry import default_models_dir
-    from bidsapp.models.weights.requirements import missing_models, needed_weights
+    from bidsapp.models.weights.registry import default_models_dir, files_to_fetch, missing_models
     from bidsapp.models.weights.verification import verify
     from bidsapp.planning.check import judging_networks, unknown_names
 
@@ -76,7 +75,7 @@ def fetch_weights(
         raise InputProblems(problems)
     folder = models_dir or default_models_dir()
     uses = judging_networks(loaded)
-    needed = needed_weights(loaded, uses)
+    needed = files_to_fetch(loaded, uses)
     if not only_verify:
         return folder, fetch(needed, folder, say=report)
     for name in verify(needed, folder, full=True):

@@ -1,1 +1,1 @@
-"""The generative models and the networks that judge them: VDVAE, CLIP tokens, dual-guided diffusion."""
+"""The generative models and the evaluation networks: VDVAE, CLIP tokens, guided diffusion."""

@@ -20,7 +20,7 @@ def split_parameters(raw: Tensor, n_mixtures: int) -> tuple[Tensor, Tensor, Tens
     log_weights : Tensor, shape (n, H, W, n_mixtures)
         Unnormalised log mixture weights.
     means, log_scales, coefficients : Tensor, shape (n, H, W, 3, n_mixtures)
-        Of the three colour channels; log scales are at least -7, coefficients lie in (-1, 1).
+        Of the three colour channels; log scales are at least -7, coefficients between -1 and 1.
     """
     raw = raw.float().permute(0, 2, 3, 1)
     log_weights = raw[..., :n_mixtures]
@@ -43,7 +43,7 @@ def mixture_mean(raw: Tensor, n_mixtures: int) -> Tensor:
 
 
 def mixture_sample(raw: Tensor, n_mixtures: int, generator: torch.Generator | None = None) -> Tensor:
-    """Draw one sample a pixel, as the published VDVAE does.
+    """Draw one sample per pixel, as the published VDVAE does.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def negative_log_likelihood(raw: Tensor, target: Tensor, n_mixtures: int) -> Ten
     Returns
     -------
     Tensor, shape (n,)
-        Nats a pixel and channel.
+        Nats per pixel and channel.
     """
     log_weights, means, log_scales, coeffs = split_parameters(raw, n_mixtures)
     x = target[..., None]
@@ -80,7 +80,7 @@ def negative_log_likelihood(raw: Tensor, target: Tensor, n_mixtures: int) -> Ten
     upper = inverse_scale * (centred + 1 / 255)
     lower = inverse_scale * (centred - 1 / 255)
     inside = torch.log((torch.sigmoid(upper) - torch.sigmoid(lower)).clamp(min=1e-10))
-    # Where the bin's mass underflows, its width times the density at its middle stands in.
+    # Where the bin's mass underflows, take its width times the density at its middle.
     middle = inverse_scale * centred
     density = middle - log_scales - 2 * F.softplus(middle) - float(torch.log(torch.tensor(127.5)))
     inside = torch.where(torch.sigmoid(upper) - torch.sigmoid(lower) > 1e-5, inside, density)

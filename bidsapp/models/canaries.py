@@ -1,8 +1,8 @@
 """Canaries: each model answers a tiny fixed input before a run begins.
 
-An answer that is not finite, of another shape, of one value all over, or other than the one that is recorded
-with the weights stops the run with the name of the model, before hours go into images of nothing. So does a
-picture that reaches a model darker or brighter than it was. :mod:`bidsapp.models.startup` asks the models.
+The run stops, naming the model, if an answer is not finite, has another shape, is constant, or differs from
+the answer recorded with the weights. It also stops if an image reaches a model darker or brighter than it
+was. :mod:`bidsapp.models.startup` asks the models.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,26 +23,56 @@ from bidsapp.models.generators.latent_diffusion import DiffusionSettings
 from bidsapp.models.weights.lock import LOCK, Lock
 
 LOG = logging.getLogger("bidsapp")
+#: Asks a model: the question, a function that answers it, the answer's shape (-1: any length) -> the answer.
+Ask = Callable[[str, Callable[[], np.ndarray], tuple[int, ...]], np.ndarray]
 CAPTION = "a photograph of a dog on a beach"
-#: Two steps, so that one denoises from the middle of the schedule.
+#: Two steps, so that one of them denoises from the middle of the schedule.
 SETTINGS = DiffusionSettings(steps=2, strength=1.0, guidance=2.0, noise_one_step_higher=False)
-#: Values of an answer that are recorded, beside its mean and its standard deviation.
+#: Values of an answer that are recorded, next to its mean and its standard deviation.
 _KEPT = 14
 #: How many grey levels each kept value of an image may differ by.
 _GREY_LEVELS = 2.0
-#: An image whose grey levels deviate by less is one flat colour.
+#: An image whose grey levels have a smaller standard deviation counts as one flat colour.
 _FLAT = 0.5
-#: How much of the way from black to white a model must be given of the fixed picture, which has all of it.
+#: The share of the range from black to white that the fixed image must span when it reaches a model.
 #: Resizing takes a little off its rings; an image that is divided by 255 twice spans 0.004.
 _SPAN = (0.8, 1.25)
-MEND = (
-    "The weights are damaged or were exchanged, or the device computes wrongly: fetch them again, or try "
+FIX = (
+    "The weights are damaged or were replaced, or the device computes wrongly. Fetch them again, or try "
     "--device cpu."
 )
 
 
+@dataclass(frozen=True)
+class Canary:
+    """One question to a model.
+
+    Attributes
+    ----------
+    name : str
+        In the lock: the model's folder, ``#``, and what is asked.
+    where : Path
+        The model's weights, for messages.
+    shape : tuple of int
+        Of the answer; -1 is any length. Images are uint8 (1, H, W, 3).
+    """
+
+    name: str
+    where: Path
+    shape: tuple[int, ...]
+
+    @property
+    def what(self) -> str:
+        """What is asked."""
+        return self.name.partition("#")[2]
+
+    def refused(self, message: str) -> AppError:
+        """Give the error that says what is wrong with the answer."""
+        return AppError(f"{self.where}: {self.what} {message}", exit_code=ExitCode.BAD_DATA)
+
+
 def image(side: int) -> np.ndarray:
-    """Give the fixed picture: two ramps and rings, uint8 (1, side, side, 3)."""
+    """Give the fixed image: two ramps and rings, uint8 (1, side, side, 3)."""
     y, x = np.mgrid[:side, :side] / (side - 1)
     rings = 0.5 + 0.5 * np.cos(20 * np.hypot(x - 0.4, y - 0.6))
     return np.round(255 * np.stack([x, y, rings], axis=-1)).astype(np.uint8)[None]
@@ -55,13 +86,13 @@ def tokens(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def generators() -> list[torch.Generator]:
-    """Give the fixed generator of the one image."""
+    """Give the fixed random generator of the one image."""
     return [torch.Generator().manual_seed(0)]
 
 
 @contextmanager
 def given_to(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Keep what a module is given: a list that fills with its first arguments."""
+    """Collect the first argument of every call of a module."""
     seen: list[Tensor] = []
     hook = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
     try:
@@ -70,25 +101,59 @@ def given_to(module: nn.Module) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def check_input(what: str, where: Path, given: Sequence[Tensor], std: Sequence[float]) -> None:
-    """Check that a model is given the fixed picture from black to white.
+def first_layer(model: nn.Module) -> nn.Module:
+    """Give the first convolution, whose input is the image."""
+    return next(module for module in model.modules() if isinstance(module, nn.Conv2d))
 
-    The field's most reported fault is an image that is divided by 255 twice on its way into CLIP: almost
-    black, and every answer nearly the same, finite and of the right shape.
+
+def ask_for_image(
+    ask: Ask, side: int, refine: Callable[[np.ndarray, list[torch.Generator]], np.ndarray]
+) -> None:
+    """Ask a generator to refine the fixed image of ``side`` pixels."""
+    ask("diffusion", lambda: refine(image(side), generators()), (1, side, side, 3))
+
+
+def ask_for_features(
+    ask: Ask,
+    name: str,
+    where: Path,
+    network: tuple[Callable[[np.ndarray], np.ndarray], nn.Module, Sequence[float]],
+) -> None:
+    """Ask for features of the fixed image, and check the image that the network was given.
+
+    Parameters
+    ----------
+    ask : callable
+    name, where : str, Path
+        The network and its weights.
+    network : callable, module and sequence of 3 float
+        Turns images into features; the module whose input is the image; what its channels are divided by.
+    """
+    features, first, std = network
+    with given_to(first) as seen:
+        ask(name, lambda: features(image(64)), (1, -1))
+    check_input(name, where, seen, std)
+
+
+def check_input(what: str, where: Path, given: Sequence[Tensor], std: Sequence[float]) -> None:
+    """Check that the fixed image reaches a model with its full range from black to white.
+
+    The field's most reported fault is an image that is divided by 255 twice on its way into CLIP. It is
+    almost black then, and every answer is nearly the same, finite and of the right shape.
 
     Parameters
     ----------
     what, where : str, Path
         The model and its weights, for messages.
     given : sequence of Tensor, shapes (1, 3, H, W)
-        What went into its first layer (:func:`given_to`).
+        Inputs of its first layer (:func:`given_to`).
     std : sequence of 3 float
         By which the channels of an RGB image in [0, 1] are divided in its preprocessing.
 
     Raises
     ------
     AppError
-        Exit code 70 if a channel does not span the way from black to white, or nothing was given.
+        Exit code 70 if a channel does not span the range from black to white, or nothing was given.
     """
     spans = [
         float(channel.max() - channel.min()) * scale
@@ -97,44 +162,33 @@ def check_input(what: str, where: Path, given: Sequence[Tensor], std: Sequence[f
     ]
     wrong = [span for span in spans if not _SPAN[0] <= span <= _SPAN[1]]
     if wrong or not spans:
-        found = f"{wrong[0]:.3g} of the way" if wrong else "nothing"
+        found = f"{wrong[0]:.3g} of the range" if wrong else "nothing"
         raise AppError(
-            f"{where}: the picture given to {what} spans {found} from black to white, where all of it "
-            "should be. It is rescaled twice on the way, or not at all. This is a fault of the program or of "
-            "the version of a library, not of your data: install the versions that the package asks for, "
-            "and report it.",
+            f"{where}: the image given to {what} spans {found} from black to white, but should span all of "
+            "it. It is rescaled twice before it gets there, or not at all. This is a bug of the app or of a "
+            "library version, not of your data: install the versions that the package asks for, and report "
+            "it.",
             exit_code=ExitCode.INTERNAL,
         )
 
 
 def check(
-    name: str,
-    where: Path,
-    answer: Callable[[], np.ndarray],
-    shape: tuple[int, ...],
-    device: str,
-    lock: Lock | None,
-    dtype: str = "auto",
+    canary: Canary, answer: Callable[[], np.ndarray], device: str, dtype: str, lock: Lock | None
 ) -> np.ndarray:
     """Let a model answer, and compare the answer with the recorded one.
 
-    Without a recorded answer this one is recorded, where the models folder can be written to.
+    An answer without a record is recorded, where the models folder is writable.
 
     Parameters
     ----------
-    name : str
-        Of the model in the lock: its folder, ``#``, and what it is.
-    where : Path
-        Its weights, for messages.
+    canary : Canary
     answer : callable
         Gives the model's answer to the fixed input, on ``device``.
-    shape : tuple of int
-        That the answer must have; -1 is any length. Pictures are uint8 (1, H, W, 3).
     device : str
-    lock : Lock or None
-        None for weights that are part of the package: they have no lock.
     dtype : str
-        Number format that the model runs in, as :func:`~bidsapp.models.devices.numerics` takes it.
+        Number format of the model, as :func:`~bidsapp.models.devices.numerics` takes it.
+    lock : Lock or None
+        None for weights that are part of a package: they have no lock.
 
     Returns
     -------
@@ -144,45 +198,43 @@ def check(
     Raises
     ------
     AppError
-        Exit code 65 if the answer is not finite, of another shape, of one value all over, or not the
-        recorded one.
+        Exit code 65 if the answer is not finite, has another shape, is constant, or is not the recorded
+        one.
     """
-    what = name.partition("#")[2]
     try:
         raw = np.asarray(answer())
-    except AppError as error:  # that it is not finite may be found on the way
-        raise AppError(f"{where}: {what}: {error}", exit_code=error.exit_code) from error
+    except AppError as error:  # the model may find values that are not finite itself
+        raise AppError(f"{canary.where}: {canary.what}: {error}", exit_code=error.exit_code) from error
     values = raw.astype(np.float64)
-    if len(values.shape) != len(shape) or any(
-        wanted not in (-1, n) for n, wanted in zip(values.shape, shape, strict=True)
+    if len(values.shape) != len(canary.shape) or any(
+        wanted not in (-1, n) for n, wanted in zip(values.shape, canary.shape, strict=True)
     ):
-        raise _wrong(f"{where}: {what} answers with shape {values.shape}, not {shape}. {MEND}")
-    formats = numerics(device, dtype)
+        raise canary.refused(f"answers with shape {values.shape}, not {canary.shape}. {FIX}")
     if not np.isfinite(values).all():
-        advice = other_format(formats.transformers, device)
-        raise _wrong(f"{where}: {what} answers with values that are not finite on {device}. {advice}")
-    picture = raw.dtype == np.uint8
-    spread = values.std(axis=(1, 2)).max() if picture else values.std()
-    if spread <= (_FLAT if picture else 0):
-        kind = "a picture of one colour" if picture else "the same value all over"
-        raise _wrong(f"{where}: {what} answers with {kind} on {device}. {MEND}")
+        advice = other_format(numerics(device, dtype).transformers, device)
+        raise canary.refused(f"answers with values that are not finite on {device}. {advice}")
+    is_image = raw.dtype == np.uint8
+    spread = values.std(axis=(1, 2)).max() if is_image else values.std()
+    if spread <= (_FLAT if is_image else 0):
+        kind = "an image of one colour" if is_image else "one constant value"
+        raise canary.refused(f"answers with {kind} on {device}. {FIX}")
     if lock is not None:
-        _compare(name, where, raw, device, dtype, lock)
+        _compare(canary, raw, device, dtype, lock)
     return raw
 
 
-def _compare(name: str, where: Path, raw: np.ndarray, device: str, dtype: str, lock: Lock) -> None:
+def _compare(canary: Canary, raw: np.ndarray, device: str, dtype: str, lock: Lock) -> None:
     """Compare an answer with the recorded one, or record it."""
-    what, shape = name.partition("#")[2], list(raw.shape)
+    shape = list(raw.shape)
     kept = [float(f"{v:.7g}") for v in _summary(raw.astype(np.float64))]
-    recorded = lock.canaries.get(name)
+    recorded = lock.canaries.get(canary.name)
     if recorded is None:
         record = {"device": device, "dtype": dtype, "shape": shape, "values": kept}
-        if lock.record_canary(name, record) is None:
-            LOG.debug("%s: its answer is not recorded: no place can be written to", name)
+        if lock.record_canary(canary.name, record) is None:
+            LOG.debug("%s: its answer is not recorded, because no place for it is writable", canary.name)
         return
     if recorded.get("shape") != shape or len(recorded.get("values", ())) != len(kept):
-        raise _wrong(f"{where}: {what} is not the model that {lock.root / LOCK} recorded. {MEND}")
+        raise canary.refused(f"is not the model that {lock.root / LOCK} recorded. {FIX}")
     reference = np.asarray(recorded["values"], dtype=np.float64)
     size = max(float(np.linalg.norm(reference)), 1e-12)
     drift = float(np.linalg.norm(reference - kept)) / size
@@ -191,10 +243,10 @@ def _compare(name: str, where: Path, raw: np.ndarray, device: str, dtype: str, l
     if raw.dtype == np.uint8:  # rounding to grey levels can turn a harmless difference into a whole one
         allowed += _GREY_LEVELS * len(kept) ** 0.5 / size
     if not drift <= allowed:
-        raise _wrong(
-            f"{where}: {what} answers otherwise than when it was recorded in {lock.root / LOCK}: relative "
-            f"difference {drift:.2g}, allowed {allowed:.2g} on {device}. {MEND} If the change was meant, "
-            "delete its entry under canaries there."
+        raise canary.refused(
+            f"answers differently from the record in {lock.root / LOCK}: relative difference {drift:.2g}, "
+            f"allowed {allowed:.2g} on {device}. {FIX} If the change was intended, delete its entry under "
+            "canaries there."
         )
 
 
@@ -203,7 +255,3 @@ def _summary(values: np.ndarray) -> np.ndarray:
     flat = values.ravel()
     places = np.linspace(0, flat.size - 1, _KEPT).round().astype(int)
     return np.append(flat[places], [flat.mean(), flat.std()])
-
-
-def _wrong(message: str) -> AppError:
-    return AppError(message, exit_code=ExitCode.BAD_DATA)

@@ -6,7 +6,7 @@ CLIP: Radford et al. 2021 (arXiv 2103.00020). Normalisations: Versatile Diffusio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bidsapp.errors import AppError, ExitCode
 from bidsapp.models.preprocessing import MEAN_STD
-from bidsapp.models.weights.checkpoints import load_component, quiet_libraries, readable
+from bidsapp.models.weights.checkpoints import load_component, load_tokenizer
 from bidsapp.storage.text import read_json
 
 #: CLIP's own normalisation (openai/CLIP), of RGB in [0, 1]
@@ -24,14 +25,7 @@ CLIP_MEAN, CLIP_STD = MEAN_STD["clip"]
 
 
 class ClipTokens:
-    """An image and a text encoder whose tokens guide stage 2.
-
-    Parameters
-    ----------
-    vision, text : transformers CLIPVisionModelWithProjection, CLIPTextModelWithProjection
-    tokenizer : transformers tokenizer
-        Its ``model_max_length`` is the length captions are padded to.
-    """
+    """CLIPVisionModelWithProjection and CLIPTextModelWithProjection, whose tokens guide stage 2."""
 
     def __init__(self, vision: Any, text: Any, tokenizer: Any) -> None:
         self.vision, self.text, self.tokenizer = vision, text, tokenizer
@@ -47,12 +41,11 @@ class ClipTokens:
         AppError
             Exit code 65 if a file is damaged or of another model.
         """
-        from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+        from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
         vision = load_component(CLIPVisionModelWithProjection, folder / "image_encoder", dtype=dtype)
         text = load_component(CLIPTextModelWithProjection, folder / "text_encoder", dtype=dtype)
-        with readable(folder / "tokenizer", "this tokenizer"), quiet_libraries():
-            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        tokenizer = load_tokenizer(folder / "tokenizer")
         return cls(vision.to(device).eval(), text.to(device).eval(), tokenizer)
 
     @property
@@ -62,24 +55,20 @@ class ClipTokens:
 
     @property
     def vision_shape(self) -> tuple[int, int]:
-        """Tokens an image, values a token."""
+        """Tokens per image, values per token."""
         c = self.vision.config
         return (c.image_size // c.patch_size) ** 2 + 1, int(c.projection_dim)
 
     @property
     def text_shape(self) -> tuple[int, int]:
-        """Tokens a caption, values a token."""
+        """Tokens per caption, values per token."""
         return int(self.text.config.max_position_embeddings), int(self.text.config.projection_dim)
 
     def pixels(self, images: np.ndarray) -> Tensor:
         """Preprocess uint8 images as CLIP does: bicubic, centre crop, normalise.
 
-        Only uint8 is taken: a float image would be open to a second rescaling by 1/255, after which
-        the encoder sees an almost black picture.
-
-        Parameters
-        ----------
-        images : ndarray of uint8, shape (n, H, W, 3)
+        Only uint8 is accepted: a float image could be rescaled by 1/255 a second time, after which the
+        encoder sees an almost black image.
 
         Returns
         -------
@@ -102,15 +91,8 @@ class ClipTokens:
     def vision_tokens(self, images: np.ndarray) -> np.ndarray:
         """Projected tokens of images, divided by the norm of their CLS token.
 
-        last_hidden_state -> post_layernorm on all tokens -> visual_projection -> / ||CLS||.
-
-        Parameters
-        ----------
-        images : ndarray of uint8, shape (n, H, W, 3)
-
-        Returns
-        -------
-        ndarray of float32, shape (n, tokens, dims)
+        last_hidden_state -> post_layernorm on all tokens -> visual_projection -> / ||CLS||;
+        uint8 (n, H, W, 3) to float32 (n, tokens, dims).
         """
         return self._vision_tokens(self.pixels(images)).float().cpu().numpy()
 
@@ -123,16 +105,7 @@ class ClipTokens:
 
     @torch.no_grad()
     def text_tokens(self, captions: Sequence[str]) -> np.ndarray:
-        """Projected tokens of captions, divided by the norm of their end-of-text token.
-
-        Parameters
-        ----------
-        captions : sequence of n str
-
-        Returns
-        -------
-        ndarray of float32, shape (n, tokens, dims)
-        """
+        """Projected tokens of captions, divided by the norm of their end-of-text token, float32."""
         return self._text_tokens(self.token_ids(captions)).float().cpu().numpy()
 
     def token_ids(self, captions: Sequence[str]) -> Tensor:
@@ -160,7 +133,7 @@ class ClipTokens:
         Raises
         ------
         ValueError
-            If an image has no captions: their mean would not be a number.
+            If an image does not have captions: their mean would not be a number.
         """
         bare = [index for index, image in enumerate(captions) if not image]
         if bare:
@@ -172,20 +145,22 @@ class ClipTokens:
 
     @torch.no_grad()
     def image_embeddings(self, images: np.ndarray) -> np.ndarray:
-        """CLIP's image embedding (the projected CLS token), for two-way identification.
-
-        Returns
-        -------
-        ndarray of float32, shape (n, dims)
-        """
+        """CLIP's image embedding (the projected CLS token, not normalised), float32 (n, dims)."""
         pixels = self.pixels(images).to(self.vision.device, self.vision.dtype)
         embeds: np.ndarray = self.vision(pixels).image_embeds.float().cpu().numpy()
         return embeds
 
-    def unconditional_vision(self) -> np.ndarray:
-        """Vision tokens of a 0.5 grey image, the guidance's reference, shape (1, tokens, dims).
+    @torch.no_grad()
+    def text_embeddings(self, captions: Sequence[str]) -> np.ndarray:
+        """Projected end-of-text tokens of captions, divided by their norms, float32 (n, dims)."""
+        embeds = self.text(self.token_ids(captions).to(self.text.device)).text_embeds.float()
+        unit: np.ndarray = (embeds / embeds.norm(dim=-1, keepdim=True)).cpu().numpy()
+        return unit
 
-        The public code hands zeros in [-1, 1] to CLIP's preprocessing, which are 0.5 in [0, 1].
+    def unconditional_vision(self) -> np.ndarray:
+        """Image tokens of a 0.5 grey image, the guidance's reference, shape (1, tokens, dims).
+
+        The public code gives CLIP's preprocessing zeros in [-1, 1], which are 0.5 in [0, 1].
         """
         with torch.no_grad():
             grey = torch.full((1, 3, self.image_size, self.image_size), 0.5)
@@ -197,25 +172,35 @@ class ClipTokens:
         return self.text_tokens([""])
 
 
-def token_shapes(folder: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Give the shapes of an image's and a caption's tokens, from the encoders' configurations alone.
+def vision_shape(folder: Path) -> tuple[int, int]:
+    """Tokens per image and values per token, from an image encoder's configuration alone.
 
     Raises
     ------
     AppError
-        Exit code 65 if a configuration is damaged, 66 if it is not there.
+        Exit code 65 if the configuration is damaged, 66 if it is missing.
     """
-    from transformers import CLIPTextConfig, CLIPVisionConfig
+    side, patch, width = _numbers(folder, {"image_size": 224, "patch_size": 32, "projection_dim": 512})
+    return (side // patch) ** 2 + 1, width
 
-    configs: list[Any] = []
-    for kind, part in ((CLIPVisionConfig, "image_encoder"), (CLIPTextConfig, "text_encoder")):
-        file = folder / part / "config.json"
-        read_json(file)
-        with readable(file, "this configuration"), quiet_libraries():
-            configs.append(kind.from_pretrained(folder / part, local_files_only=True))
-    vision, text = configs
-    n_patches = (vision.image_size // vision.patch_size) ** 2
-    return (n_patches + 1, vision.projection_dim), (text.max_position_embeddings, text.projection_dim)
+
+def token_shapes(folder: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shapes of an image's and a caption's tokens; errors as :func:`vision_shape`."""
+    length, width = _numbers(folder / "text_encoder", {"max_position_embeddings": 77, "projection_dim": 512})
+    return vision_shape(folder / "image_encoder"), (length, width)
+
+
+def _numbers(folder: Path, defaults: Mapping[str, int]) -> list[int]:
+    """Read sizes from a configuration; ``defaults`` are those of transformers' CLIP."""
+    file = folder / "config.json"
+    values = [read_json(file).get(key, default) for key, default in defaults.items()]
+    if not all(isinstance(value, int) and value > 0 for value in values):
+        raise AppError(
+            f"{file}: {', '.join(defaults)} should be whole numbers above 0. The file may be damaged: delete "
+            "it and fetch it again.",
+            exit_code=ExitCode.BAD_DATA,
+        )
+    return values
 
 
 def _resize_and_crop(image: Image.Image, side: int) -> Image.Image:
@@ -223,7 +208,7 @@ def _resize_and_crop(image: Image.Image, side: int) -> Image.Image:
     width, height = image.size
     if (width, height) == (side, side):
         return image
-    # multiplied before divided, as in CLIP's own: the other way a float may fall short of a whole number
+    # multiplied first, as in CLIP's own: the other way, a float may fall short of a whole number
     short = min(width, height)
     new = (int(side * width / short), int(side * height / short))
     image = image.resize(new, Image.Resampling.BICUBIC)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 #: Relative drift of an answer, and by how much each format rounds more than float32 on the CPU.
 _TOLERANCE = {"float32": 1e-2, "float16": 3e-2, "bfloat16": 1e-1}
 
-#: How MPS, cuBLAS, cuDNN and the CPU's allocator say that there is no more memory.
+#: How MPS, cuBLAS, cuDNN and the CPU's allocator report that memory has run out.
 _NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory", "cannot allocate memory")
 
 
@@ -42,17 +42,7 @@ class Numerics:
 
 
 def numerics(device: str, dtype: str = "auto") -> Numerics:
-    """Choose the number formats of a device.
-
-    Parameters
-    ----------
-    device : {"cpu", "cuda", "mps"}
-    dtype : {"auto", "float32", "float16", "bfloat16"}
-
-    Returns
-    -------
-    Numerics
-    """
+    """Choose the number formats of a device; ``dtype`` is auto, float32, float16 or bfloat16."""
     import torch
 
     name = _format_of(device, dtype)
@@ -63,11 +53,10 @@ def numerics(device: str, dtype: str = "auto") -> Numerics:
 
 
 def _format_of(device: str, dtype: str) -> str:
-    """Resolve ``auto``.
+    """Resolve ``auto``: float16 on CUDA, as in the public code, with long sums in float32.
 
-    The CPU and Apple's MPS compute in float32: half precision is slow on the first, and gave others
-    black images on the second. CUDA computes in float16, as the public code does, with sums in float32
-    where they are long.
+    The CPU and Apple's MPS compute in float32: half precision is slow on the first, and others got black
+    images on the second.
     """
     if dtype != "auto":
         return dtype
@@ -79,12 +68,12 @@ def _kind(device: str) -> str:
 
 
 def choose_dtype(name: str, device: str) -> str:
-    """Resolve ``auto`` for a device, and check that the device has the format asked for.
+    """Resolve ``auto`` for a device, and check that the device supports the format.
 
     Raises
     ------
     AppError
-        Exit code 64 if it has not.
+        Exit code 64 if it does not.
     """
     import torch
 
@@ -95,36 +84,36 @@ def choose_dtype(name: str, device: str) -> str:
         and not torch.cuda.is_bf16_supported(including_emulation=False)
     ):
         raise AppError(
-            f"--dtype bfloat16: {torch.cuda.get_device_name()} has no bfloat16. Take --dtype float16, or "
-            "--dtype float32 (twice the memory).",
+            f"--dtype bfloat16: {torch.cuda.get_device_name()} does not support bfloat16. Use "
+            "--dtype float16, or --dtype float32 (twice the memory).",
             exit_code=ExitCode.USAGE,
         )
     return chosen
 
 
 def other_format(dtype: torch.dtype | None, device: str) -> str:
-    """Advise what to try where a model's values in ``dtype`` are not finite (None: float32)."""
+    """Advise what to try if a model's values in ``dtype`` are not finite (None: float32)."""
     name = str(dtype).rpartition(".")[2] if dtype else "float32"
     if name == "float16":
         return (
-            "Half precision overflows beyond 65504: run again with --dtype bfloat16, which has the range of "
+            "float16 overflows beyond 65504. Run again with --dtype bfloat16, which has the range of "
             "float32, or with --dtype float32, which takes twice the memory."
         )
     if name == "bfloat16":
         return "Run again with --dtype float32, which takes twice the memory."
     if _kind(device) != "cpu":
-        return "This is float32, which should hold them: run again with --dtype float32 --device cpu."
+        return "float32 should hold them. Run again with --dtype float32 --device cpu."
     return (
-        "This is float32 on the CPU (--dtype float32), which should hold them: the weights or the inputs are "
-        "damaged. Fetch the weights again."
+        "float32 on the CPU (--dtype float32) should hold them, so the weights or the inputs are damaged. "
+        "Fetch the weights again."
     )
 
 
 def choose_device(name: str) -> str:
-    """Resolve ``auto``, and check that the device asked for is there.
+    """Resolve ``auto`` (CUDA where available, else the CPU), and check that the device exists.
 
-    ``auto`` takes CUDA where there is one, else the CPU. Apple's MPS is taken only when asked for:
-    half precision gave black images there for others, and it was not tried for this project.
+    Apple's MPS is used only when asked for: it was not tried for this project, and others got black images
+    in half precision.
 
     Raises
     ------
@@ -135,19 +124,19 @@ def choose_device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(name, False):
-        usable = ", ".join(k for k, v in there.items() if v)
+    exists = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not exists.get(name, False):
+        usable = ", ".join(k for k, v in exists.items() if v)
         raise AppError(
-            f"--device {name}: this machine (or this build of torch) has none; usable here: {usable}. "
-            "In a container, was the GPU passed in (docker --gpus all, apptainer --nv)?",
+            f"--device {name}: not available on this machine or in this build of torch. Choose from: "
+            f"{usable}. In a container, pass the GPU in (docker --gpus all, apptainer --nv).",
             exit_code=ExitCode.USAGE,
         )
     return name
 
 
-def describe(device: str) -> str:
-    """Name a device so that another GPU or processor has another name."""
+def device_name(device: str) -> str:
+    """Name a device and its GPU or processor, for records."""
     import platform
 
     import torch
@@ -158,25 +147,16 @@ def describe(device: str) -> str:
 
 
 def free_memory(device: str, limit: int | None = None) -> int | None:
-    """Count the bytes that networks may still take on a device.
+    """Count the bytes that networks may still take on a device; None if unknown.
 
-    Parameters
-    ----------
-    device : str
-    limit : int, optional
-        Bytes that the whole process is to stay under (``--mem``); it does not hold for CUDA, which has
-        memory of its own.
-
-    Returns
-    -------
-    int or None
-        None where nothing is known.
+    ``limit`` is the number of bytes that the process should stay under (``--mem``). It does not apply to
+    CUDA, which has its own memory.
     """
     import torch
 
     if _kind(device) == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # what torch keeps for later is free for it, and used for the driver
+        # memory that torch keeps for later is free for torch, but the driver counts it as used
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     found = [available_memory()]
     if _kind(device) == "mps":
@@ -188,12 +168,12 @@ def free_memory(device: str, limit: int | None = None) -> int | None:
 
 
 def fuses_attention(device: str) -> bool:
-    """Whether attention is known never to hold a whole matrix of scores: torch has kernels for it."""
+    """Whether torch has attention kernels that never hold a whole matrix of scores."""
     return _kind(device) in ("cpu", "cuda")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice; not all devices have a type of error for it."""
+    """Whether an error means that memory ran out; some devices only say so in the message."""
     import torch
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -203,7 +183,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def empty_cache(device: str) -> None:
-    """Give back the memory of tensors that are no more."""
+    """Return the memory of deleted tensors."""
     import gc
 
     import torch
@@ -216,7 +196,7 @@ def empty_cache(device: str) -> None:
 
 
 def synchronise(device: str) -> None:
-    """Wait until a device has done what it was given; the CPU has."""
+    """Wait until a device has finished its queue; the CPU has none."""
     import torch
 
     if _kind(device) == "cuda":
@@ -226,7 +206,7 @@ def synchronise(device: str) -> None:
 
 
 def set_threads(n_cpus: int) -> None:
-    """Bound torch's threads; the same number gives the same bytes."""
+    """Limit torch's threads; the same number gives the same bytes."""
     import torch
 
     torch.set_num_threads(n_cpus)

@@ -41,14 +41,10 @@ class Preprocessing:
         known = (("bilinear", "bicubic"), ("uint8", "float"), tuple(MEAN_STD))
         for value, choices in zip((self.resample, self.precision, self.mean_std), known, strict=True):
             if value not in choices:
-                raise ValueError(f"{value!r} is none of {choices}")
+                raise ValueError(f"unknown choice {value!r}; choose from {choices}")
 
     def __call__(self, images: np.ndarray) -> Tensor:
-        """Resize and normalise on the CPU, so that every device is given the same numbers.
-
-        Parameters
-        ----------
-        images : ndarray of uint8, shape (n, H, W, 3)
+        """Resize and normalise on the CPU, so that every device gets the same numbers.
 
         Returns
         -------
@@ -57,7 +53,7 @@ class Preprocessing:
         Raises
         ------
         TypeError
-            If the images are not uint8: a float image would be open to a second division by 255.
+            If the images are not uint8 (n, H, W, 3): a float image could be divided by 255 twice.
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise TypeError(f"expected uint8 images (n, H, W, 3), got {images.dtype} {images.shape}")
@@ -79,7 +75,7 @@ class Preprocessing:
         x = _channels_first(images)
         for size in self.sizes:
             if x.shape[2:] != (size, size):
-                # Bicubic overshoots, which tensors in [0, 1] must not.
+                # bicubic overshoots [0, 1]
                 x = F.interpolate(
                     x, (size, size), mode=self.resample, align_corners=False, antialias=True
                 ).clamp(0, 1)

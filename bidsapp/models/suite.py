@@ -1,10 +1,10 @@
-"""The models of one recipe, found, checked and loaded when first used."""
+"""The models of one recipe, verified, and loaded when first used."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,32 +16,31 @@ from torch import nn
 
 from bidsapp.config import Recipe
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.metrics.protocols import NetworkUse
 from bidsapp.models import costs
-from bidsapp.models.batching import Batches, fitting
-from bidsapp.models.clip import ClipTokens, token_shapes
+from bidsapp.models.batching import Batches, Workload, fitting
 from bidsapp.models.devices import choose_dtype, numerics
-from bidsapp.models.generators.ip_adapter import IPAdapterDiffusion
+from bidsapp.models.generators import generator_class
 from bidsapp.models.generators.latent_diffusion import DiffusionSettings
-from bidsapp.models.generators.versatile_diffusion import VersatileDiffusion
+from bidsapp.models.generators.protocol import Generator
 from bidsapp.models.judges.evalnets import FeatureNetwork, load_networks
-from bidsapp.models.judges.protocol_networks import CLIP, NetworkUse, load_protocol_networks
-from bidsapp.models.vdvae import VDVAE
-from bidsapp.models.vdvae_files import load_vdvae
+from bidsapp.models.judges.protocol_networks import CLIP, load_protocol_networks
+from bidsapp.models.vdvae import VDVAE, load_vdvae
 from bidsapp.models.weights import registry as weights
+from bidsapp.models.weights.checkpoints import load_component
 from bidsapp.models.weights.registry import EMBEDDED, models_root
-from bidsapp.models.weights.requirements import judging_files
 from bidsapp.models.weights.verification import hash_files, unpublished, verify
 from bidsapp.seeds import seed_for
 
 __all__ = ["EMBEDDED", "Models", "models_root", "resize"]
 
 LOG = logging.getLogger("bidsapp")
-#: What tells CLIP ViT-L/14 in a configuration, which the published protocols judge with.
+#: Marks of CLIP ViT-L/14, which the published protocols use, in a configuration.
 _VIT_L14 = {"hidden_size": 1024, "patch_size": 14, "image_size": 224, "projection_dim": 768}
 
 
 class Models:
-    """VDVAE, CLIP tokens, latent diffusion and judging networks of a recipe.
+    """VDVAE, generator of stage 2, and evaluation networks of a recipe.
 
     Parameters
     ----------
@@ -51,17 +50,17 @@ class Models:
     device : str
         As :func:`bidsapp.models.devices.choose_device` returns it.
     uses : mapping of str to NetworkUse, optional
-        Judging networks of a published protocol, by name; without it those of ``metrics.networks``
+        Evaluation networks of a published protocol, by name; without it those of ``metrics.networks``
         that come with the package.
     dtype : str
         Number format of the networks, as :func:`bidsapp.models.devices.choose_dtype` takes it.
     memory : int, optional
-        Bytes that the run is to stay under (``--mem``); batches are made to fit.
+        Bytes that the run should stay under (``--mem``); batches are made to fit.
 
     Attributes
     ----------
     unpublished : list of str
-        Files that are not the published ones, where those are known; found by :meth:`verify`.
+        Files that differ from the published ones, where those are known; set by :meth:`verify`.
     """
 
     def __init__(
@@ -81,46 +80,17 @@ class Models:
         self.root = models_root(recipe, models_dir)
         self.evaluation = (models_dir or weights.default_models_dir()) / weights.EVALUATION
 
+    # ------------------------------------------------- loading
+
     @cached_property
     def vdvae(self) -> VDVAE:
         """The VDVAE of stage 1."""
         return self.load_vdvae()
 
     @cached_property
-    def clip(self) -> ClipTokens:
-        """The CLIP whose tokens guide Versatile Diffusion."""
-        return self.load_clip()
-
-    @cached_property
-    def diffusion(self) -> VersatileDiffusion:
-        """The dual-guided latent diffusion of stage 2."""
-        return self.load_diffusion()
-
-    @cached_property
-    def adapter(self) -> IPAdapterDiffusion:
-        """Stable Diffusion with IP-Adapter, the other generator of stage 2."""
-        return self.load_adapter()
-
-    @cached_property
-    def networks(self) -> dict[str, FeatureNetwork]:
-        """The judging networks: the protocol's, or those that are installed."""
-        if not self.uses:
-            names = self.recipe.metrics.networks
-            clip_here = self.clip if "small_clip" in names else None
-            return load_networks(names, clip_here, self.device, self.batches)
-        return self.judges(self.uses)
-
-    def judges(self, uses: Mapping[str, NetworkUse]) -> dict[str, FeatureNetwork]:
-        """Load judging networks of a published protocol; those whose weights are not here are left out."""
-        clip = self._judging_clip if any(use.architecture == CLIP for use in uses.values()) else None
-        with fitting("the judging networks", self.device):
-            return load_protocol_networks(
-                uses, self.evaluation, clip_vision=clip, device=self.device, batches=self.batches
-            )
-
-    @cached_property
-    def _judging_clip(self) -> nn.Module:
-        return self.judging_clip(self.clip.vision if weights.brings_clip(self.recipe) else None)
+    def generator(self) -> Generator:
+        """The generator of stage 2."""
+        return self.new_generator()
 
     def load_vdvae(self) -> VDVAE:
         """Load the VDVAE; :attr:`vdvae` keeps it.
@@ -135,70 +105,75 @@ class Models:
             model = load_vdvae(folder, self.device, self.dtype)
         if layers > model.n_blocks:
             raise AppError(
-                f"{folder}: this VDVAE has {model.n_blocks} blocks, and the recipe predicts the latents of "
-                f"{layers}. Give the weights that the recipe is for, or lower vdvae.layers in it.",
+                f"{folder}: this VDVAE has {model.n_blocks} blocks, but the recipe predicts the latents of "
+                f"{layers}. Use the weights that the recipe is for, or lower vdvae.layers in it.",
                 exit_code=ExitCode.BAD_DATA,
             )
         return model
 
-    def load_clip(self) -> ClipTokens:
-        """Load the CLIP that guides; :attr:`clip` keeps it."""
-        with fitting("CLIP", self.device):
-            return ClipTokens.load(
-                self.root / self.recipe.models.diffusion, self.device, self.numerics.transformers
+    def new_generator(self) -> Generator:
+        """Make the recipe's generator, none of its networks loaded; :attr:`generator` keeps it."""
+        make = generator_class(self.recipe.diffusion.kind)
+        return make(self.root / self.recipe.models.diffusion, self.batches, self.numerics.transformers)
+
+    @cached_property
+    def networks(self) -> dict[str, FeatureNetwork]:
+        """The evaluation networks: the protocol's, or those that are installed."""
+        if not self.uses:
+            names = self.recipe.metrics.networks
+            clip = self.generator.encoder if "small_clip" in names else None
+            return load_networks(names, clip, self.device, self.batches)
+        return self.judges(self.uses)
+
+    def judges(self, uses: Mapping[str, NetworkUse]) -> dict[str, FeatureNetwork]:
+        """Load evaluation networks of a published protocol, without those whose weights are missing."""
+        clip = self._protocol_clip if any(use.architecture == CLIP for use in uses.values()) else None
+        with fitting("the evaluation networks", self.device):
+            return load_protocol_networks(
+                uses, self.evaluation, clip_vision=clip, device=self.device, batches=self.batches
             )
 
-    def load_diffusion(self) -> VersatileDiffusion:
-        """Load Versatile Diffusion; :attr:`diffusion` keeps it."""
-        folder = self.root / self.recipe.models.diffusion
-        (n_vision, _), _ = token_shapes(folder)
-        with fitting("Versatile Diffusion", self.device):
-            return VersatileDiffusion.load(folder, n_vision, self.device, self.numerics.transformers)
+    @cached_property
+    def _protocol_clip(self) -> nn.Module:
+        return self.protocol_clip(self.generator if weights.brings_clip(self.recipe) else None)
 
-    def load_adapter(self) -> IPAdapterDiffusion:
-        """Load Stable Diffusion with IP-Adapter; :attr:`adapter` keeps it."""
-        with fitting("Stable Diffusion", self.device):
-            return IPAdapterDiffusion.load(
-                self.root / self.recipe.models.diffusion, self.device, self.numerics.transformers
-            )
-
-    def judging_clip(self, own: nn.Module | None = None) -> nn.Module:
-        """Give CLIP ViT-L/14's image encoder: the generator's own, or one beside the other networks.
+    def protocol_clip(self, generator: Generator | None = None) -> nn.Module:
+        """Give CLIP ViT-L/14's image encoder: the generator's own, or the evaluation folder's.
 
         Parameters
         ----------
-        own : transformers CLIPVisionModelWithProjection, optional
-            The generator's, where that is the one that judges.
+        generator : Generator, optional
+            One whose image encoder is the published protocols' CLIP.
 
         Raises
         ------
         AppError
             Exit code 65 if it is another CLIP.
         """
-        if own is not None:
-            model: Any = own
-            where = self.root / self.recipe.models.diffusion / "image_encoder"
+        if generator is not None:
+            where = generator.folder / generator.encoder_folder
+            model: Any = generator.encoder.vision
         else:
             from transformers import CLIPVisionModelWithProjection
-
-            from bidsapp.models.weights.checkpoints import load_component
 
             where = self.evaluation / weights.CLIP_NETWORK
             model = load_component(CLIPVisionModelWithProjection, where, dtype=self.numerics.transformers)
         other = {k: v for k, v in _VIT_L14.items() if getattr(model.config, k) != v}
         if other:
             raise AppError(
-                f"{where}: the protocol {self.recipe.metrics.protocol!r} judges with CLIP ViT-L/14, and this "
-                f"is another (not {', '.join(f'{k} {v}' for k, v in other.items())}). Leave 'clip' out of "
+                f"{where}: the protocol {self.recipe.metrics.protocol!r} needs CLIP ViT-L/14, but this CLIP "
+                f"is another (not {', '.join(f'{k} {v}' for k, v in other.items())}). Remove 'clip' from "
                 "metrics.networks, or fetch the published weights.",
                 exit_code=ExitCode.BAD_DATA,
             )
         vision: nn.Module = model
         return vision
 
+    # ------------------------------------------------- verification
+
     @cached_property
     def digest(self) -> str:
-        """Hash of all weights and configurations of the generative models.
+        """Hash of all weights and configurations of the VDVAE and the generator.
 
         Raises
         ------
@@ -212,32 +187,27 @@ class Models:
         return total.hexdigest()
 
     def digest_of(self, place: str) -> str:
-        """Hash of the weights and configurations in a folder of the models, or of one file.
-
-        Parameters
-        ----------
-        place : str
-            Path in the models folder.
+        """Hash of the weights and configurations in a folder of the models folder, or of one file.
 
         Raises
         ------
         ValueError
-            If there is nothing.
+            If nothing was hashed there.
         """
-        hashes = self._hashes | self._judges
-        there = sorted(name for name in hashes if name == place or name.startswith(f"{place}/"))
-        if not there:
+        hashes = self._hashes | self._evaluation_hashes
+        found = sorted(name for name in hashes if name == place or name.startswith(f"{place}/"))
+        if not found:
             raise ValueError(f"no weights of {place} were hashed")
-        return hashlib.sha256("".join(n + hashes[n] for n in there).encode()).hexdigest()
+        return hashlib.sha256("".join(n + hashes[n] for n in found).encode()).hexdigest()
 
     @cached_property
-    def _judges(self) -> dict[str, str]:
-        return verify(judging_files(self.recipe, self.uses), self.evaluation.parent)
+    def _evaluation_hashes(self) -> dict[str, str]:
+        return verify(weights.evaluation_files(self.recipe, self.uses), self.evaluation.parent)
 
     @cached_property
     def _hashes(self) -> dict[str, str]:
-        needed = weights.generative_files(self.recipe)
-        return hash_files(needed, self.root) if self.root == EMBEDDED else verify(needed, self.root)
+        required = weights.generative_files(self.recipe)
+        return hash_files(required, self.root) if self.root == EMBEDDED else verify(required, self.root)
 
     def verify(self) -> None:
         """Compare all weights with what is recorded, before anything is computed.
@@ -247,10 +217,12 @@ class Models:
         AppError
             Exit code 65, naming the files that differ.
         """
-        files = weights.generative_files(self.recipe) + judging_files(self.recipe, self.uses)
-        self.unpublished = unpublished(files, self._hashes | self._judges)
+        files = weights.generative_files(self.recipe) + weights.evaluation_files(self.recipe, self.uses)
+        self.unpublished = unpublished(files, self._hashes | self._evaluation_hashes)
         for name in self.unpublished:
             LOG.warning("%s is not the published file", self.evaluation.parent / name)
+
+    # ------------------------------------------------- use
 
     def targets(self, images: np.ndarray, captions: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
         """Compute what the ridge models predict: latents of the VDVAE, and what guides stage 2.
@@ -264,54 +236,28 @@ class Models:
         -------
         dict of ndarray of float32, shapes (n, dims)
         """
-        section, n = self.recipe.vdvae, len(images)
+        section = self.recipe.vdvae
         small = resize(images, self.vdvae.config.image_size)
         generators = _generators_of(small)
         encode = partial(self.vdvae.encode_latents, n_layers=section.layers, sample=section.sample_latents)
-
-        def run(what: str, call: Callable[[slice], np.ndarray], cost: int, **options: Any) -> np.ndarray:
-            return self.batches.run(what, n, call, cost=cost, most=section.batch, **options)
-
-        made = {
-            "vdvae": run(
-                "VDVAE encode",
-                lambda rows: encode(small[rows], generator=generators[rows]),
-                costs.vdvae(self.vdvae.config),
-                generators=generators,
-            )
-        }
-        if self.recipe.diffusion.kind == "ip-adapter":
-            encoder = self.adapter.pipeline.image_encoder
-            cost = costs.clip_vision(encoder.config, encoder.dtype.itemsize)
-            made["clip_image"] = run(
-                "CLIP-Vision", lambda rows: self.adapter.image_embeddings(images[rows]), cost
-            )
-            return made
-        clip = self.clip
-        cost = costs.clip_vision(clip.vision.config, clip.vision.dtype.itemsize)
-        made["clip_vision"] = run("CLIP-Vision", lambda rows: clip.vision_tokens(images[rows]), cost)
-        cost = costs.clip_text(clip.text.config, clip.text.dtype.itemsize) * max(map(len, captions))
-        made["clip_text"] = run("CLIP-Text", lambda rows: clip.mean_text_tokens(captions[rows]), cost)
-        return {name: rows.reshape(n, -1) for name, rows in made.items()}
+        latents = self.batches.run(
+            Workload("VDVAE encode", costs.vdvae(self.vdvae.config), section.batch),
+            len(images),
+            lambda rows: encode(small[rows], generator=generators[rows]),
+            generators=generators,
+        )
+        return {"vdvae": latents, **self.generator.targets(images, captions, section.batch)}
 
     def first_stage(self, latents: np.ndarray, generators: Sequence[torch.Generator]) -> np.ndarray:
         """Stage 1: VDVAE images of predicted latents, uint8 (n, S, S, 3)."""
         section = self.recipe.vdvae
-
-        def decode(rows: slice) -> np.ndarray:
-            return self.vdvae.decode_latents(
-                latents[rows],
-                generators[rows],
-                sample=section.sample_pixels,
-                temperature=section.temperature,
-            )
-
+        decode = partial(
+            self.vdvae.decode_latents, sample=section.sample_pixels, temperature=section.temperature
+        )
         return self.batches.run(
-            "stage 1, VDVAE decode",
+            Workload("stage 1, VDVAE decode", costs.vdvae(self.vdvae.config), section.batch),
             len(latents),
-            decode,
-            cost=costs.vdvae(self.vdvae.config),
-            most=section.batch,
+            lambda rows: decode(latents[rows], generators[rows]),
             generators=generators,
             show=True,
         )
@@ -323,10 +269,10 @@ class Models:
         generators: Sequence[torch.Generator],
         at_once: int | None = None,
     ) -> np.ndarray:
-        """Stage 2: latent diffusion from first-stage images under predicted conditions, uint8 (n, S, S, 3).
+        """Stage 2: refine stage-1 images under predicted conditions, uint8 (n, S, S, 3).
 
-        ``conditions`` are the predicted targets beside the VDVAE's, (n, dims) by target name; ``at_once``
-        images go through the networks together, by default as many as :meth:`second_stage_at_once` says.
+        ``conditions`` are the predicted targets other than the VDVAE's, (n, dims) by name. ``at_once``
+        images go through the networks together, by default as many as :meth:`second_stage_at_once` gives.
         """
         section = self.recipe.diffusion
         settings = DiffusionSettings(
@@ -337,59 +283,25 @@ class Models:
             noise_one_step_higher=section.noise_one_step_higher,
             sample_posterior=section.sample_posterior,
         )
-        makers = {"versatile-diffusion": self._by_tokens, "ip-adapter": self._by_embedding}
-        run = makers[section.kind](initial, conditions, generators, settings)
         return self.batches.run(
-            "stage 2, diffusion",
+            self._refinement,
             len(initial),
-            run,
-            cost=self._generator.cost(),
-            most=section.batch,
+            self.generator.refiner(initial, conditions, generators, settings),
             size=at_once,
             generators=generators,
         )
 
     @property
-    def _generator(self) -> VersatileDiffusion | IPAdapterDiffusion:
-        return self.diffusion if self.recipe.diffusion.kind == "versatile-diffusion" else self.adapter
+    def _refinement(self) -> Workload:
+        return Workload("stage 2, diffusion", self.generator.cost(), self.recipe.diffusion.batch)
 
     def second_stage_at_once(self) -> int:
         """Choose how many images go through stage 2 together, by the memory that is free now."""
-        return self.batches.size(self._generator.cost(), self.recipe.diffusion.batch)
-
-    @cached_property
-    def _nothing(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of no image and no caption, which guidance leads away from."""
-        return self.clip.unconditional_vision(), self.clip.unconditional_text()
-
-    def _by_tokens(
-        self,
-        initial: np.ndarray,
-        conditions: Mapping[str, np.ndarray],
-        generators: Any,
-        settings: DiffusionSettings,
-    ) -> Callable[[slice], np.ndarray]:
-        seen = conditions["clip_vision"].reshape(len(initial), *self.clip.vision_shape)
-        read = conditions["clip_text"].reshape(len(initial), *self.clip.text_shape)
-        return lambda rows: self.diffusion.image_to_image(
-            initial[rows], seen[rows], read[rows], self._nothing, generators[rows], settings
-        )
-
-    def _by_embedding(
-        self,
-        initial: np.ndarray,
-        conditions: Mapping[str, np.ndarray],
-        generators: Any,
-        settings: DiffusionSettings,
-    ) -> Callable[[slice], np.ndarray]:
-        embeddings = np.array(conditions["clip_image"])  # its own: the stages keep theirs read-only
-        return lambda rows: self.adapter.image_to_image(
-            initial[rows], embeddings[rows], generators[rows], settings
-        )
+        return self.batches.size(self._refinement)
 
 
 def _generators_of(images: np.ndarray) -> list[torch.Generator]:
-    """Give each image a generator made of its pixels, so that its latents depend on nothing else."""
+    """Seed a random generator from each image's pixels, so that its latents depend on nothing else."""
     digests = (hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest() for image in images)
     return [torch.Generator().manual_seed(seed_for(0, "posterior", digest)) for digest in digests]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -16,28 +17,31 @@ from torch import Tensor, nn
 
 from bidsapp.errors import AppError
 from bidsapp.models._logistic import mixture_mean, mixture_sample, negative_log_likelihood
-from bidsapp.models.devices import other_format
-from bidsapp.models.vdvae_blocks import Block, Decoder, Encoder, VDVAEConfig, parse_blocks
+from bidsapp.models.devices import numerics, other_format
+from bidsapp.models.vdvae_blocks import (
+    Block,
+    Decoder,
+    Encoder,
+    VDVAEConfig,
+    latent_sizes,
+    parse_blocks,
+    read_config,
+)
+from bidsapp.models.weights.checkpoints import load_strictly
 
-__all__ = ["VDVAE", "VDVAEConfig", "parse_blocks", "scale_initial_weights"]
+__all__ = ["VDVAE", "VDVAEConfig", "load_vdvae", "parse_blocks", "read_config", "scale_initial_weights"]
+
+#: Names of the weights, by preference: converted, as published.
+NAMES = ("model.safetensors", "imagenet64-iter-1600000-model-ema.th")
 
 
 class VDVAE(nn.Module):
-    """Very deep VAE with the published names of its parts.
-
-    Parameters
-    ----------
-    config : VDVAEConfig
-
-    Attributes
-    ----------
-    half_type : torch.dtype or None
-        Run convolutions in this type (autocast); sums stay float32. None: float32 throughout.
-    """
+    """Very deep VAE with the published names of its parts."""
 
     def __init__(self, config: VDVAEConfig) -> None:
         super().__init__()
         self.config = config
+        #: run convolutions in this type (autocast) with sums in float32; None: float32 throughout
         self.half_type: torch.dtype | None = None
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
@@ -54,7 +58,7 @@ class VDVAE(nn.Module):
 
     def layer_sizes(self, n_layers: int | None = None) -> list[int]:
         """Count the latent values of each of the first ``n_layers`` blocks."""
-        return [self.config.zdim * b.base**2 for b in self.decoder.blocks[:n_layers]]
+        return latent_sizes(self.config)[:n_layers]
 
     def normalise(self, images: np.ndarray) -> Tensor:
         """uint8 (n, H, W, 3) at the model's size -> float32 (n, 3, H, W), normalised."""
@@ -81,12 +85,10 @@ class VDVAE(nn.Module):
         ----------
         images : ndarray of uint8, shape (n, H, W, 3)
             At the model's image size.
-        n_layers : int
         sample : bool
-            Draw from the posterior as the public Brain-Diffuser code does; its mean otherwise.
+            Draw from the posterior as the public Brain-Diffuser code does; take its mean otherwise.
         generator : torch.Generator or sequence of n torch.Generator, optional
-            For ``sample``; on the CPU. With one for each image, an image's latents do not depend on
-            its batch.
+            For ``sample``; on the CPU. With one per image, latents do not depend on the batch.
 
         Returns
         -------
@@ -96,8 +98,8 @@ class VDVAE(nn.Module):
         Raises
         ------
         ValueError
-            If the images are not of the model's size and type, there are fewer blocks, or the
-            generators are not as many as the images.
+            If the images do not have the model's size and type, there are fewer blocks, or not as many
+            generators as images.
         AppError
             If a latent is not finite.
         """
@@ -105,7 +107,9 @@ class VDVAE(nn.Module):
         if isinstance(generator, Sequence) and len(generator) != len(images):
             raise ValueError(f"{len(images)} images need as many generators, got {len(generator)}")
         if not 1 <= n_layers <= self.n_blocks:
-            raise ValueError(f"latents of the first {n_layers} of {self.n_blocks} blocks were asked for")
+            raise ValueError(
+                f"cannot give latents of {n_layers} layers: the model has {self.n_blocks} blocks"
+            )
         latents = []
         with self._precision():
             activations = self.encoder(self.normalise(images))
@@ -129,20 +133,19 @@ class VDVAE(nn.Module):
         sample: bool = False,
         temperature: float = 1.0,
     ) -> np.ndarray:
-        """Images of given latents; the blocks beyond the given ones follow the prior.
+        """Decode latents to images; blocks without given latents follow the prior.
 
         Parameters
         ----------
         latents : ndarray of float32, shape (n, sum(layer_sizes(k)))
             Of the first k blocks, as :meth:`encode_latents` returns them.
         generator : torch.Generator or sequence of n torch.Generator, optional
-            On the CPU. With one for each image, an image does not depend on its batch; one for all
-            gives each batch of images the next draws of its stream. Not needed where nothing is drawn
-            (all blocks given or ``temperature`` 0, and not ``sample``).
+            On the CPU. With one per image, images do not depend on the batch. Not needed if nothing is
+            drawn (all blocks given or ``temperature`` 0, and not ``sample``).
         sample : bool
-            Draw each pixel from the output mixture; the mixture's mean otherwise.
+            Draw each pixel from the output mixture; take the mixture's mean otherwise.
         temperature : float
-            Of the prior in the blocks that are not given; 0 takes the prior's mean.
+            Of the prior in the blocks without given latents; 0 takes the prior's mean.
 
         Returns
         -------
@@ -151,8 +154,8 @@ class VDVAE(nn.Module):
         Raises
         ------
         ValueError
-            If the latents' width ends inside a block or beyond the last, or generators are missing
-            or not as many as the images.
+            If the latents' width ends inside a block or beyond the last, or there are not as many
+            generators as images.
         AppError
             If a pixel is not finite.
         """
@@ -192,7 +195,7 @@ class VDVAE(nn.Module):
         return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
     def elbo_terms(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Distortion and rate of images, in nats a pixel and channel, each of shape (n,); for training."""
+        """Distortion and rate of images, in nats per pixel and channel, each of shape (n,); for training."""
         self._check_images(images)
         activations = self.encoder(self.normalise(images))
         streams = self.decoder.start(len(images))
@@ -241,6 +244,41 @@ class VDVAE(nn.Module):
             raise ValueError(
                 f"expected uint8 images of shape (n, {side}, {side}, 3), got {images.dtype} {images.shape}"
             )
+
+
+def load_vdvae(folder: Path, device: str = "cpu", dtype: str = "auto") -> VDVAE:
+    """Load a VDVAE, strictly, with the number formats of its device.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds weights under one of :data:`NAMES`, and their ``config.json``; without one they are the
+        published weights of ImageNet 64 x 64.
+    device : str
+    dtype : str
+        As :func:`~bidsapp.models.devices.numerics` takes it.
+
+    Returns
+    -------
+    VDVAE
+        In evaluation mode, float32 weights.
+
+    Raises
+    ------
+    AppError
+        Exit code 75 if there are no weights; 65 if they are damaged or do not match the configuration.
+    """
+    path = next((folder / name for name in NAMES if (folder / name).is_file()), folder / NAMES[-1])
+    with torch.device("meta"):  # drawing random weights would take seconds
+        model = VDVAE(read_config(folder))
+    model = model.to_empty(device="cpu")
+    load_strictly(model, path, prefix="module.")
+    formats = numerics(device, dtype)
+    model = model.to(device).eval()
+    if formats.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.half_type = formats.vdvae_half
+    return model
 
 
 def scale_initial_weights(model: VDVAE) -> None:

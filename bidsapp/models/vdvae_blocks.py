@@ -1,16 +1,22 @@
-"""The parts of the very deep VAE (Child 2021, arXiv 2011.10650): block strings, encoder, decoder.
+"""The parts of the very deep VAE (Child 2021, arXiv 2011.10650): configuration, encoder, decoder.
 
 Module names are those of the published checkpoints (openai/vdvae).
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from bidsapp.errors import AppError, ExitCode
+
+_IMAGENET64 = Path(__file__).with_name("imagenet64.json")
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ def parse_blocks(text: str) -> list[_BlockSpec]:
     Raises
     ------
     ValueError
-        If an item is none of these, or holds a number below one.
+        If an item is none of these, or has a number below one.
     """
     specs: list[_BlockSpec] = []
     for item in text.split(","):
@@ -55,7 +61,7 @@ def parse_blocks(text: str) -> list[_BlockSpec]:
         else:
             mark, left, right = "x", int(item), 1
         if left < 1 or right < 1:
-            raise ValueError(f"the numbers of a block string are at least 1, got {item!r}")
+            raise ValueError(f"the numbers of a block string should be at least 1, got {item!r}")
         if mark == "x":
             specs += [_BlockSpec(left)] * right
         elif mark == "d":
@@ -63,6 +69,29 @@ def parse_blocks(text: str) -> list[_BlockSpec]:
         else:
             specs.append(_BlockSpec(left, mixin=right))
     return specs
+
+
+def latent_sizes(config: VDVAEConfig) -> list[int]:
+    """Count the latent values of each top-down block."""
+    return [config.zdim * block.resolution**2 for block in parse_blocks(config.dec_blocks)]
+
+
+def read_config(folder: Path) -> VDVAEConfig:
+    """Read the configuration next to the weights, or the published one of ImageNet 64 x 64 if there is none.
+
+    Raises
+    ------
+    AppError
+        Exit code 65 if it is not a VDVAE's.
+    """
+    own = folder / "config.json"
+    path = own if own.is_file() else _IMAGENET64
+    try:
+        return VDVAEConfig(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise AppError(
+            f"{path}: not a VDVAE's configuration ({error}). Fetch it again.", exit_code=ExitCode.BAD_DATA
+        ) from error
 
 
 class Block(nn.Module):

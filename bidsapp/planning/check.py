@@ -243,7 +243,7 @@ def split_notes(split: Split, chosen: bool = True) -> list[str]:
 
 
 def _check_models(config: RunConfig, found: Gatherer) -> None:
-    from bidsapp.models.weights.requirements import missing_models
+    from bidsapp.models.weights.registry import missing_models
 
     unknown = unknown_names(config.recipe)
     uses = {} if unknown else judging_networks(config.recipe)
@@ -277,8 +277,8 @@ def unknown_names(recipe: Recipe) -> list[Problem]:
 
 
 def _sizes(subject: SubjectInputs, split: Split, mask: Mask, config: RunConfig) -> Sizes:
+    from bidsapp.models.costs import image_cost, image_sides, target_sizes
     from bidsapp.models.suite import models_root
-    from bidsapp.models.weights.sizes import image_cost, image_sides, target_sizes
 
     root = models_root(config.recipe, config.models_dir)
     n_trials = sum(len(s.stimulus_ids) for s in subject.sessions)

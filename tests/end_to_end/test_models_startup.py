@@ -23,6 +23,8 @@ from bidsapp.config import load_recipe
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models import canaries, startup
 from bidsapp.models.clip import CLIP_MEAN, CLIP_STD, ClipTokens
+from bidsapp.models.generators.ip_adapter import IPAdapterDiffusion
+from bidsapp.models.generators.versatile_diffusion import VersatileDiffusion
 from bidsapp.models.preprocessing import Preprocessing
 from bidsapp.models.startup import check_models, trials
 from bidsapp.models.suite import EMBEDDED, Models
@@ -61,9 +63,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     real = canaries.check
 
-    def noting(name: str, *rest: Any) -> np.ndarray:
-        names.append(name)
-        return real(name, *rest)
+    def noting(canary: canaries.Canary, *rest: Any) -> np.ndarray:
+        names.append(canary.name)
+        return real(canary, *rest)
 
     monkeypatch.setattr(canaries, "check", noting)
     return names
@@ -84,7 +86,7 @@ def test_the_embedded_models_pass_and_nothing_is_written_beside_them(asked, tmp_
     before = sorted(EMBEDDED.rglob("*"))
     said = check_models(Models(load_recipe("embedded"), None, "cpu"), tmp_path)
     layers = "(11 layers)"
-    expected = [f"vdvae#VDVAE {part} {layers}" for part in ("encoder", "picture", "decoder")]
+    expected = [f"vdvae#VDVAE {part} {layers}" for part in ("encoder", "image", "decoder")]
     expected += [f"versatile_diffusion#{part}" for part in ("image encoder", "text encoder", "small_clip")]
     assert asked[:7] == [*expected, "versatile_diffusion#diffusion"]
     assert [name.partition("#")[2] for name in asked[7:]] in (["efficientnet_lite0"], [])
@@ -94,7 +96,7 @@ def test_the_embedded_models_pass_and_nothing_is_written_beside_them(asked, tmp_
 
 def test_every_model_of_the_papers_recipe_is_asked(models, asked, tmp_path):
     check_models(suite(models, tmp_path), tmp_path)
-    expected = [f"vdvae-imagenet64#VDVAE {part} (3 layers)" for part in ("encoder", "picture", "decoder")]
+    expected = [f"vdvae-imagenet64#VDVAE {part} (3 layers)" for part in ("encoder", "image", "decoder")]
     expected += [f"versatile-diffusion#{part}" for part in ("image encoder", "text encoder", "diffusion")]
     assert asked == [*expected, "evaluation#alexnet2", "evaluation#alexnet5"]
     assert set(json.loads((models / LOCK).read_text())["canaries"]) == set(asked)
@@ -111,7 +113,7 @@ def test_every_model_of_the_other_generator_is_asked(models, asked, tmp_path):
 def test_the_vdvaes_answers_are_all_layers_of_the_recipe_and_a_picture(models, tmp_path, monkeypatch):
     found: dict[str, np.ndarray] = {}
     real = canaries.check
-    monkeypatch.setattr(canaries, "check", lambda name, *rest: found.setdefault(name, real(name, *rest)))
+    monkeypatch.setattr(canaries, "check", lambda c, *rest: found.setdefault(c.name, real(c, *rest)))
     model = suite(models, tmp_path)
     check_models(model, tmp_path)
     latents, pixels, raw = list(found.values())[:3]
@@ -147,13 +149,15 @@ def test_no_two_models_are_held_at_once(kind, models, tmp_path, monkeypatch):
 
         return loading
 
-    for name in ("load_vdvae", "load_clip", "load_diffusion", "load_adapter"):
-        monkeypatch.setattr(Models, name, watched(name, getattr(Models, name)))
+    monkeypatch.setattr(Models, "load_vdvae", watched("VDVAE", Models.load_vdvae))
+    for loader in (ClipTokens, VersatileDiffusion, IPAdapterDiffusion):
+        load = watched(loader.__name__, loader.load)
+        monkeypatch.setattr(loader, "load", lambda *args, load=load: load(*args))
     load_network = watched("load_network", protocol_networks.load_network)
     monkeypatch.setattr(protocol_networks, "load_network", load_network)
     check_models(suite(models, tmp_path, kind), tmp_path)
-    generators = {"load_clip", "load_diffusion"} if kind == "brain-diffuser" else {"load_adapter"}
-    assert set(alive) == {"load_vdvae", "load_network"} | generators
+    brings = {"ClipTokens", "VersatileDiffusion"} if kind == "brain-diffuser" else {"IPAdapterDiffusion"}
+    assert set(alive) == {"VDVAE", "load_network"} | brings
     gc.collect()
     assert all(ref() is None for refs in alive.values() for ref in refs)
 
@@ -189,8 +193,9 @@ def test_a_second_run_loads_and_asks_nothing(models, asked, tmp_path, monkeypatc
         f"canaries: {name}" for name in ALL
     ]
     asked.clear()
-    for name in ("load_vdvae", "load_clip", "load_diffusion", "judging_clip"):
-        monkeypatch.setattr(Models, name, lambda *_: pytest.fail("loaded"))
+    for owner, name in ((Models, "load_vdvae"), (Models, "protocol_clip"), (ClipTokens, "load")):
+        monkeypatch.setattr(owner, name, lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(VersatileDiffusion, "load", lambda *_: pytest.fail("loaded"))
     assert (
         check_models(suite(models, tmp_path), tmp_path)
         == f"canaries: {', '.join(ALL)} passed in an earlier run"
@@ -205,7 +210,7 @@ def names_asked(models: Models, folder: Path, asked: list[str]) -> set[str]:
 
 
 def test_what_an_answer_depends_on_is_asked_again(models, asked, tmp_path, monkeypatch):
-    vdvae = {"VDVAE encoder", "VDVAE picture", "VDVAE decoder"}
+    vdvae = {"VDVAE encoder", "VDVAE image", "VDVAE decoder"}
     everything = names_asked(suite(models, tmp_path), tmp_path, asked)
     assert names_asked(suite(models, tmp_path, vdvae={"layers": 4}), tmp_path, asked) == vdvae
     assert names_asked(suite(models, tmp_path, dtype="bfloat16"), tmp_path, asked) == everything
@@ -217,7 +222,7 @@ def test_what_an_answer_depends_on_is_asked_again(models, asked, tmp_path, monke
     (models / LOCK).unlink()
     assert names_asked(suite(models, tmp_path), tmp_path, asked) == {"alexnet2", "alexnet5"}
     with monkeypatch.context() as patch:
-        patch.setattr(startup, "describe", lambda _: "cuda (Tesla T4)")
+        patch.setattr(startup, "device_name", lambda _: "cuda (Tesla T4)")
         assert names_asked(suite(models, tmp_path), tmp_path, asked) == everything
     monkeypatch.setattr(startup.metadata, "version", lambda _: "99")
     assert names_asked(suite(models, tmp_path), tmp_path, asked) == everything
@@ -238,7 +243,7 @@ def test_what_failed_is_not_recorded(models, tmp_path, monkeypatch):
     def fail(*_: Any) -> None:
         raise AppError("no")
 
-    monkeypatch.setattr(Models, "load_clip", fail)
+    monkeypatch.setattr(ClipTokens, "load", fail)
     with pytest.raises(AppError):
         check_models(suite(models, tmp_path), tmp_path)
     assert [p.name.partition("-")[0] for p in (tmp_path / startup.FOLDER).iterdir()] == ["vdvae"]
@@ -247,17 +252,17 @@ def test_what_failed_is_not_recorded(models, tmp_path, monkeypatch):
 # ------------------------------------------------- damage that is found
 
 
-def damaged(monkeypatch: pytest.MonkeyPatch, load: str, change: Callable[[Any], None]) -> None:
+def damaged(monkeypatch: pytest.MonkeyPatch, owner: type, load: str, change: Callable[[Any], None]) -> None:
     """Change a model in memory after it is loaded."""
-    real = getattr(Models, load)
+    real = getattr(owner, load)
 
-    def loading(self: Models) -> Any:
-        model = real(self)
+    def loading(*args: Any) -> Any:
+        model = real(*args)
         with torch.no_grad():
             change(model)
         return model
 
-    monkeypatch.setattr(Models, load, loading)
+    monkeypatch.setattr(owner, load, loading)
 
 
 def scale(module: nn.Module, by: float) -> None:
@@ -282,8 +287,8 @@ VDVAE_DAMAGE: dict[str, tuple[str, Callable[[Any], None]]] = {
 def test_drift_anywhere_in_the_vdvae_is_found(place, answered, tmp_path, monkeypatch):
     part, change = VDVAE_DAMAGE[place]
     recorded = (answered / LOCK).read_bytes()
-    damaged(monkeypatch, "load_vdvae", change)
-    with pytest.raises(AppError, match=r"VDVAE (encoder|picture|decoder) .*answers otherwise") as caught:
+    damaged(monkeypatch, Models, "load_vdvae", change)
+    with pytest.raises(AppError, match=r"VDVAE (encoder|image|decoder) .*answers differently") as caught:
         check_models(suite(answered, tmp_path), tmp_path / "another")  # where nothing passed before
     assert (answered / LOCK).read_bytes() == recorded
     assert ("VDVAE encoder" in str(caught.value)) == (part == "encoder")
@@ -291,15 +296,15 @@ def test_drift_anywhere_in_the_vdvae_is_found(place, answered, tmp_path, monkeyp
 
 
 def test_damage_is_found_without_a_record_where_it_shows(models, tmp_path, monkeypatch):
-    """Nothing was recorded yet: values that are not finite, or a picture of one colour."""
+    """Nothing was recorded yet: values that are not finite, or an image of one colour."""
     for change, said in (
         (lambda m: m.decoder.blocks[4].resnet.c4.bias.fill_(torch.nan), "pixels that are not finite"),
         (lambda m: m.decoder.gain.fill_(torch.inf), "pixels that are not finite"),
         (lambda m: m.encoder.in_conv.weight.fill_(torch.nan), "latents that are not finite"),
-        (lambda m: m.decoder.gain.zero_(), "VDVAE picture .* answers with a picture of one colour"),
+        (lambda m: m.decoder.gain.zero_(), "VDVAE image .* answers with an image of one colour"),
     ):
         with monkeypatch.context() as patch:
-            damaged(patch, "load_vdvae", change)
+            damaged(patch, Models, "load_vdvae", change)
             with pytest.raises(AppError, match=rf"vdvae-imagenet64: .*{said}"):
                 check_models(suite(models, tmp_path), tmp_path)
     assert not (models / LOCK).exists() or "VDVAE decoder" not in (models / LOCK).read_text()
@@ -310,10 +315,10 @@ def test_a_generator_of_black_pictures(models, tmp_path, monkeypatch):
         model.vae.decoder.conv_out.weight.zero_()
         model.vae.decoder.conv_out.bias.fill_(-1)
 
-    for kind, load in (("brain-diffuser", "load_diffusion"), ("sd15-ip-adapter", "load_adapter")):
+    for kind, owner in (("brain-diffuser", VersatileDiffusion), ("sd15-ip-adapter", IPAdapterDiffusion)):
         with monkeypatch.context() as patch:
-            damaged(patch, load, black)
-            with pytest.raises(AppError, match="diffusion answers with a picture of one colour"):
+            damaged(patch, owner, "load", black)
+            with pytest.raises(AppError, match="diffusion answers with an image of one colour"):
                 check_models(suite(models, tmp_path, kind), tmp_path)
 
 
@@ -331,7 +336,7 @@ def test_a_rescaled_picture_is_found_without_any_record(kind, factor, spans, mod
         return ((real(self, images) * std + mean) * factor - mean) / std
 
     monkeypatch.setattr(ClipTokens, "pixels", rescaled)
-    said = rf"the picture given to .*image encoder spans {spans}.*rescaled twice on the way, or not at all"
+    said = rf"the image given to .*image encoder spans {spans}.*rescaled twice before it gets there"
     with pytest.raises(AppError, match=said):
         check_models(suite(models, tmp_path, kind), tmp_path)
 
@@ -339,7 +344,7 @@ def test_a_rescaled_picture_is_found_without_any_record(kind, factor, spans, mod
 def test_a_rescaled_picture_of_a_judge(models, tmp_path, monkeypatch):
     real = Preprocessing._by_pillow
     monkeypatch.setattr(Preprocessing, "_by_pillow", lambda self, images: real(self, images) / 255)
-    with pytest.raises(AppError, match=r"the picture given to alexnet2 spans 0\.0039"):
+    with pytest.raises(AppError, match=r"the image given to alexnet2 spans 0\.0039"):
         check_models(suite(models, tmp_path), tmp_path)
 
 
@@ -347,7 +352,7 @@ def test_a_rescaled_picture_of_a_judge(models, tmp_path, monkeypatch):
 
 
 def test_more_layers_than_the_vdvae_has(models, tmp_path):
-    with pytest.raises(AppError, match=r"has 5 blocks, and the recipe predicts the latents of 31") as caught:
+    with pytest.raises(AppError, match=r"has 5 blocks, but the recipe predicts the latents of 31") as caught:
         check_models(suite(models, tmp_path, vdvae={"layers": 31}), tmp_path)
     assert caught.value.exit_code == ExitCode.BAD_DATA
 

@@ -192,7 +192,7 @@ def test_a_clip_of_another_size_does_not_judge(models, tmp_path):
 
     recipe = load_recipe(str(write_recipe(tmp_path, metrics={"networks": ["clip"]})))
     suite = Models(recipe, models, "cpu", judging_networks(recipe))
-    with pytest.raises(AppError, match=r"judges with CLIP ViT-L/14.*not hidden_size 1024"):
+    with pytest.raises(AppError, match=r"needs CLIP ViT-L/14.*not hidden_size 1024"):
         _ = suite.networks
 
 

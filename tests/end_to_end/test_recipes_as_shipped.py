@@ -19,8 +19,7 @@ from bidsapp.config import load_recipe
 from bidsapp.demo.design import DatasetDesign
 from bidsapp.demo.simulate import write_dataset
 from bidsapp.models.suite import EMBEDDED, Models
-from bidsapp.models.weights.registry import VARIABLE, generative_files
-from bidsapp.models.weights.requirements import needed_weights
+from bidsapp.models.weights.registry import VARIABLE, files_to_fetch, generative_files
 from bidsapp.planning.check import judging_networks
 from bidsapp.storage.text import read_tsv
 
@@ -154,9 +153,9 @@ def test_the_registry_lists_exactly_the_files_that_loading_reads(name, request):
     models = Models(recipe, root, "cpu", uses)
     with opened(root) as found:
         _ = models.vdvae
-        _ = models.adapter if recipe.diffusion.kind == "ip-adapter" else models.diffusion
+        _ = models.generator.model
         _ = models.networks
-    needed = generative_files(recipe) if embedded else needed_weights(recipe, uses)
+    needed = generative_files(recipe) if embedded else files_to_fetch(recipe, uses)
     listed = {path.relative_to(root).as_posix() for item in needed if (path := item.found(root))}
     assert not any(item.is_missing(root) for item in needed)
     assert {path for path in found if "weights." not in path} == listed

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from bidsapp.config import load_recipe
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models import batching, devices
-from bidsapp.models.batching import Batches
+from bidsapp.models.batching import Batches, Workload
 from bidsapp.models.suite import Models
 
 N = 5
@@ -54,7 +54,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
 def test_a_batch_fits_and_twice_as_many_would_not(cost, most, free):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batching, "free_memory", lambda *_: free)
-        size = Batches("cpu").size(cost, most)
+        size = Batches("cpu").size(Workload("", cost, most))
         halves = {most >> k for k in range(10)} - {0}
         assert size in halves
         assert size == 1 or size * cost <= 0.7 * free
@@ -64,17 +64,17 @@ def test_a_batch_fits_and_twice_as_many_would_not(cost, most, free):
 
 def test_without_an_account_the_callers_number_holds(room):
     room(None)
-    assert Batches("cpu").size(10**12, 50) == 50
-    assert Batches("mps").size(10**12, 50) == 50
+    assert Batches("cpu").size(Workload("", 10**12, 50)) == 50
+    assert Batches("mps").size(Workload("", 10**12, 50)) == 50
 
 
 def test_on_cuda_memory_decides_and_not_the_recipe(room):
     room(20 * 10**9)
     batches = Batches("cuda:0")
-    assert batches.size(10**9, 2) == 8
-    assert batches.size(10**6, 2) == 64
-    assert batches.size(10**11, 2) == 1
-    assert Batches("mps").size(10**6, 2) == 2
+    assert batches.size(Workload("", 10**9, 2)) == 8
+    assert batches.size(Workload("", 10**6, 2)) == 64
+    assert batches.size(Workload("", 10**11, 2)) == 1
+    assert Batches("mps").size(Workload("", 10**6, 2)) == 2
 
 
 def test_cuda_memory_that_torch_keeps_is_free(monkeypatch):
@@ -126,17 +126,17 @@ def test_half_as_many_are_tried_and_said_once(error, caplog, room):
     room(None)
     batches, sizes = Batches("cpu"), []
     with caplog.at_level(logging.WARNING, "bidsapp"):
-        found = batches.run("things", 20, rows_of(sizes, 4, error), cost=1, most=16)
+        found = batches.run(Workload("things", 1, 16), 20, rows_of(sizes, 4, error))
     np.testing.assert_array_equal(found, np.arange(20)[:, None] * 2.0)
     assert sizes == [16, 8, 4, 4, 4, 4, 4]
     said = [m for m in caplog.messages if "things" in m]
     assert len(said) == 2
-    assert "8 images at once do not fit into the memory of cpu; going on with 4" in said[-1]
+    assert "8 images at once do not fit into the memory of cpu; continuing with 4" in said[-1]
     # what was found out is not found out again, by this; something else starts from its own number
     for what, expected in (("things", [4, 4, 2]), ("others", [10])):
         sizes.clear()
         caplog.clear()
-        batches.run(what, 10, rows_of(sizes, 4 if what == "things" else 16, error), cost=1, most=16)
+        batches.run(Workload(what, 1, 16), 10, rows_of(sizes, 4 if what == "things" else 16, error))
         assert sizes == expected
         assert not caplog.messages
 
@@ -150,7 +150,7 @@ def test_an_allocation_that_fails_on_the_cpu_is_known(room):
         torch.empty(1 << 50 if sizes[-1] > 1 else 1, dtype=torch.uint8)
         return np.zeros(sizes[-1])
 
-    assert len(Batches("cpu").run("things", 3, call, cost=1, most=2)) == 3
+    assert len(Batches("cpu").run(Workload("things", 1, 2), 3, call)) == 3
     assert sizes == [2, 1, 1, 1]
 
 
@@ -161,7 +161,7 @@ def test_where_one_does_not_fit_the_message_says_what_to_do(device, advice, room
     with pytest.raises(
         AppError, match=rf"things: not even one image fits.*{device} \(123.0 MB.*{advice}"
     ) as caught:
-        Batches(device).run("things", 3, rows_of([], 0, OUT_OF_MEMORY["cuda"]), cost=1, most=2)
+        Batches(device).run(Workload("things", 1, 2), 3, rows_of([], 0, OUT_OF_MEMORY["cuda"]))
     assert caught.value.exit_code == ExitCode.TRY_AGAIN
 
 
@@ -171,7 +171,7 @@ def test_where_one_does_not_fit_the_message_says_what_to_do(device, advice, room
 def test_other_errors_pass(error, room):
     room(None)
     with pytest.raises(type(error), match=str(error)):
-        Batches("cpu").run("things", 3, rows_of([], 1, error), cost=1, most=3)
+        Batches("cpu").run(Workload("things", 1, 3), 3, rows_of([], 1, error))
 
 
 def test_tensors_of_the_batch_that_failed_are_gone_before_the_next(room):
@@ -189,7 +189,7 @@ def test_tensors_of_the_batch_that_failed_are_gone_before_the_next(room):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return np.zeros(1)
 
-    Batches("cpu").run("things", 2, call, cost=1, most=2)
+    Batches("cpu").run(Workload("things", 1, 2), 2, call)
     assert len(alive) == 3
 
 
@@ -238,12 +238,12 @@ def trip(suite: Models, monkeypatch: pytest.MonkeyPatch) -> list[Trip]:
         (suite.vdvae, "_finite", 0),  # after the latents, or the pixels, were drawn
         (suite.vdvae.decoder, "finish", 0),
     ]
+    generator = suite.generator
     if suite.recipe.diffusion.kind == "versatile-diffusion":
-        places += [(suite.clip, "_vision_tokens", 0), (suite.clip, "_text_tokens", 0)]
-        places += [(suite.diffusion, "decode", 0), (suite.diffusion.unet, "forward", 7)]
+        places += [(generator.encoder, "_vision_tokens", 0), (generator.encoder, "_text_tokens", 0)]
     else:
-        places += [(suite.adapter._clip, "image_embeddings", 0)]
-        places += [(suite.adapter, "decode", 0), (suite.adapter.unet, "forward", 7)]
+        places += [(generator.encoder, "image_embeddings", 0)]
+    places += [(generator.model, "decode", 0), (generator.model.unet, "forward", 7)]
     trips = []
     for owner, name, at in places:
         trips.append(Trip(getattr(owner, name), at))
@@ -263,7 +263,7 @@ def test_real_models_that_run_out_of_memory_give_the_same_bytes(kind, models, tm
     with caplog.at_level(logging.WARNING, "bidsapp"):
         found = everything(suite)
     assert all(t.calls > t.at for t in trips)
-    halvings = sum("going on with 2" in m for m in caplog.messages)
+    halvings = sum("continuing with 2" in m for m in caplog.messages)
     assert halvings == {"brain-diffuser": 5, "sd15-ip-adapter": 4}[kind]
     assert found.keys() == expected.keys()
     for name in expected.keys() - {"stage2"}:
@@ -310,7 +310,7 @@ def test_results_do_not_depend_on_the_batch(kind, models, tmp_path):
                 np.testing.assert_allclose(other[name], rows, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
-def test_judging_networks_too(models, tmp_path, monkeypatch, caplog):
+def test_evaluation_networks_too(models, tmp_path, monkeypatch, caplog):
     from bidsapp.models.judges.alexnet import AlexNet
     from bidsapp.participant.level import judging_networks
 
@@ -322,4 +322,6 @@ def test_judging_networks_too(models, tmp_path, monkeypatch, caplog):
     network = Models(recipe, models, "cpu", judging_networks(recipe)).networks["alexnet2"]
     with caplog.at_level(logging.WARNING, "bidsapp"):
         np.testing.assert_allclose(network(images), whole, rtol=1e-4, atol=1e-5)
-    assert "alexnet2: 6 images at once do not fit into the memory of cpu; going on with 3" in caplog.messages
+    assert (
+        "alexnet2: 6 images at once do not fit into the memory of cpu; continuing with 3" in caplog.messages
+    )

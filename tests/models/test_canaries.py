@@ -18,10 +18,14 @@ ANSWER = np.random.default_rng(0).normal(size=(1, 5, 7))
 WHERE = Path("models/some.pth")
 
 
+def canary(shape: tuple[int, ...] = (1, 5, 7), name: str = "folder#network") -> canaries.Canary:
+    return canaries.Canary(name, WHERE, shape)
+
+
 def check(
     answer: np.ndarray, lock: Lock | None, device: str = "cpu", shape: tuple[int, ...] = (1, 5, 7)
 ) -> None:
-    canaries.check("folder#network", WHERE, lambda: answer, shape, device, lock)
+    canaries.check(canary(shape), lambda: answer, device, "auto", lock)
 
 
 def test_the_first_answer_is_recorded_and_the_same_one_passes(tmp_path):
@@ -51,7 +55,7 @@ def test_drift_is_judged_by_both_devices(recorded_on, device, factor, passes, tm
     if passes:
         check(ANSWER * factor, Lock.read(tmp_path), device)
         return
-    with pytest.raises(AppError, match=r"network answers otherwise.*relative difference 0\.\d+") as caught:
+    with pytest.raises(AppError, match=r"network answers differently.*relative difference 0\.\d+") as caught:
         check(ANSWER * factor, Lock.read(tmp_path), device)
     assert caught.value.exit_code == ExitCode.BAD_DATA
     assert str(WHERE) in str(caught.value)
@@ -79,10 +83,10 @@ def test_other_shapes(tmp_path):
 def test_an_answer_of_one_value_is_refused(tmp_path):
     """A dead network, a black picture: finite, of the right shape, the same in every run."""
     for value in (0.0, -3.5):
-        with pytest.raises(AppError, match="network answers with the same value all over on cpu"):
+        with pytest.raises(AppError, match="network answers with one constant value on cpu"):
             check(np.full((1, 5, 7), value), Lock.read(tmp_path))
     for picture in (np.zeros((1, 5, 7), np.uint8), np.full((1, 5, 7), 128, np.uint8)):
-        with pytest.raises(AppError, match="network answers with a picture of one colour on cpu"):
+        with pytest.raises(AppError, match="network answers with an image of one colour on cpu"):
             check(picture, None)
     picture[0, 0, 0] += 3  # of 35 grey levels one differs, by rounding or little more
     with pytest.raises(AppError, match="one colour"):
@@ -95,20 +99,20 @@ def test_what_the_model_says_itself_names_the_weights(tmp_path):
         raise AppError("latents that are not finite in float16", exit_code=ExitCode.TRY_AGAIN)
 
     with pytest.raises(AppError, match=r"models/some\.pth: network: latents that are not finite") as caught:
-        canaries.check("folder#network", WHERE, answer, (1, 5, 7), "cpu", None)
+        canaries.check(canary(), answer, "cpu", "auto", None)
     assert caught.value.exit_code == ExitCode.TRY_AGAIN
 
 
 def test_advice_names_the_format_to_try():
     for dtype, other in (("float16", "--dtype bfloat16"), ("bfloat16", "--dtype float32")):
         with pytest.raises(AppError, match=f"not finite on cpu.*{other}"):
-            canaries.check("a#b", WHERE, lambda: ANSWER * np.nan, (1, 5, 7), "cpu", None, dtype)
+            canaries.check(canary(), lambda: ANSWER * np.nan, "cpu", dtype, None)
 
 
 def test_any_length_will_do_where_it_is_not_known():
-    assert canaries.check("a#b", WHERE, lambda: ANSWER, (1, -1, 7), "cpu", None).shape == (1, 5, 7)
+    assert canaries.check(canary((1, -1, 7)), lambda: ANSWER, "cpu", "auto", None).shape == (1, 5, 7)
     with pytest.raises(AppError, match=r"shape \(1, 5, 7\), not \(1, -1\)"):
-        canaries.check("a#b", WHERE, lambda: ANSWER, (1, -1), "cpu", None)
+        canaries.check(canary((1, -1)), lambda: ANSWER, "cpu", "auto", None)
 
 
 # ------------------------------------------------- what a model is given
@@ -128,7 +132,7 @@ def test_a_picture_as_it_should_be(side):
 
 @pytest.mark.parametrize("scale", [1 / 255, 255.0, 0.5])
 def test_a_picture_rescaled_on_the_way(scale):
-    with pytest.raises(AppError, match=r"the picture given to a network spans .* of the way") as caught:
+    with pytest.raises(AppError, match=r"the image given to a network spans .* of the range") as caught:
         canaries.check_input("a network", WHERE, [normalised(scale)], STD)
     assert caught.value.exit_code == ExitCode.INTERNAL
     assert str(WHERE) in str(caught.value)
@@ -154,7 +158,7 @@ def test_what_a_module_is_given_is_kept():
 
 def test_fetching_a_models_file_again_forgets_its_answers(tmp_path):
     for name in ("folder#network", "folder2#network"):
-        canaries.check(name, WHERE, lambda: ANSWER, (1, 5, 7), "cpu", Lock.read(tmp_path))
+        canaries.check(canary(name=name), lambda: ANSWER, "cpu", "auto", Lock.read(tmp_path))
     Lock.read(tmp_path).record_files({"folder/w.pth": {"sha256": "0" * 64}})
     assert set(Lock.read(tmp_path).canaries) == {"folder2#network"}
 
@@ -184,5 +188,5 @@ def test_rounding_of_pixels_is_no_drift_and_another_picture_is(tmp_path):
     picture = np.random.default_rng(1).integers(40, 90, (1, 5, 7), dtype=np.uint8)
     check(picture, Lock.read(tmp_path))
     check(picture + np.uint8(1), Lock.read(tmp_path))
-    with pytest.raises(AppError, match="answers otherwise"):
+    with pytest.raises(AppError, match="answers differently"):
         check(picture[:, ::-1].copy() + np.uint8(60), Lock.read(tmp_path))

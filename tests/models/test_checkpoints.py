@@ -19,7 +19,7 @@ from bidsapp.models.clip import ClipTokens
 from bidsapp.models.generators.ip_adapter import ADAPTER, IPAdapterDiffusion
 from bidsapp.models.generators.versatile_diffusion import VersatileDiffusion
 from bidsapp.models.judges.protocol_networks import load_network
-from bidsapp.models.vdvae_files import load_vdvae
+from bidsapp.models.vdvae import load_vdvae
 from bidsapp.models.weights.checkpoints import read_checkpoint, readable
 
 VD, NETWORKS = "versatile-diffusion", "evaluation"

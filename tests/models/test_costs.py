@@ -156,21 +156,21 @@ def test_stage_2(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     near(costs.latent_diffusion(unet.config, small, dtype.itemsize), fused)
 
 
-JUDGES = [(AlexNet, 224), (AlexNet, 256), (EfficientNetB1, 224), (EfficientNetB1, 255), (InceptionV3, 342)]
+NETWORKS = [(AlexNet, 224), (AlexNet, 256), (EfficientNetB1, 224), (EfficientNetB1, 255), (InceptionV3, 342)]
 
 
-@pytest.mark.parametrize(("kind", "side"), [*JUDGES, (ResNet50, 224)])
-def test_networks_that_judge(kind: type[nn.Module], side: int) -> None:
+@pytest.mark.parametrize(("kind", "side"), [*NETWORKS, (ResNet50, 224)])
+def test_evaluation_networks(kind: type[nn.Module], side: int) -> None:
     with META:
         model = kind().eval()
     peak = measured(model, lambda: model(torch.empty(N, 3, side, side, device=META)))
-    near(costs.judging_network(side), peak, 8)  # one number for all; AlexNet needs least
+    near(costs.evaluation_network(side), peak, 8)  # one number for all; AlexNet needs least
 
 
 def test_efficientnet_lite0() -> None:
     networks = pytest.importorskip("efficientnet_lite_pytorch")
     model = networks.EfficientNet.from_name("efficientnet-lite0").eval().to(META)
     near(
-        costs.judging_network(224),
+        costs.evaluation_network(224),
         measured(model, lambda: model.extract_features(torch.empty(N, 3, 224, 224, device=META))),
     )

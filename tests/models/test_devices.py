@@ -48,7 +48,9 @@ def test_the_format_asked_for_is_the_one_taken(device):
 def test_a_gpu_without_bfloat16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla P100")
-    with pytest.raises(AppError, match=r"Tesla P100 has no bfloat16\. Take --dtype float16") as caught:
+    with pytest.raises(
+        AppError, match=r"Tesla P100 does not support bfloat16\. Use --dtype float16"
+    ) as caught:
         choose_dtype("bfloat16", "cuda")
     assert caught.value.exit_code == ExitCode.USAGE
     assert choose_dtype("bfloat16", "cpu") == "bfloat16"
@@ -57,7 +59,7 @@ def test_a_gpu_without_bfloat16(monkeypatch):
 
 def test_a_device_that_is_not_there():
     absent = "mps" if not torch.backends.mps.is_available() else "cuda"
-    with pytest.raises(AppError, match=f"--device {absent}: this machine") as caught:
+    with pytest.raises(AppError, match=f"--device {absent}: not available") as caught:
         choose_device(absent)
     assert caught.value.exit_code == ExitCode.USAGE
 
@@ -93,9 +95,8 @@ def test_every_model_of_the_suite_is_in_the_chosen_format(dtype, models, tmp_pat
     assert suite.dtype == dtype
     assert suite.vdvae.half_type == HALVES.get(dtype)
     assert formats_of(suite.vdvae) == {torch.float32}
-    assert formats_of(suite.clip.vision, suite.clip.text, suite.diffusion.unet, suite.diffusion.vae) == {
-        chosen
-    }
+    clip, model = suite.generator.encoder, suite.generator.model
+    assert formats_of(clip.vision, clip.text, model.unet, model.vae) == {chosen}
     images = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), dtype=np.uint8)
     for name in ("clip", "alexnet2"):
         features = suite.networks[name](images)
@@ -105,7 +106,7 @@ def test_every_model_of_the_suite_is_in_the_chosen_format(dtype, models, tmp_pat
     assert all(rows.dtype == np.float32 and np.isfinite(rows).all() for rows in targets.values())
 
 
-def test_the_judging_clip_of_the_other_generator_is_in_the_chosen_format(models, tmp_path, monkeypatch):
+def test_the_evaluation_clip_of_the_other_generator_is_in_the_chosen_format(models, tmp_path, monkeypatch):
     """Its checkpoint is float32, whatever the generator runs in."""
     import shutil
 
@@ -118,7 +119,7 @@ def test_the_judging_clip_of_the_other_generator_is_in_the_chosen_format(models,
     recipe = load_recipe(str(write_recipe(tmp_path, "sd15-ip-adapter", metrics={"networks": ["clip"]})))
     for dtype, chosen in (("auto", torch.float32), ("float16", torch.float16)):
         suite = Models(recipe, tmp_path / "models", "cpu", judging_networks(recipe), dtype)
-        assert formats_of(suite.judging_clip()) == {chosen}
+        assert formats_of(suite.protocol_clip()) == {chosen}
 
 
 @pytest.mark.parametrize("dtype", HALVES)

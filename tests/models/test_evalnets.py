@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bidsapp.models.batching import Batches, in_batches
+from bidsapp.models.batching import Batches, Workload, in_batches
 from bidsapp.models.judges import evalnets
 from bidsapp.models.judges.evalnets import EfficientNetLite0, available, load_networks
 
@@ -66,7 +66,7 @@ def test_batches_change_nothing(n: int) -> None:
 
     images = random_images(n, seed=n)
     np.testing.assert_array_equal(
-        in_batches(network, Batches("cpu"), "a network", cost=1, most=4)(images),
+        in_batches(network, Batches("cpu"), Workload("a network", 1, 4))(images),
         images.reshape(n, -1)[:, :7] * 2.0,
     )
     assert max(sizes) <= 4

@@ -18,7 +18,7 @@ from bidsapp.errors import AppError, ExitCode
 from bidsapp.models.weights import fetching, verification
 from bidsapp.models.weights.fetching import STAGING, fetch
 from bidsapp.models.weights.lock import LOCK, Lock
-from bidsapp.models.weights.registry import Needed, Part, WeightFile
+from bidsapp.models.weights.registry import Part, RequiredFile, WeightFile
 from bidsapp.storage.locks import locked
 
 CONTENT = bytes(range(256)) * 5000
@@ -126,15 +126,15 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     running.server_close()
 
 
-def at(server: Server, name: str = "w.pth", **options: str) -> list[Needed]:
+def at(server: Server, name: str = "w.pth", **options: str) -> list[RequiredFile]:
     file = WeightFile((name,), url=f"{server.address}/{name}", **options)  # type: ignore[arg-type]
-    return [Needed(Part("vdvae", "A model", "MIT", "", (file,)), file, "vdvae")]
+    return [RequiredFile(Part("vdvae", "A model", "MIT", "", (file,)), file, "vdvae")]
 
 
-def of_hub(*names: str, **options: bool | str) -> list[Needed]:
+def of_hub(*names: str, **options: bool | str) -> list[RequiredFile]:
     file = WeightFile(names, **options)  # type: ignore[arg-type]
     part = Part("vd", "A model", "MIT", "", (file,), "some/model", "main")
-    return [Needed(part, file, "vd")]
+    return [RequiredFile(part, file, "vd")]
 
 
 def leftovers(root: Path) -> list[str]:

@@ -286,8 +286,8 @@ def test_embeddings_are_the_projected_class_token(folder: Path, model: IPAdapter
     from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
     images = np.random.default_rng(1).integers(0, 256, (3, 40, 48, 3), dtype=np.uint8)
-    own = model.image_embeddings(images)
-    assert own.shape == (3, EMBEDDING) == (3, model.embedding_size)
+    own = model.encoder.image_embeddings(images)
+    assert own.shape == (3, EMBEDDING)
     assert own.dtype == np.float32
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     encoder = CLIPVisionModelWithProjection.from_pretrained(folder / IMAGE_ENCODER).eval()
@@ -312,7 +312,7 @@ def test_half_precision_follows_single(folder: Path, model: IPAdapterDiffusion) 
     assert latents.dtype == torch.float32
     exact, rounded = Inputs().latents(model, settings), Inputs().latents(half, settings)
     assert np.abs(rounded - exact).max() < 0.1 * np.abs(exact).max()
-    assert half.image_embeddings(Inputs().initial).dtype == np.float32
+    assert half.encoder.image_embeddings(Inputs().initial).dtype == np.float32
 
 
 def test_the_published_scheduler_file_gives_ddim(model: IPAdapterDiffusion) -> None:

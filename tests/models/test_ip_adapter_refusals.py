@@ -37,7 +37,7 @@ def test_only_uint8_images(model: IPAdapterDiffusion, dtype: Any) -> None:
     with pytest.raises(TypeError, match="uint8"):
         inputs.images(model)
     with pytest.raises(TypeError, match="uint8"):
-        model.image_embeddings(inputs.initial)
+        model.encoder.image_embeddings(inputs.initial)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

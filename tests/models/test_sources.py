@@ -18,8 +18,7 @@ from bidsapp.models.judges.protocol_networks import find_checkpoint
 from bidsapp.models.weights import fetching
 from bidsapp.models.weights import lock as weights_lock
 from bidsapp.models.weights import registry as weights
-from bidsapp.models.weights.registry import load_registry, models_root
-from bidsapp.models.weights.requirements import missing_models, needed_weights
+from bidsapp.models.weights.registry import files_to_fetch, load_registry, missing_models, models_root
 from bidsapp.planning.check import judging_networks
 
 PUBLISHED = "imagenet64-iter-1600000-model-ema.th"
@@ -70,7 +69,7 @@ def test_converted_checkpoints_are_found_where_they_are_looked_for(tmp_path):
 
 def names_of(recipe: str) -> set[str]:
     loaded = load_recipe(recipe)
-    return {f"{n.folder}/{n.file.names[-1]}" for n in needed_weights(loaded, judging_networks(loaded))}
+    return {f"{n.folder}/{n.file.names[-1]}" for n in files_to_fetch(loaded, judging_networks(loaded))}
 
 
 def test_what_a_recipe_needs():
@@ -122,7 +121,7 @@ def test_the_verb_fetches_nothing_that_is_there(models, tmp_path, capsys, monkey
     assert cli.main(["fetch-models", "--recipe", str(recipe), "--models-dir", str(models)]) == 0
     said = capsys.readouterr().out
     assert f"vdvae-imagenet64/{PUBLISHED}: there, verified" in said
-    assert f"{models}: complete, 0 files fetched now" in said
+    assert f"{models}: complete, 0 files downloaded" in said
     assert len(json.loads((models / weights_lock.LOCK).read_text())["files"]) >= 14
 
 
@@ -135,7 +134,7 @@ def test_the_verb_may_verify_only(models, tmp_path, capsys):
     assert cli.main(words) == 0
     said = capsys.readouterr().out
     assert f"vdvae-imagenet64/{PUBLISHED}: verified" in said
-    assert f"{copy}: complete, all verified" in said
+    assert f"{copy}: complete, all files verified" in said
     unet = copy / "versatile-diffusion" / "image_unet" / "diffusion_pytorch_model.bin"
     content = unet.read_bytes()
     unet.unlink()

@@ -17,7 +17,7 @@ from bidsapp.config import load_recipe
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models.generators.dual_attention import read_weights
 from bidsapp.models.suite import Models
-from bidsapp.models.vdvae_files import load_vdvae, read_config
+from bidsapp.models.vdvae import load_vdvae, read_config
 
 PUBLISHED = "imagenet64-iter-1600000-model-ema.th"
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models.weights import verification
 from bidsapp.models.weights.lock import LOCK, Lock, own_folder
-from bidsapp.models.weights.registry import Needed, Part, WeightFile
+from bidsapp.models.weights.registry import Part, RequiredFile, WeightFile
 from bidsapp.models.weights.verification import SEEN, unpublished, verify
 
 FIRST, SECOND = b"first weights", b"other weights"
@@ -28,9 +28,9 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def needed(*names: str, **options: str) -> list[Needed]:
+def needed(*names: str, **options: str) -> list[RequiredFile]:
     files = [WeightFile((name,), **options) for name in names]  # type: ignore[arg-type]
-    return [Needed(Part("vdvae", "A model", "MIT", "", (file,)), file, "vdvae") for file in files]
+    return [RequiredFile(Part("vdvae", "A model", "MIT", "", (file,)), file, "vdvae") for file in files]
 
 
 def put(root: Path, name: str, content: bytes, age_s: float = 60) -> Path:
@@ -123,7 +123,7 @@ def test_a_file_that_is_not_the_published_one(which: str, root: Path) -> None:
 
 def test_a_converted_file_has_a_hash_of_its_own(root: Path) -> None:
     file = WeightFile(("a.safetensors", "a.pth"), sha256=sha256(FIRST))
-    files = [Needed(Part("vdvae", "A model", "MIT", "", (file,)), file, "vdvae")]
+    files = [RequiredFile(Part("vdvae", "A model", "MIT", "", (file,)), file, "vdvae")]
     put(root, "a.safetensors", SECOND)
     assert unpublished(files, verify(files, root, full=True)) == []
     assert Lock.read(root).files["vdvae/a.safetensors"]["sha256"] == sha256(SECOND)

@@ -15,8 +15,8 @@ from bidsapp.decoding.model_writer import FittedTarget, VoxelScaling, write_mode
 from bidsapp.decoding.regions import part_similarity, similarity_weights
 from bidsapp.decoding.streaming import predict_blocks
 from bidsapp.models import costs
+from bidsapp.models.costs import image_cost, image_sides, target_sizes
 from bidsapp.models.suite import EMBEDDED, Models
-from bidsapp.models.weights.sizes import image_cost, image_sides, target_sizes
 from bidsapp.planning import option_costs
 from bidsapp.planning.estimate import BASE_MEMORY, RATES, Sizes, images_made, model_file_bytes, needs
 from bidsapp.records import Mask
@@ -146,7 +146,7 @@ def test_images_that_were_shown_are_in_memory_together(tmp_path):
 
 def test_what_an_image_costs_is_what_batches_are_planned_with():
     recipe = load_recipe("embedded")
-    model = Models(recipe, None, "cpu").diffusion
+    model = Models(recipe, None, "cpu").generator.model
     assert (
         image_cost(recipe, EMBEDDED, 4) == costs.latent_diffusion(model.unet.config, model.vae.config, 4) > 0
     )
@@ -156,7 +156,10 @@ def test_what_an_image_costs_is_what_batches_are_planned_with():
 def test_image_sides_are_those_of_the_models():
     recipe = load_recipe("embedded")
     models = Models(recipe, None, "cpu")
-    assert image_sides(recipe, EMBEDDED) == (models.vdvae.config.image_size, models.diffusion.image_size)
+    assert image_sides(recipe, EMBEDDED) == (
+        models.vdvae.config.image_size,
+        models.generator.model.image_size,
+    )
     assert image_sides(recipe, EMBEDDED / "nowhere") == (0, 0)
 
 

@@ -1,4 +1,4 @@
-"""Versatile Diffusion's dual guidance: each cross-attention looks at image and text, and mixes both.
+"""Versatile Diffusion's dual guidance: each cross-attention attends to image and text, and mixes both.
 
 Versatile Diffusion: Xu et al. 2023 (arXiv 2211.08332).
 """
@@ -17,15 +17,11 @@ from bidsapp.models.weights.checkpoints import read_checkpoint
 
 
 class DualTransformer(nn.Module):
-    """Two transformer blocks, one for vision tokens and one for text tokens, mixed.
+    """Two transformer blocks, one for image tokens and one for text tokens, mixed.
 
     The output is ``x + m (T_text(x) - x) + (1 - m) (T_vision(x) - x)`` with m the share of text.
 
-    Parameters
-    ----------
-    vision, text : diffusers Transformer2DModel
-    n_vision : int
-        How many of the condition's tokens are vision tokens; the rest are text tokens.
+    ``n_vision`` of the condition's tokens are image tokens; the rest are text tokens.
     """
 
     def __init__(self, vision: nn.Module, text: nn.Module, n_vision: int) -> None:
@@ -79,7 +75,7 @@ def load_text_path(unet: nn.Module, state: Mapping[str, Tensor]) -> None:
         part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         missing = sorted(set(owner.attentions[index].text.state_dict()) - set(part))
         if missing:
-            raise KeyError(f"the text UNet does not hold {', '.join(prefix + key for key in missing[:5])}")
+            raise KeyError(f"the text UNet lacks {', '.join(prefix + key for key in missing[:5])}")
         owner.attentions[index].text.load_state_dict(part, strict=True)
 
 
@@ -105,14 +101,8 @@ def _attention_blocks(unet: nn.Module) -> Iterator[tuple[str, Any, int, nn.Modul
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read ``diffusion_pytorch_model`` of a component folder, safetensors or ``.bin``, as plain tensors.
-
-    Raises
-    ------
-    AppError
-        As :func:`~bidsapp.models.weights.checkpoints.read_checkpoint`.
-    """
-    # Mapped, not read: the published text UNet has gigabytes beside its attentions.
+    """Read a component folder's weights as plain tensors; errors as ``read_checkpoint``."""
+    # Mapped, not read: the published text UNet has gigabytes besides its attentions.
     return read_checkpoint(weights_file(folder), mapped=True)
 
 

@@ -1,13 +1,13 @@
-"""What the generators of stage 2 share: AutoKL in and out, the DDIM schedule, guided denoising.
+"""What the generators of stage 2 share: AutoKL, the DDIM schedule, guided denoising.
 
 Latent diffusion: Rombach et al. 2022 (arXiv 2112.10752). DDIM: Song et al. 2021 (arXiv 2010.02502).
-Image-to-image as Brain-Diffuser runs it (arXiv 2303.05334): the first-stage image is encoded, noised part
-of the way and denoised under guidance. What guides is the generators' own.
+Image-to-image as Brain-Diffuser runs it (arXiv 2303.05334): the stage-1 image is encoded, noised part of
+the way and denoised under guidance. The condition that guides is each generator's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from torch import Tensor
 from bidsapp.errors import AppError
 from bidsapp.models.costs import latent_diffusion
 from bidsapp.models.devices import fuses_attention, other_format
-from bidsapp.models.weights.checkpoints import quiet_libraries, readable
+from bidsapp.models.weights.checkpoints import load_component, quiet_libraries, readable
 from bidsapp.storage.text import read_json
 
 
 @dataclass(frozen=True)
 class DiffusionSettings:
-    """Numbers of the image-to-image loop; each recipe file names their source.
+    """Numbers of the image-to-image loop; each recipe names their source.
 
     Attributes
     ----------
@@ -37,11 +37,11 @@ class DiffusionSettings:
     guidance : float
         Classifier-free guidance scale.
     text_share : float
-        Share of text against vision in every cross-attention.
+        Share of text against image in every cross-attention.
     noise_one_step_higher : bool
-        As the original code: noise to the timestep before the first that is denoised.
+        Noise to the timestep before the first that is denoised, as the original code does.
     sample_posterior : bool
-        Draw the initial image's latent from AutoKL's posterior; its mean otherwise.
+        Draw the initial image's latent from AutoKL's posterior; take its mean otherwise.
     """
 
     steps: int = 50
@@ -67,29 +67,28 @@ class LatentDiffusion:
 
     @property
     def image_size(self) -> int:
-        """Side of the images that come out, in pixels."""
+        """Side of the reconstructions in pixels."""
         doublings = len(self.vae.config.block_out_channels) - 1
         return int(self.unet.config.sample_size * 2**doublings)
 
     def cost(self) -> int:
-        """Bytes that one image takes, beside the weights: see :mod:`bidsapp.models.costs`."""
+        """Bytes of one image, not counting the weights; see :mod:`bidsapp.models.costs`."""
         fused = fuses_attention(self.unet.device.type)
         return latent_diffusion(self.unet.config, self.vae.config, self.unet.dtype.itemsize, fused=fused)
 
     @torch.no_grad()
     def encode(self, images: np.ndarray, generators: Sequence[torch.Generator] | None = None) -> Tensor:
-        """Latents of images.
+        """Encode images, resized to the model's size with PIL bicubic.
 
         Parameters
         ----------
         images : ndarray of uint8, shape (n, H, W, 3)
-            Resized to the model's size with PIL bicubic.
         generators : sequence of n torch.Generator, optional
-            Draw from the posterior with these; its mean otherwise.
+            Draw from the posterior with these; take its mean otherwise.
 
         Returns
         -------
-        Tensor, shape (n, 4, h, w), times AutoKL's scaling factor
+        Tensor of float32, shape (n, 4, h, w), times AutoKL's scaling factor
 
         Raises
         ------
@@ -97,7 +96,7 @@ class LatentDiffusion:
             If the images are not uint8.
         """
         if images.dtype != np.uint8:
-            raise TypeError(f"first-stage images should be uint8, got {images.dtype}")
+            raise TypeError(f"stage-1 images should be uint8, got {images.dtype}")
         side = self.image_size
         rows = [
             np.asarray(Image.fromarray(im).resize((side, side), Image.Resampling.BICUBIC)) for im in images
@@ -113,7 +112,7 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
-        """uint8 images (n, H, W, 3) of latents.
+        """Decode latents to uint8 images (n, H, W, 3).
 
         Raises
         ------
@@ -145,21 +144,20 @@ class LatentDiffusion:
         initial: np.ndarray,
         generators: Sequence[torch.Generator],
         settings: DiffusionSettings,
-        predict: Callable[[Tensor, Tensor], Tensor],
+        condition: Mapping[str, Any],
     ) -> Tensor:
         """Encode, noise and denoise images under classifier-free guidance.
 
         Parameters
         ----------
         initial : ndarray of uint8, shape (n, H, W, 3)
-            First-stage images.
+            Stage-1 images.
         generators : sequence of n torch.Generator
-            One an image, on the CPU: the draw from AutoKL's posterior, then the noise.
+            One per image, on the CPU: for the draw from AutoKL's posterior, then the noise.
         settings : DiffusionSettings
-        predict : callable
-            Takes latents (2n, 4, h, w) in the UNet's type, whose halves are the same, and a timestep;
-            returns the predicted noise: of the unguided condition for the first half, of the wanted
-            one for the second.
+        condition : mapping of str to tensors
+            What the UNet takes besides latents and timestep, 2n rows: the unguided condition's first,
+            the wanted one's second.
 
         Returns
         -------
@@ -170,26 +168,37 @@ class LatentDiffusion:
         AppError
             If a latent is not finite.
         ValueError
-            If the generators are not as many as the images.
+            If there are not as many generators as images.
         """
         latents = self.encode(initial, generators if settings.sample_posterior else None)
         timesteps, noised_to = self.schedule(settings)
         latents = self.scheduler.add_noise(latents, noise_like(latents, generators), noised_to)
         for t in timesteps:
             both = torch.cat([latents, latents]).to(self.unet.dtype)
-            nothing, wanted = predict(both, t).float().chunk(2)
+            noise = self.unet(both, t, return_dict=False, **condition)[0]
+            nothing, wanted = noise.float().chunk(2)
             guided = nothing + settings.guidance * (wanted - nothing)
             latents = self.scheduler.step(guided, t, latents, eta=0.0).prev_sample
         return _check_finite(latents, "latents", self.unet)
 
 
+def load_unet_and_vae(folder: Path, unet: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Load the UNet of a sub-folder and AutoKL; errors as ``load_component``."""
+    with quiet_libraries():
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    vae = load_component(AutoencoderKL, folder / "vae", torch_dtype=dtype)
+    return load_component(UNet2DConditionModel, folder / unet, torch_dtype=dtype), vae
+
+
 def load_ddim(folder: Path, **numbers: Any) -> Any:
-    """Load a DDIM schedule from a folder's scheduler_config.json; ``numbers`` go before the file's.
+    """Load a DDIM schedule from a folder's scheduler_config.json; ``numbers`` override the file's.
 
     Raises
     ------
     AppError
-        Exit code 65 if the file is not a scheduler's, 66 if it is not there.
+        Exit code 65 if the file is not a scheduler's, 66 if it is missing.
     """
     file = folder / "scheduler_config.json"
     read_json(file)
@@ -200,12 +209,12 @@ def load_ddim(folder: Path, **numbers: Any) -> Any:
 
 
 def noise_like(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw normal noise of x's shape, device and type, each row with a generator of its own.
+    """Draw normal noise of x's shape, device and type, each row with its own generator.
 
     Raises
     ------
     ValueError
-        If the generators are not as many as the rows.
+        If there are not as many generators as rows.
     """
     if len(generators) != len(x):
         raise ValueError(f"{len(x)} images need as many generators, got {len(generators)}")

@@ -1,19 +1,23 @@
-"""Stage 2: dual-guided latent diffusion from an initial image and predicted CLIP tokens.
+"""Stage 2 by Versatile Diffusion: image-to-image guided by predicted image and caption tokens.
 
 Versatile Diffusion (Xu et al. 2023, arXiv 2211.08332) as Brain-Diffuser uses it (arXiv 2303.05334,
-"Versatile Diffusion for final reconstruction"): the first-stage image is encoded, noised part of the
-way, and denoised under guidance of the predicted vision and text tokens.
+"Versatile Diffusion for final reconstruction").
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bidsapp.models import canaries, costs
+from bidsapp.models.batching import Workload, fitting
+from bidsapp.models.canaries import Ask
+from bidsapp.models.clip import CLIP_STD, ClipTokens, token_shapes
 from bidsapp.models.generators.dual_attention import (
     add_text_path,
     dual_transformers,
@@ -22,8 +26,14 @@ from bidsapp.models.generators.dual_attention import (
     set_text_share,
     weights_file,
 )
-from bidsapp.models.generators.latent_diffusion import DiffusionSettings, LatentDiffusion, load_ddim
-from bidsapp.models.weights.checkpoints import load_component, quiet_libraries, readable
+from bidsapp.models.generators.latent_diffusion import (
+    DiffusionSettings,
+    LatentDiffusion,
+    load_ddim,
+    load_unet_and_vae,
+)
+from bidsapp.models.generators.protocol import EMBEDDED_AT_ONCE, Generator
+from bidsapp.models.weights.checkpoints import readable
 
 #: The noise schedule that Versatile Diffusion was trained with (its public code, DDIM sampler).
 SCHEDULE = {
@@ -39,14 +49,7 @@ SCHEDULE = {
 
 
 class VersatileDiffusion(LatentDiffusion):
-    """AutoKL, a dual-guided UNet and a DDIM schedule.
-
-    Parameters
-    ----------
-    vae : diffusers AutoencoderKL
-    unet : diffusers UNet2DConditionModel with dual transformers
-    scheduler : diffusers DDIMScheduler
-    """
+    """AutoKL, a dual-guided UNet and a DDIM schedule."""
 
     @classmethod
     def load(
@@ -60,7 +63,7 @@ class VersatileDiffusion(LatentDiffusion):
         ----------
         folder : Path
         n_vision : int
-            Number of vision tokens (257 for CLIP ViT-L/14).
+            Number of image tokens (257 for CLIP ViT-L/14).
         device : str
         dtype : torch.dtype
             Of the weights of AutoKL and UNet.
@@ -68,19 +71,14 @@ class VersatileDiffusion(LatentDiffusion):
         Raises
         ------
         AppError
-            Exit code 65 if a file is damaged or of another model, 75 if one is not there.
+            Exit code 65 if a file is damaged or of another model; 66 or 75 if one is missing.
         """
-        with quiet_libraries():
-            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-            from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-        vae = load_component(AutoencoderKL, folder / "vae", torch_dtype=dtype)
-        unet = load_component(UNet2DConditionModel, folder / "image_unet", torch_dtype=dtype)
+        unet, vae = load_unet_and_vae(folder, "image_unet", dtype)
         add_text_path(unet, n_vision)
         text = folder / "text_unet"
         with readable(weights_file(text)):
             load_text_path(unet, read_weights(text))
-        # a file that leaves some of these out must not get the library's own defaults
+        # for keys that the file leaves out, the library's own defaults would be wrong
         scheduler = load_ddim(folder / "scheduler", **SCHEDULE)
         return cls(vae.to(device).eval(), unet.to(device).eval(), scheduler)
 
@@ -94,18 +92,16 @@ class VersatileDiffusion(LatentDiffusion):
         generators: Sequence[torch.Generator],
         settings: DiffusionSettings,
     ) -> np.ndarray:
-        """Reconstruct images from first-stage images and predicted tokens.
+        """Refine stage-1 images under predicted tokens.
 
         Parameters
         ----------
         initial : ndarray of uint8, shape (n, H, W, 3)
-            First-stage images.
-        vision : ndarray of float32, shape (n, tokens, dims)
-        text : ndarray of float32, shape (n, tokens, dims)
+        vision, text : ndarray of float32, shape (n, tokens, dims)
         unconditional : pair of ndarray, shapes (1, tokens, dims)
-            Vision and text tokens of "nothing".
+            Image and caption tokens of "nothing".
         generators : sequence of n torch.Generator
-            One an image, on the CPU.
+            One per image, on the CPU.
         settings : DiffusionSettings
 
         Returns
@@ -117,16 +113,11 @@ class VersatileDiffusion(LatentDiffusion):
         AppError
             If a latent or a decoded pixel is not finite.
         ValueError
-            If the numbers of tokens or of generators do not fit.
+            If the numbers of tokens or of generators do not match.
         """
-        condition = self._condition(vision, text, unconditional)
         set_text_share(self.unet, settings.text_share)
-
-        def predict(both: Tensor, t: Tensor) -> Tensor:
-            noise: Tensor = self.unet(both, t, encoder_hidden_states=condition, return_dict=False)[0]
-            return noise
-
-        return self.decode(self.guided_latents(initial, generators, settings, predict))
+        condition = {"encoder_hidden_states": self._condition(vision, text, unconditional)}
+        return self.decode(self.guided_latents(initial, generators, settings, condition))
 
     def _condition(
         self, vision: np.ndarray, text: np.ndarray, unconditional: tuple[np.ndarray, np.ndarray]
@@ -134,8 +125,8 @@ class VersatileDiffusion(LatentDiffusion):
         """Tokens of the unconditional and the conditional half, shape (2n, tokens, dims)."""
         n_vision = dual_transformers(self.unet)[0].n_vision
         if vision.shape[1] != n_vision:
-            raise ValueError(f"the UNet takes {n_vision} vision tokens an image, got {vision.shape[1]}")
-        for name, given, nothing in zip(("vision", "text"), (vision, text), unconditional, strict=True):
+            raise ValueError(f"the UNet takes {n_vision} image tokens, got {vision.shape[1]}")
+        for name, given, nothing in zip(("image", "text"), (vision, text), unconditional, strict=True):
             if given.shape[1:] != nothing.shape[1:]:
                 raise ValueError(
                     f"{name} tokens of shape {given.shape[1:]}, but unconditional ones of {nothing.shape[1:]}"
@@ -144,3 +135,107 @@ class VersatileDiffusion(LatentDiffusion):
         unguided = np.concatenate(unconditional, axis=1)
         both = np.concatenate([np.repeat(unguided, len(wanted), axis=0), wanted])
         return torch.from_numpy(both.astype(np.float32)).to(self.unet.device, self.unet.dtype)
+
+
+class DualGuided(Generator):
+    """Versatile Diffusion with its CLIP: guided by image tokens and by caption tokens."""
+
+    title = "Versatile Diffusion"
+    embedding_target, embedding_title = "clip_vision", "CLIP's image embedding"
+    semantic_target = "clip_text"
+    unet_folder = "image_unet"
+
+    @classmethod
+    def target_shapes(cls, folder: Path) -> dict[str, tuple[int, int]]:
+        """Shapes of CLIP's image and caption tokens."""
+        return dict(zip(("clip_vision", "clip_text"), token_shapes(folder), strict=True))
+
+    @cached_property
+    def encoder(self) -> ClipTokens:
+        """CLIP, whose tokens are the targets."""
+        with fitting("CLIP", self.batches.device):
+            return ClipTokens.load(self.folder, self.batches.device, self.dtype)
+
+    @cached_property
+    def model(self) -> VersatileDiffusion:
+        """AutoKL and the dual-guided UNet."""
+        with fitting(self.title, self.batches.device):
+            n_vision = self.shapes["clip_vision"][0]
+            return VersatileDiffusion.load(self.folder, n_vision, self.batches.device, self.dtype)
+
+    def targets(
+        self, images: np.ndarray, captions: Sequence[Sequence[str]], most: int
+    ) -> dict[str, np.ndarray]:
+        """CLIP's image tokens, and its caption tokens averaged over each image's captions."""
+        clip, n = self.encoder, len(images)
+        vision = Workload("CLIP-Vision", self.encoder_cost(), most)
+        text = Workload("CLIP-Text", self._caption_cost() * max(map(len, captions)), most)
+        made = {
+            "clip_vision": self.batches.run(vision, n, lambda rows: clip.vision_tokens(images[rows])),
+            "clip_text": self.batches.run(text, n, lambda rows: clip.mean_text_tokens(captions[rows])),
+        }
+        return {name: tokens.reshape(n, -1) for name, tokens in made.items()}
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """CLIP's projected CLS token, divided by its norm."""
+        return self.encoder.vision_tokens(images)[:, 0]
+
+    def caption_embeddings(self, captions: Sequence[Sequence[str]]) -> np.ndarray:
+        """CLIP's text embeddings, each divided by its norm, averaged over captions."""
+        flat = [caption for image in captions for caption in image]
+        work = Workload("caption embeddings", self._caption_cost(), EMBEDDED_AT_ONCE)
+        rows = self.batches.run(work, len(flat), lambda some: self.encoder.text_embeddings(flat[some]))
+        ends = np.cumsum([len(image) for image in captions])
+        return np.stack([part.mean(0) for part in np.split(rows, ends[:-1])])
+
+    def _caption_cost(self) -> int:
+        text = self.encoder.text
+        return costs.clip_text(text.config, text.dtype.itemsize)
+
+    @cached_property
+    def _nothing(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of no image and no caption, which guidance leads away from."""
+        return self.encoder.unconditional_vision(), self.encoder.unconditional_text()
+
+    def refiner(
+        self,
+        initial: np.ndarray,
+        conditions: Mapping[str, np.ndarray],
+        generators: Sequence[torch.Generator],
+        settings: DiffusionSettings,
+    ) -> Callable[[slice], np.ndarray]:
+        """Image-to-image guided by the predicted tokens."""
+        vision, text = (conditions[name].reshape(len(initial), *shape) for name, shape in self.shapes.items())
+        return lambda rows: self.model.image_to_image(
+            initial[rows], vision[rows], text[rows], self._nothing, generators[rows], settings
+        )
+
+    def cost(self) -> int:
+        """Bytes of one image in the UNet's pass or AutoKL's decoder."""
+        return self.model.cost()
+
+    def canaries(self) -> dict[str, Callable[[Ask], None]]:
+        """CLIP, then the diffusion: they are not held together."""
+        return {"CLIP": self._ask_clip, "diffusion": self._ask_diffusion}
+
+    def _ask_clip(self, ask: Ask) -> None:
+        clip = self.encoder
+        fixed = canaries.image(clip.image_size)
+        with canaries.given_to(canaries.first_layer(clip.vision)) as seen:
+            ask("image encoder", lambda: clip.vision_tokens(fixed), (1, *clip.vision_shape))
+        canaries.check_input("the image encoder", self.folder, seen, CLIP_STD)
+        ask("text encoder", lambda: clip.text_tokens([canaries.CAPTION]), (1, *clip.text_shape))
+
+    def _ask_diffusion(self, ask: Ask) -> None:
+        vision, text = (canaries.tokens((1, *shape)) for shape in self.shapes.values())
+        nothing = (np.zeros_like(vision), np.zeros_like(text))
+        canaries.ask_for_image(
+            ask,
+            self.model.image_size,
+            lambda start, draws: self.model.image_to_image(
+                start, vision, text, nothing, draws, canaries.SETTINGS
+            ),
+        )
+
+
+GENERATOR = DualGuided

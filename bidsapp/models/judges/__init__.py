@@ -1,1 +1,1 @@
-"""Networks that judge reconstructions."""
+"""Networks that evaluate reconstructions."""

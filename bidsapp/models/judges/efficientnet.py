@@ -26,7 +26,7 @@ _STAGES = (
 
 
 class SqueezeExcitation(nn.Module):
-    """Scale channels by what their means say (Hu et al. 2018, arXiv 1709.01507)."""
+    """Scale channels by a function of their means (Hu et al. 2018, arXiv 1709.01507)."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()

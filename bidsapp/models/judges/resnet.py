@@ -15,7 +15,7 @@ PREFIX = "module."
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3, 1 x 1 convolutions beside a shortcut."""
+    """1 x 1, 3 x 3, 1 x 1 convolutions added to a shortcut."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()

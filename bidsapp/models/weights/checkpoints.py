@@ -213,6 +213,20 @@ def load_component(kind: Any, folder: Path, **options: Any) -> Any:
     return model
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a local folder.
+
+    Raises
+    ------
+    AppError
+        Exit code 65 if it is damaged or missing.
+    """
+    with readable(folder, "this tokenizer"), quiet_libraries():
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
 def _some(names: Sequence[str], most: int = 3) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

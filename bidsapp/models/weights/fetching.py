@@ -20,7 +20,7 @@ from typing import Any
 from bidsapp import __version__
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models.weights.lock import Lock
-from bidsapp.models.weights.registry import Needed
+from bidsapp.models.weights.registry import RequiredFile
 from bidsapp.models.weights.verification import not_the_published, verify
 from bidsapp.storage.atomic import atomic_path
 from bidsapp.storage.files import sha256_file
@@ -39,13 +39,17 @@ STAGING = ".fetching"
 
 
 def fetch(
-    needed: Sequence[Needed], root: Path, *, hub: str | None = None, say: Callable[[str], None] = LOG.info
+    required: Sequence[RequiredFile],
+    root: Path,
+    *,
+    hub: str | None = None,
+    say: Callable[[str], None] = LOG.info,
 ) -> int:
     """Verify what is there, reading every byte, and fetch what is not.
 
     Parameters
     ----------
-    needed : sequence of Needed
+    required : sequence of RequiredFile
     root : Path
         The models folder. It may be read-only where nothing is missing.
     hub : str, optional
@@ -64,16 +68,16 @@ def fetch(
         Exit code 75 if a source can't be reached or another process fetches into this folder, 65 if a
         file is not the one that was published or recorded before, 73 or 74 if it can't be written.
     """
-    for name in verify(needed, root, full=True):
+    for name in verify(required, root, full=True):
         say(f"{name}: there, verified")
-    if not any(item.is_missing(root) for item in needed):
+    if not any(item.is_missing(root) for item in required):
         return 0
     with locked(root / f"{STAGING}.held", timeout=0):
         fetcher = _Fetcher(root, Lock.read(root), hub, say)
-        fetched = sum(fetcher.one(item) for item in needed if item.found(root) is None)
+        fetched = sum(fetcher.one(item) for item in required if item.found(root) is None)
         shutil.rmtree(root / STAGING, ignore_errors=True)
     # read back under their final names, so that runs need not, which may find the folder read-only
-    verify(needed, root)
+    verify(required, root)
     return fetched
 
 
@@ -84,27 +88,27 @@ class _Fetcher:
         self.root, self.lock, self.hub, self.say = root, lock, hub, say
         self.listings: dict[str, dict[str, tuple[str, str]]] = {}
 
-    def one(self, item: Needed) -> bool:
+    def one(self, item: RequiredFile) -> bool:
         """Fetch a file; tell whether its source had it."""
         if item.file.packaged:
             return self._copy(item)
         return self._from_hub(item) if item.part.repository else self._from_url(item)
 
-    def _copy(self, item: Needed) -> bool:
+    def _copy(self, item: RequiredFile) -> bool:
         target = self.root / item.folder / item.file.names[0]
         with atomic_path(target) as temporary:
             shutil.copyfile(Path(__file__).parents[1] / item.file.packaged, temporary)
         self._record(target, sha256_file(target), "bidsapp-recon", item)
         return True
 
-    def _from_url(self, item: Needed) -> bool:
+    def _from_url(self, item: RequiredFile) -> bool:
         target = self.root / item.folder / item.file.names[-1]
         url, partial = item.file.url, target.with_name(f".{target.name}.partial")
         self._announce(target, url, item)
         self._install(_download(url, partial), target, url, item, item.file.sha256)
         return True
 
-    def _from_hub(self, item: Needed) -> bool:
+    def _from_hub(self, item: RequiredFile) -> bool:
         repository, names = item.part.repository, item.file.names
         key = f"{repository}@{item.part.revision}"
         if key not in self.listings:
@@ -125,11 +129,11 @@ class _Fetcher:
         self._install(Path(path), target, f"{repository}@{commit}/{name}", item, published)
         return True
 
-    def _announce(self, target: Path, source: str, item: Needed) -> None:
+    def _announce(self, target: Path, source: str, item: RequiredFile) -> None:
         size = f", {item.file.gigabytes:g} GB" if item.file.gigabytes else ""
         self.say(f"{target.relative_to(self.root)}: from {source}{size}; licence: {item.part.licence}")
 
-    def _install(self, waiting: Path, target: Path, source: str, item: Needed, published: str) -> None:
+    def _install(self, waiting: Path, target: Path, source: str, item: RequiredFile, published: str) -> None:
         """Give a verified file its final name, and record it."""
         sha256 = sha256_file(waiting)
         recorded = self.lock.files.get(target.relative_to(self.root).as_posix(), {}).get("sha256", "")
@@ -141,7 +145,7 @@ class _Fetcher:
         os.replace(waiting, target)
         self._record(target, sha256, source, item)
 
-    def _record(self, target: Path, sha256: str, source: str, item: Needed) -> None:
+    def _record(self, target: Path, sha256: str, source: str, item: RequiredFile) -> None:
         name, size = target.relative_to(self.root).as_posix(), target.stat().st_size
         entry = {"sha256": sha256, "size": size, "source": source, "licence": item.part.licence}
         self.lock.record_files({name: entry})

@@ -10,17 +10,21 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from shlex import quote
+from typing import TYPE_CHECKING, Any
 
 from bidsapp.config import Recipe
 from bidsapp.errors import ExitCode, Problem
 from bidsapp.models.weights.lock import user_cache
 
+if TYPE_CHECKING:
+    from bidsapp.metrics.protocols import NetworkUse
+
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 REGISTRY = Path(__file__).with_name("registry.toml")
 #: The environment variable that stands for ``--models-dir``.
 VARIABLE = "BIDSAPP_RECON_MODELS"
-#: Sub-folder of the networks that judge, and of their CLIP.
+#: Sub-folder of the evaluation networks, and of their CLIP.
 EVALUATION = "evaluation"
 CLIP_NETWORK = "clip-vit-large-patch14"
 
@@ -50,10 +54,11 @@ class Part:
     files: tuple[WeightFile, ...]
     repository: str = ""
     revision: str = ""
+    provides: str = ""
 
 
 @dataclass(frozen=True)
-class Needed:
+class RequiredFile:
     """A file that a recipe needs, and the sub-folder of the models folder it belongs in."""
 
     part: Part
@@ -61,7 +66,7 @@ class Needed:
     folder: str
 
     def found(self, root: Path) -> Path | None:
-        """Give the form of this file that is there, the preferred one first."""
+        """Give the first form of this file that exists, in order of preference."""
         paths = (root / self.folder / name for name in self.file.names)
         return next((path for path in paths if path.is_file()), None)
 
@@ -83,7 +88,7 @@ def _part(row: Mapping[str, Any]) -> Part:
 
 
 def default_models_dir() -> Path:
-    """Where weights are kept when neither ``--models-dir`` nor the environment variable says so."""
+    """Where weights are kept if neither ``--models-dir`` nor the environment variable names a folder."""
     if given := os.environ.get(VARIABLE):
         return Path(given)
     return user_cache() / "models"
@@ -94,58 +99,77 @@ def models_root(recipe: Recipe, models_dir: Path | None) -> Path:
     return EMBEDDED if recipe.models.location == "package" else models_dir or default_models_dir()
 
 
-def generative_files(recipe: Recipe, registry: Sequence[Part] | None = None) -> list[Needed]:
+def generative_files(recipe: Recipe) -> list[RequiredFile]:
     """Files of the models that make images, wherever they are."""
     folders = {"vdvae": recipe.models.vdvae, recipe.diffusion.kind: recipe.models.diffusion}
-    parts = load_registry() if registry is None else registry
-    return [Needed(p, f, folders[p.name]) for p in parts if p.name in folders for f in p.files]
+    return [
+        RequiredFile(p, f, folders[p.name]) for p in load_registry() if p.name in folders for f in p.files
+    ]
 
 
-def evaluation_files(
-    recipe: Recipe, files: Sequence[str], clip: bool, registry: Sequence[Part] | None = None
-) -> list[Needed]:
-    """Files of the networks that judge by a published protocol.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    files : sequence of str
-        Published names of the networks' checkpoints.
-    clip : bool
-        Whether CLIP ViT-L/14 judges too; Versatile Diffusion brings it along.
-    """
-    parts = load_registry() if registry is None else registry
+def evaluation_files(recipe: Recipe, uses: Mapping[str, NetworkUse]) -> list[RequiredFile]:
+    """Files of the evaluation networks of a published protocol, those of the generator left out."""
+    names = {use.file for use in uses.values()}
+    clip = not all(use.file for use in uses.values()) and not brings_clip(recipe)
     found = []
-    for part in parts:
+    for part in load_registry():
         if part.name == EVALUATION:
-            found += [Needed(part, f, EVALUATION) for f in part.files if f.names[-1] in files]
-        elif part.name == CLIP_NETWORK and clip and not brings_clip(recipe):
-            found += [Needed(part, f, f"{EVALUATION}/{CLIP_NETWORK}") for f in part.files]
+            found += [RequiredFile(part, f, EVALUATION) for f in part.files if f.names[-1] in names]
+        elif part.name == CLIP_NETWORK and clip:
+            found += [RequiredFile(part, f, f"{EVALUATION}/{CLIP_NETWORK}") for f in part.files]
     return found
 
 
 def brings_clip(recipe: Recipe) -> bool:
-    """Whether the generator's image encoder is the CLIP that the published protocols judge with."""
-    return recipe.models.location != "package" and recipe.diffusion.kind == "versatile-diffusion"
+    """Whether the generator's image encoder is the CLIP that the published protocols use."""
+    kind = recipe.diffusion.kind
+    provided = {part.provides for part in load_registry() if part.name == kind}
+    return recipe.models.location != "package" and CLIP_NETWORK in provided
 
 
-def missing(needed: Sequence[Needed], root: Path, command: str) -> list[Problem]:
-    """One problem for each model folder that lacks files.
+def files_to_fetch(recipe: Recipe, uses: Mapping[str, NetworkUse] | None = None) -> list[RequiredFile]:
+    """Files that a recipe needs and the package does not have: of its models and evaluation networks."""
+    own = [] if recipe.models.location == "package" else generative_files(recipe)
+    return own + evaluation_files(recipe, uses or {})
+
+
+def missing_models(
+    recipe: Recipe,
+    models_dir: Path | None,
+    uses: Mapping[str, NetworkUse] | None = None,
+    asked: str | None = None,
+) -> list[Problem]:
+    """Find weights that are missing, before any computing.
 
     Parameters
     ----------
-    needed : sequence of Needed
-    root : Path
-    command : str
-        What to run to get them.
+    recipe : Recipe
+    models_dir : Path or None
+    uses : mapping of str to NetworkUse, optional
+        Evaluation networks of a published protocol.
+    asked : str, optional
+        How the user named the recipe, if not by its name.
     """
+    folder = models_dir or default_models_dir()
+    words = ("--recipe", quote(asked or recipe.name), "--models-dir", quote(str(folder)))
+    command = " ".join(("bidsapp-recon", "fetch-models", *words))
+    fix = f"run: {command} (or give the folder that holds them with --models-dir)"
+    problems = _missing(files_to_fetch(recipe, uses), folder, fix)
+    if recipe.models.location == "package":
+        again = "install the package again: its embedded models are incomplete"
+        problems += _missing(generative_files(recipe), EMBEDDED, again)
+    return problems
+
+
+def _missing(required: Sequence[RequiredFile], root: Path, fix: str) -> list[Problem]:
+    """One problem for each model folder that lacks files."""
     absent: dict[str, list[str]] = {}
-    for item in needed:
+    for item in required:
         if item.is_missing(root):
             absent.setdefault(item.folder, []).append(item.file.names[-1])
     problems = []
     for folder, names in absent.items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        what = f"these weights are not there: {', '.join(names[:3])}{more}"
-        problems.append(Problem(str(root / folder), what, command, ExitCode.TRY_AGAIN))
+        what = f"these weights are missing: {', '.join(names[:3])}{more}"
+        problems.append(Problem(str(root / folder), what, fix, ExitCode.TRY_AGAIN))
     return problems

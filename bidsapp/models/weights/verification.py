@@ -15,7 +15,7 @@ from typing import Any
 
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models.weights.lock import LOCK, Lock, changed, own_folder
-from bidsapp.models.weights.registry import Needed
+from bidsapp.models.weights.registry import RequiredFile
 from bidsapp.storage.files import sha256_file
 from bidsapp.storage.locks import locked
 from bidsapp.storage.text import read_json, write_json
@@ -30,12 +30,12 @@ _HASH = re.compile("[0-9a-f]{64}")
 _LOOK = ("size", "mtime_ns", "ctime_ns", "inode")
 
 
-def verify(needed: Sequence[Needed], root: Path, *, full: bool = False) -> dict[str, str]:
+def verify(required: Sequence[RequiredFile], root: Path, *, full: bool = False) -> dict[str, str]:
     """Compare the files that are there with what is recorded, and record those that were not met before.
 
     Parameters
     ----------
-    needed : sequence of Needed
+    required : sequence of RequiredFile
         Those that are not there are passed over.
     root : Path
         The models folder.
@@ -53,7 +53,7 @@ def verify(needed: Sequence[Needed], root: Path, *, full: bool = False) -> dict[
     AppError
         Exit code 65, naming every file that is not the recorded one.
     """
-    there = {path: item for item in needed if (path := item.found(root)) is not None}
+    there = {path: item for item in required if (path := item.found(root)) is not None}
     if not there:
         return {}
     lock = Lock.read(root)
@@ -65,9 +65,9 @@ def verify(needed: Sequence[Needed], root: Path, *, full: bool = False) -> dict[
     return {_name(path, root): hashes[path] for path in there}
 
 
-def hash_files(needed: Sequence[Needed], root: Path) -> dict[str, str]:
+def hash_files(required: Sequence[RequiredFile], root: Path) -> dict[str, str]:
     """SHA-256 of the files that are there, by path in the folder, compared with nothing."""
-    paths = [path for item in needed if (path := item.found(root)) is not None]
+    paths = [path for item in required if (path := item.found(root)) is not None]
     return {_name(path, root): sha256_file(path) for path in paths}
 
 
@@ -80,18 +80,18 @@ def not_the_published(what: object, sha256: str, expected: str) -> AppError:
     )
 
 
-def unpublished(needed: Sequence[Needed], hashes: Mapping[str, str]) -> list[str]:
+def unpublished(required: Sequence[RequiredFile], hashes: Mapping[str, str]) -> list[str]:
     """Name files whose published hash is known and not theirs; ``hashes`` are those of :func:`verify`."""
-    paths = {f"{item.folder}/{item.file.names[-1]}": item for item in needed}
+    paths = {f"{item.folder}/{item.file.names[-1]}": item for item in required}
     return [p for p, item in paths.items() if p in hashes and not hashes[p].startswith(_published(item))]
 
 
-def _published(item: Needed) -> str:
+def _published(item: RequiredFile) -> str:
     """SHA-256 of the published file, or the first digits that are known."""
     return item.file.sha256 or item.file.sha256_start
 
 
-def _fault(path: Path, item: Needed, sha256: str, lock: Lock, strict: bool) -> AppError | None:
+def _fault(path: Path, item: RequiredFile, sha256: str, lock: Lock, strict: bool) -> AppError | None:
     name = _name(path, lock.root)
     recorded = lock.files.get(name, {}).get("sha256", sha256)
     if recorded != sha256:
@@ -101,7 +101,7 @@ def _fault(path: Path, item: Needed, sha256: str, lock: Lock, strict: bool) -> A
     return None
 
 
-def _record(new: dict[Path, Needed], known: dict[Path, str], lock: Lock) -> None:
+def _record(new: dict[Path, RequiredFile], known: dict[Path, str], lock: Lock) -> None:
     """Record files that were put there by hand, or fetched by something else."""
     if not new:
         return

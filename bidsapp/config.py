@@ -80,7 +80,7 @@ class CalibrationSection:
 
 @dataclass(frozen=True)
 class MetricsSection:
-    """Protocol, image size (pixels) and judging networks."""
+    """Protocol, image size (pixels) and evaluation networks."""
 
     protocol: str
     size: int

@@ -17,7 +17,7 @@ import numpy as np
 from bidsapp.evidence import Evidence, Finding, LadderRow, TrialOrder, Value
 from bidsapp.records import TARGET_TITLES
 
-#: Metric of the ladder that the rules read: the mean over judging networks of two-way identification.
+#: Metric of the ladder that the rules read: the mean over evaluation networks of two-way identification.
 IDENTIFICATION = "identification"
 _DOC = "docs/troubleshooting.md"
 

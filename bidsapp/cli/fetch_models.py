@@ -68,13 +68,13 @@ def fetch_weights(
     from bidsapp.models.weights.fetching import fetch
     from bidsapp.models.weights.registry import default_models_dir, files_to_fetch, missing_models
     from bidsapp.models.weights.verification import verify
-    from bidsapp.planning.check import judging_networks, unknown_names
+    from bidsapp.planning.check import evaluation_networks, unknown_names
 
     loaded = load_recipe(recipe)
     if problems := unknown_names(loaded):
         raise InputProblems(problems)
     folder = models_dir or default_models_dir()
-    uses = judging_networks(loaded)
+    uses = evaluation_networks(loaded)
     needed = files_to_fetch(loaded, uses)
     if not only_verify:
         return folder, fetch(needed, folder, say=report)

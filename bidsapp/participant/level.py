@@ -14,7 +14,7 @@ from bidsapp import __version__
 from bidsapp.config import RunConfig
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.participant.lock import Busy, clear_leftovers, subject_lock
-from bidsapp.planning.check import Plan, judging_networks, plan, split_notes
+from bidsapp.planning.check import Plan, evaluation_networks, plan, split_notes
 from bidsapp.records import SubjectInputs
 from bidsapp.storage.atomic import noting_written
 from bidsapp.storage.files import bytes_there
@@ -60,7 +60,7 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
     set_threads(config.n_threads)
     dtype = choose_dtype(config.dtype, device)
     config = replace(config, device=device, dtype=dtype)  # what is recorded is what was used
-    uses = judging_networks(config.recipe)
+    uses = evaluation_networks(config.recipe)
     models = Models(config.recipe, config.models_dir, device, uses, dtype, config.memory)
     models.verify()
     checked = check_models(models, config.work_dir)

@@ -246,12 +246,12 @@ def _check_models(config: RunConfig, found: Gatherer) -> None:
     from bidsapp.models.weights.registry import missing_models
 
     unknown = unknown_names(config.recipe)
-    uses = {} if unknown else judging_networks(config.recipe)
+    uses = {} if unknown else evaluation_networks(config.recipe)
     found.add(unknown)
     found.add(missing_models(config.recipe, config.models_dir, uses, config.recipe_given))
 
 
-def judging_networks(recipe: Recipe) -> dict[str, NetworkUse]:
+def evaluation_networks(recipe: Recipe) -> dict[str, NetworkUse]:
     """Networks of the recipe's published protocol, as the recipe chooses; none of the native protocol's."""
     from bidsapp.metrics.protocols import published_protocols
 
@@ -260,7 +260,7 @@ def judging_networks(recipe: Recipe) -> dict[str, NetworkUse]:
 
 
 def unknown_names(recipe: Recipe) -> list[Problem]:
-    """Find the protocol or the judging networks that a recipe names and that do not exist."""
+    """Find the protocol or the evaluation networks that a recipe names and that do not exist."""
     from bidsapp.metrics.protocols import published_protocols
     from bidsapp.metrics.scoring import PROTOCOLS
     from bidsapp.models.judges.evalnets import NATIVE_NETWORKS

@@ -40,7 +40,7 @@ def laion(tmp_path_factory: pytest.TempPathFactory) -> Laion:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded recipe with fewer steps, one judging network, and controls on few images."""
+    """The embedded recipe with fewer steps, one evaluation network, and controls on few images."""
     content = tomllib.loads((RECIPES / "embedded.toml").read_text())
     content["diffusion"]["steps"] = 4
     content["metrics"]["networks"] = ["small_clip"]

@@ -29,7 +29,7 @@ from bidsapp.models.preprocessing import Preprocessing
 from bidsapp.models.startup import check_models, trials
 from bidsapp.models.suite import EMBEDDED, Models
 from bidsapp.models.weights.lock import LOCK
-from bidsapp.participant.level import judging_networks
+from bidsapp.participant.level import evaluation_networks
 
 needs_weights = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded weights are not there")
 ALL = ["VDVAE", "CLIP", "diffusion", "alexnet2, alexnet5"]
@@ -75,7 +75,7 @@ def suite(
     models: Path, folder: Path, base: str = "brain-diffuser", dtype: str = "auto", **changes: Any
 ) -> Models:
     recipe = load_recipe(str(write_recipe(folder, base, **changes)))
-    return Models(recipe, models, "cpu", judging_networks(recipe), dtype)
+    return Models(recipe, models, "cpu", evaluation_networks(recipe), dtype)
 
 
 # ------------------------------------------------- what is asked

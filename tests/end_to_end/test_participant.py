@@ -31,7 +31,7 @@ def run(*words: object) -> int:
 
 
 def recipe_file(folder: Path, **changes: dict) -> Path:
-    """A copy of the embedded recipe with a few steps of diffusion and one judging network."""
+    """A copy of the embedded recipe with a few steps of diffusion and one evaluation network."""
     content = tomllib.loads((RECIPES / "embedded.toml").read_text())
     quick = {
         "diffusion": {"steps": 4},

@@ -188,10 +188,10 @@ def test_a_clip_of_another_size_does_not_judge(models, tmp_path):
     from bidsapp.config import load_recipe
     from bidsapp.errors import AppError
     from bidsapp.models.suite import Models
-    from bidsapp.planning.check import judging_networks
+    from bidsapp.planning.check import evaluation_networks
 
     recipe = load_recipe(str(write_recipe(tmp_path, metrics={"networks": ["clip"]})))
-    suite = Models(recipe, models, "cpu", judging_networks(recipe))
+    suite = Models(recipe, models, "cpu", evaluation_networks(recipe))
     with pytest.raises(AppError, match=r"needs CLIP ViT-L/14.*not hidden_size 1024"):
         _ = suite.networks
 

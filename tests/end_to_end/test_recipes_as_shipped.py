@@ -20,7 +20,7 @@ from bidsapp.demo.design import DatasetDesign
 from bidsapp.demo.simulate import write_dataset
 from bidsapp.models.suite import EMBEDDED, Models
 from bidsapp.models.weights.registry import VARIABLE, files_to_fetch, generative_files
-from bidsapp.planning.check import judging_networks
+from bidsapp.planning.check import evaluation_networks
 from bidsapp.storage.text import read_tsv
 
 METRICS = {"pixcorr", "ssim", "ssim_columnwise", "distance_effnet", "distance_swav"}
@@ -149,7 +149,7 @@ def test_the_registry_lists_exactly_the_files_that_loading_reads(name, request):
     recipe = load_recipe(name)
     embedded = recipe.models.location == "package"
     root = EMBEDDED if embedded else request.getfixturevalue(name.replace("-", "_"))
-    uses = judging_networks(recipe)
+    uses = evaluation_networks(recipe)
     models = Models(recipe, root, "cpu", uses)
     with opened(root) as found:
         _ = models.vdvae

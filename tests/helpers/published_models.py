@@ -115,7 +115,7 @@ def write_alexnet(folder: Path) -> None:
 
 
 def write_network(path: Path, kind: type[torch.nn.Module], unused: str, prefix: str = "") -> None:
-    """Write a judging network with formula weights (in half precision, which loads as well), and one
+    """Write an evaluation network with formula weights (in half precision, which loads as well), and one
     tensor that is not read."""
     with torch.device("meta"):
         model = kind()

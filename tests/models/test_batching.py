@@ -312,14 +312,14 @@ def test_results_do_not_depend_on_the_batch(kind, models, tmp_path):
 
 def test_evaluation_networks_too(models, tmp_path, monkeypatch, caplog):
     from bidsapp.models.judges.alexnet import AlexNet
-    from bidsapp.participant.level import judging_networks
+    from bidsapp.participant.level import evaluation_networks
 
     recipe = load_recipe(str(write_recipe(tmp_path, metrics={"networks": ["alexnet2"]})))
     images = np.random.default_rng(1).integers(0, 256, (6, 20, 20, 3), dtype=np.uint8)
-    whole = Models(recipe, models, "cpu", judging_networks(recipe)).networks["alexnet2"](images)
+    whole = Models(recipe, models, "cpu", evaluation_networks(recipe)).networks["alexnet2"](images)
     monkeypatch.setattr(AlexNet, "forward", Trip(AlexNet.forward))
     monkeypatch.setattr(AlexNet, "__call__", lambda self, *a, **k: AlexNet.forward(self, *a, **k))
-    network = Models(recipe, models, "cpu", judging_networks(recipe)).networks["alexnet2"]
+    network = Models(recipe, models, "cpu", evaluation_networks(recipe)).networks["alexnet2"]
     with caplog.at_level(logging.WARNING, "bidsapp"):
         np.testing.assert_allclose(network(images), whole, rtol=1e-4, atol=1e-5)
     assert (

@@ -14,7 +14,7 @@ from bidsapp.config import load_recipe
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models.devices import choose_device, choose_dtype, numerics, other_format
 from bidsapp.models.suite import Models
-from bidsapp.participant.level import judging_networks
+from bidsapp.participant.level import evaluation_networks
 
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -88,7 +88,7 @@ def test_every_model_of_the_suite_is_in_the_chosen_format(dtype, models, tmp_pat
 
     monkeypatch.setattr(module, "_VIT_L14", {})  # a small CLIP may judge here
     recipe = load_recipe(str(write_recipe(tmp_path, metrics={"networks": ["clip", "alexnet2"]})))
-    uses = judging_networks(recipe)
+    uses = evaluation_networks(recipe)
     uses["clip"] = replace(uses["clip"], resizing=replace(uses["clip"].resizing, sizes=(16,)))
     suite = Models(recipe, models, "cpu", uses, dtype)
     chosen = HALVES.get(dtype, torch.float32)
@@ -118,7 +118,7 @@ def test_the_evaluation_clip_of_the_other_generator_is_in_the_chosen_format(mode
     shutil.copytree(models / "versatile-diffusion" / "image_encoder", folder)
     recipe = load_recipe(str(write_recipe(tmp_path, "sd15-ip-adapter", metrics={"networks": ["clip"]})))
     for dtype, chosen in (("auto", torch.float32), ("float16", torch.float16)):
-        suite = Models(recipe, tmp_path / "models", "cpu", judging_networks(recipe), dtype)
+        suite = Models(recipe, tmp_path / "models", "cpu", evaluation_networks(recipe), dtype)
         assert formats_of(suite.protocol_clip()) == {chosen}
 
 

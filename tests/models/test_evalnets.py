@@ -1,4 +1,4 @@
-"""The judging networks: names, batches and EfficientNet-Lite0's features."""
+"""The evaluation networks: names, batches and EfficientNet-Lite0's features."""
 
 from __future__ import annotations
 

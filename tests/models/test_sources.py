@@ -19,7 +19,7 @@ from bidsapp.models.weights import fetching
 from bidsapp.models.weights import lock as weights_lock
 from bidsapp.models.weights import registry as weights
 from bidsapp.models.weights.registry import files_to_fetch, load_registry, missing_models, models_root
-from bidsapp.planning.check import judging_networks
+from bidsapp.planning.check import evaluation_networks
 
 PUBLISHED = "imagenet64-iter-1600000-model-ema.th"
 
@@ -57,7 +57,7 @@ def test_every_source_is_complete():
 
 
 def test_converted_checkpoints_are_found_where_they_are_looked_for(tmp_path):
-    """Readers and registry agree on the name of a judging network that was converted."""
+    """Readers and registry agree on the name of an evaluation network that was converted."""
     for part in load_registry():
         for file in part.files if part.name == "evaluation" else ():
             converted = tmp_path / file.names[0]
@@ -69,7 +69,7 @@ def test_converted_checkpoints_are_found_where_they_are_looked_for(tmp_path):
 
 def names_of(recipe: str) -> set[str]:
     loaded = load_recipe(recipe)
-    return {f"{n.folder}/{n.file.names[-1]}" for n in files_to_fetch(loaded, judging_networks(loaded))}
+    return {f"{n.folder}/{n.file.names[-1]}" for n in files_to_fetch(loaded, evaluation_networks(loaded))}
 
 
 def test_what_a_recipe_needs():
@@ -99,7 +99,7 @@ def test_where_weights_are_looked_for(monkeypatch, tmp_path):
 
 def test_each_missing_folder_is_one_problem(tmp_path):
     recipe = load_recipe("brain-diffuser")
-    problems = missing_models(recipe, tmp_path, judging_networks(recipe))
+    problems = missing_models(recipe, tmp_path, evaluation_networks(recipe))
     assert [p.path for p in problems] == [
         str(tmp_path / folder) for folder in ("vdvae-imagenet64", "versatile-diffusion", "evaluation")
     ]

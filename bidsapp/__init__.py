@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bidsapp.cli import main
-    from bidsapp.config import Recipe, load_recipe
+    from bidsapp.config import load_recipe
     from bidsapp.decoding.model_file import RidgeModel
     from bidsapp.decoding.model_file import load as load_model
     from bidsapp.decoding.ridge import Ridge, RidgeCV
     from bidsapp.metrics.protocols import published_protocols
     from bidsapp.metrics.scoring import Scores, Summary, score
     from bidsapp.models.judges.protocol_networks import load_protocol_networks
+    from bidsapp.recipes import Recipe
 
 __version__ = "0.1.0"
 
@@ -38,7 +39,7 @@ __all__ = [
 
 #: Public name -> the module that has it, and its name there.
 _HOMES = {
-    "Recipe": ("bidsapp.config", "Recipe"),
+    "Recipe": ("bidsapp.recipes", "Recipe"),
     "Ridge": ("bidsapp.decoding.ridge", "Ridge"),
     "RidgeCV": ("bidsapp.decoding.ridge", "RidgeCV"),
     "RidgeModel": ("bidsapp.decoding.model_file", "RidgeModel"),

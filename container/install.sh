@@ -23,7 +23,7 @@ site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("pureli
 cd "$site"
 rm -rf torch/test torch/include torch/share pandas/tests matplotlib/tests nibabel/tests bids/tests
 find torch/bin -type f ! -name torch_shm_manager -delete
-find scipy sklearn skimage networkx sympy -type d -name tests -prune -exec rm -rf {} +
+find scipy sklearn networkx sympy -type d -name tests -prune -exec rm -rf {} +
 find . -name '*.a' -delete
 # On all processors, and without what was removed. Some packages bring files for newer Pythons: these stay as they are.
 "$venv/bin/python" -m compileall -q -j 0 . >/dev/null || true

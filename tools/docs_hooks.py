@@ -108,7 +108,7 @@ def recipe_names() -> str:
 
 def recipe_keys() -> str:
     """Sections and keys of the recipe's model, with the values of the recipes that come with the app."""
-    from bidsapp.config import Recipe
+    from bidsapp.recipes import Recipe
 
     recipes = {n: tomllib.loads((RECIPES / f"{n}.toml").read_text(encoding="utf-8")) for n in _SHIPPED}
     plain = {name: kind for name, (kind, _) in _fields(Recipe).items() if not _section(kind)}

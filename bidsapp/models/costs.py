@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bidsapp.config import Recipe
 from bidsapp.errors import AppError
 from bidsapp.models.generators import generator_class
 from bidsapp.models.vdvae_blocks import VDVAEConfig, latent_sizes, parse_blocks, read_config
+from bidsapp.recipes import Recipe
 
 _FLOAT32 = 4
 #: Most values alive per pixel of the input in convolutional evaluation networks: 71 in ResNet-50.

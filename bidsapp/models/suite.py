@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bidsapp.config import Recipe
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.metrics.protocols import NetworkUse
 from bidsapp.models import costs
@@ -30,6 +29,7 @@ from bidsapp.models.weights import registry as weights
 from bidsapp.models.weights.checkpoints import load_component
 from bidsapp.models.weights.registry import EMBEDDED, models_root
 from bidsapp.models.weights.verification import hash_files, unpublished, verify
+from bidsapp.recipes import Recipe
 from bidsapp.seeds import seed_for
 
 __all__ = ["EMBEDDED", "Models", "models_root", "resize"]

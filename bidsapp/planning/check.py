@@ -6,9 +6,10 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bidsapp.config import Recipe, RunConfig
+from bidsapp.config import RunConfig
 from bidsapp.errors import ExitCode, Gatherer, Problem
 from bidsapp.planning.estimate import Needs, Sizes, needs, value_bytes
+from bidsapp.recipes import Recipe
 from bidsapp.records import Mask, Split, SubjectInputs
 from bidsapp.storage.files import bytes_there
 from bidsapp.system.resources import available_memory

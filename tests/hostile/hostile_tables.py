@@ -219,7 +219,7 @@ CASES = {
         65, "models.diffusion should be", recipe(models={"diffusion": "a/../../b"}), RECIPE
     ),
     "recipe with a NUL byte": Case(65, "models.vdvae should be", recipe(models={"vdvae": "a\0b"}), RECIPE),
-    "recipe with types exchanged": Case(65, "should be of type", recipe(vdvae={"layers": "five"}), RECIPE),
+    "recipe with types exchanged": Case(65, "be a whole number", recipe(vdvae={"layers": "five"}), RECIPE),
     "recipe with an infinite number": Case(
         65, "finite", recipe_text(lambda t: t.replace("guidance = ", "guidance = inf #")), RECIPE
     ),

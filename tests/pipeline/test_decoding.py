@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 from sklearn.linear_model import RidgeCV
 
-from bidsapp.config import RidgeSection, RunConfig, TargetSection, load_recipe
+from bidsapp.config import RunConfig, load_recipe
 from bidsapp.decoding.crossvalidation import Selection
 from bidsapp.decoding.decoder import alpha_name
 from bidsapp.errors import AppError
 from bidsapp.pipeline.decoding import choose_alphas, fit_ridge, predict_and_calibrate
 from bidsapp.pipeline.records import BRAIN, Fit
+from bidsapp.recipes import RidgeSection, TargetSection
 from bidsapp.storage.stages import StageResult, Stages
 
 LISTS = {"vdvae": (1.0, 30.0, 1000.0, 30_000.0), "clip_vision": (7.0,), "clip_text": (30.0, 1e5)}
@@ -21,8 +20,12 @@ LISTS = {"vdvae": (1.0, 30.0, 1000.0, 30_000.0), "clip_vision": (7.0,), "clip_te
 
 def config(folder, selection: str = "loo", folds: int = 5, lists=LISTS) -> RunConfig:
     recipe = load_recipe("embedded")
-    targets = {name: TargetSection(a if len(a) > 1 else a[0], "float32") for name, a in lists.items()}
-    recipe = dataclasses.replace(recipe, targets=targets, ridge=RidgeSection(selection, folds))
+    targets = {
+        name: TargetSection(alpha=a if len(a) > 1 else a[0], stored="float32") for name, a in lists.items()
+    }
+    recipe = recipe.model_copy(
+        update={"targets": targets, "ridge": RidgeSection(selection=selection, folds=folds)}
+    )
     return RunConfig(folder, folder, folder, recipe, device="cpu")
 
 

@@ -2,7 +2,7 @@
 
 To add one: a module here, named as its kind with underscores, whose ``GENERATOR`` is a subclass of
 :class:`~bidsapp.models.generators.protocol.Generator`; its kind and targets in
-:data:`bidsapp.config.GENERATORS`; its files in ``weights/registry.toml``; and a recipe.
+:data:`bidsapp.recipes.GENERATORS`; its files in ``weights/registry.toml``; and a recipe.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from bidsapp.config import GENERATORS
+from bidsapp.recipes import GENERATORS
 
 if TYPE_CHECKING:
     from bidsapp.models.generators.protocol import Generator
 
 
 def generator_class(kind: str) -> type[Generator]:
-    """Import the generator of a kind, a key of :data:`bidsapp.config.GENERATORS`.
+    """Import the generator of a kind, a key of :data:`bidsapp.recipes.GENERATORS`.
 
     Raises
     ------

@@ -23,11 +23,14 @@ Entries = dict[str, dict[str, Any]]
 
 def user_cache() -> Path:
     """Give this app's folder in the user's cache; for a user without a home, one that cannot be made."""
+    from platformdirs import user_cache_path
+
+    name = "bidsapp-recon"
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = user_cache_path(name, appauthor=False)
     except RuntimeError:  # as for unknown user numbers in containers
-        cache = Path(os.devnull)
-    return cache / "bidsapp-recon"
+        folder = Path("~")
+    return Path(os.devnull) / name if folder.parts[0].startswith("~") else folder  # "~" of older platformdirs
 
 
 def own_folder(root: Path) -> Path:

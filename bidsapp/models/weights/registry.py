@@ -13,9 +13,9 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from bidsapp.config import Recipe
 from bidsapp.errors import ExitCode, Problem
 from bidsapp.models.weights.lock import user_cache
+from bidsapp.recipes import Recipe
 
 if TYPE_CHECKING:
     from bidsapp.metrics.protocols import NetworkUse

@@ -1,1 +1,1 @@
-"""The group level: tables and report over the subjects that are done."""
+"""The group level: a table and a report over the subjects with scores."""

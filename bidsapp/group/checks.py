@@ -1,4 +1,4 @@
-"""What each subject's run left for the group's report: findings, its own tests, chance, links."""
+"""Outputs of each subject's run for the group's report: findings, tests, chance, links."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bidsapp.errors import AppError
-from bidsapp.report.labels import needs_as_many
+from bidsapp.report.labels import depends_on_n_images
 from bidsapp.report.records import Column, SubjectChecks, SubjectEntry
 from bidsapp.storage.text import read_tsv
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def subject_entry(
     root: Path, label: str, values: Mapping[str, float], n_images: int, columns: Sequence[Column]
 ) -> SubjectEntry:
-    """Gather what the group's report shows of a subject: its values, its checks, and what can be linked."""
+    """Collect what the group's report shows of a subject: its values, its checks, and what can be linked."""
     page = root / f"sub-{label}.html"
     figures = sorted((root / f"sub-{label}" / "figures").glob("*_desc-median1_recon.png"))
     return SubjectEntry(
@@ -33,20 +33,9 @@ def subject_entry(
 
 
 def read_checks(func: Path, label: str, columns: Sequence[Column]) -> SubjectChecks:
-    """Read a subject's tables of findings and of means.
+    """Read the tables of findings and of means in a subject's folder ``func``.
 
-    Parameters
-    ----------
-    func : Path
-        The subject's folder of tables.
-    label : str
-    columns : sequence of Column
-        Of the group's table; those of the brain are looked up.
-
-    Returns
-    -------
-    SubjectChecks
-        Without what older runs did not write. A table that can't be read is left out with a warning.
+    A table that is missing or cannot be read is left out, the latter with a warning.
     """
     counts: Counter[str] = Counter()
     broken: list[tuple[str, str]] = []
@@ -76,7 +65,7 @@ def read_checks(func: Path, label: str, columns: Sequence[Column]) -> SubjectChe
 
 
 def _rows(path: Path, names: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Cells of some columns, row by row; nothing where the table or one of them is not there."""
+    """Cells of some columns, row by row; none if the table or a column is missing."""
     if not path.is_file():
         return []
     try:
@@ -96,22 +85,17 @@ def _number(cell: str) -> float:
         return math.nan
 
 
-def side_by_side(
+def comparable_columns(
     columns: Sequence[Column], counts: Sequence[Mapping[tuple[str, str], int]]
 ) -> tuple[Column, ...]:
-    """Leave out top-1 of null and oracle where a subject's have fewer images than its brain's.
+    """Leave out top-1 of null and oracle if a subject has fewer images there than for its brain.
 
-    Among fewer images a hit is easier: chance is 1 / n.
-
-    Parameters
-    ----------
-    columns : sequence of Column
-    counts : sequence of mapping of (task, condition) to int
-        Images that were scored, a mapping a subject.
+    Chance of top-1 is 1 / n. ``counts`` has, for each subject, the number of scored images by
+    (task, condition).
     """
 
     def fewer(column: Column) -> bool:
         here, brain = (column.task, column.condition), (column.task, "brain")
         return any(n.get(here, 0) < n.get(brain, 0) for n in counts if here in n)
 
-    return tuple(c for c in columns if not (needs_as_many(c.metric) and fewer(c)))
+    return tuple(c for c in columns if not (depends_on_n_images(c.metric) and fewer(c)))

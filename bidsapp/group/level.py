@@ -1,7 +1,7 @@
-"""The group level: gathers the subjects' scores into one table and one report.
+"""The group level: collect the subjects' scores in one table and one report.
 
-It needs the output folder only. The subject is the unit: a mean is over subjects, its interval is a t
-interval, and nothing is pooled over images of different subjects.
+It needs the output folder only. Subjects are the unit of analysis: means are over subjects with t intervals,
+and images of different subjects are not pooled.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import numpy as np
 import bidsapp
 from bidsapp.bids.descriptions import update_participants
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.group.checks import side_by_side, subject_entry
-from bidsapp.group.settings import differing_settings
-from bidsapp.report import Column, Estimate, GroupReport, MissingSubject, write_group_report
+from bidsapp.group.checks import comparable_columns, subject_entry
+from bidsapp.group.settings import differing_settings, run_settings
+from bidsapp.report import Column, GroupMean, GroupReport, MissingSubject, write_group_report
 from bidsapp.report.labels import CONDITION_TITLES, STAGE_TITLES, metric_label
 from bidsapp.report.records import CONDITIONS, STAGES
 from bidsapp.storage.text import read_tsv, write_json, write_tsv
 
 log = logging.getLogger(__name__)
 
-#: What each condition's metrics file is called.
+#: ``desc`` of each condition's metrics file.
 _DESC = {"brain": "recon", "null": "null", "oracle": "oracle"}
 _METRICS_FILE = re.compile(
     r"sub-(?P<sub>[A-Za-z0-9]+)_task-(?P<task>[A-Za-z0-9]+)_desc-(?P<desc>[a-z]+)_metrics\.tsv"
@@ -38,30 +38,30 @@ _LABEL = re.compile(r"[A-Za-z0-9]+")
 
 @dataclass(frozen=True)
 class GroupOutcome:
-    """What the group level did.
+    """Result of the group level.
 
     Attributes
     ----------
     subjects : tuple of str
         Labels of the subjects in the table, without ``sub-``.
     missing : tuple of MissingSubject
-        Those expected and not there, with the reason.
+        Those expected but without scores, with the reason.
     table, report : Path
         ``phenotype/reconmetrics.tsv`` and ``group.html``.
-    means : mapping of str to Estimate
-        Mean over subjects of each column of the table, with its interval.
+    means : mapping of str to GroupMean
+        Of each column of the table.
     """
 
     subjects: tuple[str, ...]
     missing: tuple[MissingSubject, ...]
     table: Path
     report: Path
-    means: Mapping[str, Estimate] = field(default_factory=dict)
+    means: Mapping[str, GroupMean] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Scores:
-    """One subject's means: (task, condition, stage, metric) to value; chance; images of task, condition."""
+    """Means of one subject by (task, condition, stage, metric), chance levels, and numbers of images."""
 
     means: dict[tuple[str, str, str, str], float]
     chance: dict[tuple[str, str, str], float]
@@ -85,96 +85,95 @@ def run_group(
     Parameters
     ----------
     output_dir : path
-        The dataset that the participant level wrote.
+        Output dataset of the participant level.
     participants : sequence of str, optional
         Labels, with or without ``sub-``; all subjects found by default.
-    command : str
-        The exact command line, for the report.
-    version : str
-        Version of this app, for the report.
+    command, version : str
+        Command line and version of this app, for the report.
     dry_run : bool
-        Only find out who would be in it; nothing is written.
+        Only list the subjects; nothing is written.
 
     Returns
     -------
     GroupOutcome
-        Subjects without scores are listed in it, in the log and in the report; they are no failure.
+        Subjects without scores are listed in it, in the log and in the report; they are not an error.
 
     Raises
     ------
     AppError
-        Exit code 66 where the folder is missing or no subject has scores.
+        Exit code 66 if the folder is missing or no subject has scores.
     """
     root = Path(output_dir)
     if not root.is_dir():
-        message = f"{root}: there is no such folder. Give the output folder of the participant level"
-        raise AppError(f"{message}; in a container, check that it is bound.", exit_code=ExitCode.NO_INPUT)
-    scores, missing = _gather(root, participants)
+        message = f"{root}: no such folder. Give the output folder of the participant level"
+        raise AppError(f"{message}; in a container, check that it is mounted.", exit_code=ExitCode.NO_INPUT)
+    scores, missing = _read_scores(root, participants)
     for subject in missing:
         log.warning("sub-%s is missing from the group: %s", subject.label, subject.why)
     if not scores:
-        raise AppError(_nothing(root, missing), exit_code=ExitCode.NO_INPUT)
+        raise AppError(_no_scores(root, missing), exit_code=ExitCode.NO_INPUT)
     table, page = root / "phenotype" / "reconmetrics.tsv", root / "group.html"
     if dry_run:
         return GroupOutcome(tuple(scores), tuple(missing), table, page)
-    warnings = differing_settings(root, list(scores))
+    settings = run_settings(root, list(scores))
+    warnings = differing_settings(settings)
     for warning in warnings:
         log.warning("%s", warning)
     columns = _columns(scores)
     values = {s: {c.name: got.means.get(_key(c), math.nan) for c in columns} for s, got in scores.items()}
-    estimates = {
-        c.name: estimate([values[s][c.name] for s in scores], metric_label(c.metric).levels)
+    means = {
+        c.name: mean_over_subjects([values[s][c.name] for s in scores], metric_label(c.metric).levels)
         for c in columns
         if any(math.isfinite(values[s][c.name]) for s in scores)
     }
     write_tsv(table, _table(scores, values, columns))
-    write_json(table.with_suffix(".json"), _describe(columns))
+    write_json(table.with_suffix(".json"), _sidecar(columns))
     _update_participants(root)
     report = GroupReport(
         subjects=tuple(subject_entry(root, s, values[s], got.n_images, columns) for s, got in scores.items()),
-        columns=side_by_side(columns, [got.n for got in scores.values()]),
-        estimates=estimates,
+        columns=comparable_columns(columns, [got.n for got in scores.values()]),
+        means=means,
         chance=_chance(scores, columns),
         missing=tuple(missing),
         warnings=warnings,
         table=table.relative_to(root).as_posix(),
+        recipes=tuple(sorted({str(found.get("Recipe", "")) for found in settings.values()})),
         command=command,
         versions={"bidsapp-recon": version, "Python": platform.python_version(), "NumPy": np.__version__},
     )
     page = write_group_report(page, report)
     log.info("group: %d subjects, %d missing; %s", len(scores), len(missing), page)
-    return GroupOutcome(tuple(scores), tuple(missing), table, page, estimates)
+    return GroupOutcome(tuple(scores), tuple(missing), table, page, means)
 
 
-def estimate(values: Sequence[float], levels: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
-    """Mean over subjects and its 95 % t interval, ``mean +- t(n - 1) * s / sqrt(n)``.
-
-    With few subjects the interval can reach beyond what the metric can be; it is cut there, which
-    takes nothing from its coverage.
+def mean_over_subjects(
+    values: Sequence[float], levels: tuple[float, float] = (-math.inf, math.inf)
+) -> GroupMean:
+    """Mean over subjects and its 95% t interval, ``mean +- t(n - 1) * s / sqrt(n)``.
 
     Parameters
     ----------
     values : sequence of float
-        One a subject; NaN where a subject has none. The interval needs two.
+        One per subject; NaN where a subject has none. The interval needs two.
     levels : pair of float
-        Least and greatest value that the metric can take.
+        Range of the metric. The interval is cut there, which does not reduce its coverage.
     """
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 
     x = np.asarray([v for v in values if math.isfinite(v)], dtype=np.float64)
     if x.size == 0:
-        return Estimate(math.nan, None, None, 0)
+        return GroupMean(math.nan, None, None, 0)
     mean = float(x.mean())
     if x.size < 2:
-        return Estimate(mean, None, None, 1)
+        return GroupMean(mean, None, None, 1)
     half = float(stdtrit(x.size - 1, 0.975) * x.std(ddof=1) / math.sqrt(x.size))
-    return Estimate(mean, max(mean - half, levels[0]), min(mean + half, levels[1]), int(x.size))
+    return GroupMean(mean, max(mean - half, levels[0]), min(mean + half, levels[1]), int(x.size))
 
 
-def _gather(
+def _read_scores(
     root: Path, participants: Sequence[str] | None
 ) -> tuple[dict[str, _Scores], list[MissingSubject]]:
-    """Read every expected subject's scores; what can't be read becomes a missing subject."""
+    """Read the scores of every expected subject; those that cannot be read are missing subjects."""
     folders = _folders(root)
     if participants:
         expected = sorted({p.strip().removeprefix("sub-") for p in participants})
@@ -184,10 +183,10 @@ def _gather(
     scores, missing = {}, []
     for label in expected:
         if not _LABEL.fullmatch(label):
-            missing.append(MissingSubject(label, "this is no BIDS label (letters and digits only)"))
+            missing.append(MissingSubject(label, "not a BIDS label (letters and digits only)"))
         elif label not in folders:
             missing.append(
-                MissingSubject(label, f"there is no folder sub-{label}; run the participant level for it")
+                MissingSubject(label, f"no folder sub-{label}; run the participant level for this subject")
             )
         else:
             try:
@@ -203,13 +202,13 @@ def _folders(root: Path) -> set[str]:
 
 
 def _listed(path: Path) -> list[str]:
-    """Labels of a participants.tsv; none where there is no usable one."""
+    """Labels of participants.tsv; none if it is missing or cannot be read."""
     if not path.is_file():
         return []
     try:
         return [p.removeprefix("sub-") for p in read_tsv(path).get("participant_id", [])]
     except AppError as error:
-        log.warning("participants.tsv was not used: %s", error)
+        log.warning("participants.tsv is ignored: %s", error)
         return []
 
 
@@ -229,9 +228,7 @@ def _read_subject(folder: Path, label: str) -> _Scores:
             found, n[match["task"], condition] = _read_means(path)
             means |= {(match["task"], condition, *key): value for key, value in found.items()}
     if not any(condition == "brain" for _, condition, _, _ in means):
-        raise AppError(
-            f"{folder.parent.name} has no scores in {folder}; run the participant level for it again"
-        )
+        raise AppError(f"no scores in {folder}; run the participant level for this subject again")
     return _Scores(means, chance, n)
 
 
@@ -240,7 +237,7 @@ def _read_means(path: Path) -> tuple[dict[tuple[str, str], float], int]:
     table = read_tsv(path)
     n_images = len(next(iter(table.values()), []))
     if not n_images:
-        raise AppError(f"{path}: the table has no rows; run the participant level for this subject again.")
+        raise AppError(f"{path}: the table has no rows. Run the participant level for this subject again.")
     means = {}
     for name, cells in table.items():
         stage, _, metric = name.partition("_")
@@ -258,7 +255,7 @@ def _read_chance(path: Path, task: str) -> dict[tuple[str, str, str], float]:
     needed = ("condition", "stage", "metric", "chance")
     if any(name not in table for name in needed):
         raise AppError(
-            f"{path}: the columns {', '.join(needed)} are needed; run the participant level again."
+            f"{path}: needs the columns {', '.join(needed)}. Run the participant level for it again."
         )
     rows = zip(*(table[name] for name in needed), strict=True)
     chance = {}
@@ -277,7 +274,7 @@ def _number(path: Path, row: int, column: str, cell: str) -> float:
     except ValueError:
         value = math.inf
     if math.isinf(value):
-        raise AppError(f"{path}, line {row}: {column} is {cell[:40]!r}, which is no finite number.")
+        raise AppError(f"{path}, line {row}: {column} is {cell[:40]!r}, not a finite number.")
     return value
 
 
@@ -292,7 +289,7 @@ def _columns(scores: Mapping[str, _Scores]) -> list[Column]:
             for metric in metrics:
                 for stage in STAGES:
                     if (task, condition, stage, metric) in keys:
-                        # One task is the rule, and its name would only make every column longer.
+                        # With one task, as usual, its name would only lengthen every column.
                         shown = task if len(tasks) > 1 else ""
                         parts = (shown, "" if condition == "brain" else condition, stage, metric)
                         name = "_".join(part for part in parts if part)
@@ -305,7 +302,7 @@ def _key(column: Column) -> tuple[str, str, str, str]:
 
 
 def _chance(scores: Mapping[str, _Scores], columns: Sequence[Column]) -> dict[str, float]:
-    """Chance level of each brain column: mean over subjects, or the one the metric always has."""
+    """Chance level of each brain column: mean over subjects, or the metric's constant level."""
     chance = {}
     for column in columns:
         if column.condition != "brain":
@@ -332,8 +329,8 @@ def _table(
     return table
 
 
-def _describe(columns: Sequence[Column]) -> dict[str, object]:
-    """Return the sidecar of the table: what each column holds, its unit and its range."""
+def _sidecar(columns: Sequence[Column]) -> dict[str, object]:
+    """Return the sidecar of the table: description, unit and range of each column."""
     what = {
         "brain": "reconstructions from the brain responses",
         "null": "reconstructions with responses and images shuffled against each other in training",
@@ -341,13 +338,13 @@ def _describe(columns: Sequence[Column]) -> dict[str, object]:
     }
     sidecar: dict[str, object] = {
         "MeasurementToolMetadata": {
-            "Description": "Similarity of seen images and their reconstructions from fMRI, a mean over "
-            "test images for each participant, computed by bidsapp-recon."
+            "Description": "Similarity of seen images and their reconstructions from fMRI: means over test "
+            "images for each participant, computed by bidsapp-recon."
         },
         "participant_id": {"LongName": "Participant", "Description": "Identifier of the participant."},
         "n_images": {
             "LongName": "Test images",
-            "Description": "Number of test images that the means are over.",
+            "Description": "Number of test images in the means of the brain's reconstructions.",
             "Units": "images",
         },
     }
@@ -367,17 +364,17 @@ def _describe(columns: Sequence[Column]) -> dict[str, object]:
 
 
 def _update_participants(root: Path) -> None:
-    """Give every sub-* folder its row, those of failed subjects included, as BIDS wants it."""
+    """Give every sub-* folder its row, also those of failed subjects, as BIDS requires."""
     try:
         update_participants(root, sorted(_folders(root)))
     except AppError as error:
         if error.exit_code is not ExitCode.BAD_DATA:
             raise
-        log.warning("participants.tsv was left as it is: %s", error)
+        log.warning("participants.tsv was not changed: %s", error)
 
 
-def _nothing(root: Path, missing: Sequence[MissingSubject]) -> str:
-    lines = [f"{root}: no subject has scores, so there is nothing to gather."]
+def _no_scores(root: Path, missing: Sequence[MissingSubject]) -> str:
+    lines = [f"{root}: no subject has scores."]
     lines += [f"    sub-{m.label}: {m.why}" for m in missing]
-    mend = "Run the participant level into this folder first: bidsapp-recon BIDS_DIR OUTPUT_DIR participant"
-    return "\n".join([*lines, mend])
+    lines.append("Run the participant level first: bidsapp-recon BIDS_DIR OUTPUT_DIR participant")
+    return "\n".join(lines)

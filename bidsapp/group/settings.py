@@ -1,42 +1,29 @@
-"""Whether the subjects of a group come from runs with the same settings."""
+"""Whether the subjects of a group were run with the same settings."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bidsapp.errors import AppError
 from bidsapp.storage.text import read_json
 
-#: What must be alike for scores to be comparable, and how a report calls it.
+#: Settings that must agree for scores to be comparable, and their names in the report.
 _NAMES = {
     "Recipe": "the recipe",
-    "RecipeDigest": "the recipe's numbers",
+    "RecipeDigest": "the values of the recipe",
     "Seed": "the seed",
     "RegionsOfInterest": "the region of interest",
-    "MinNoiseCeiling": "the smallest noise ceiling of a voxel",
+    "MinNoiseCeiling": "the minimum noise ceiling of voxels",
     "Split": "the split",
     "TestImages": "the number of test images",
 }
 
 
-def differing_settings(root: Path, labels: Sequence[str]) -> tuple[str, ...]:
-    """Say in which settings the subjects' runs differ.
-
-    Parameters
-    ----------
-    root : Path
-        The output dataset.
-    labels : sequence of str
-        Subjects with scores, without ``sub-``.
-
-    Returns
-    -------
-    tuple of str
-        One sentence for each setting that is not the same for all; none where all are alike.
-    """
+def run_settings(root: Path, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Read the settings of each subject's run from the sidecar of its table of means, by label."""
     settings: dict[str, dict[str, Any]] = {}
     for label in labels:
         for path in sorted((root / f"sub-{label}" / "func").glob("*_desc-summary_metrics.json")):
@@ -46,6 +33,11 @@ def differing_settings(root: Path, labels: Sequence[str]) -> tuple[str, ...]:
                 continue
             if isinstance(found, dict):
                 settings[label] = found
+    return settings
+
+
+def differing_settings(settings: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return one sentence for each setting in which the subjects' runs differ."""
     warnings = []
     for key, name in _NAMES.items():
         groups: dict[str, list[str]] = {}

@@ -172,6 +172,15 @@ def score(
     return _published(reconstructions, stimuli, networks or {}, published_protocols()[protocol], seed)
 
 
+def metric_names(protocol: str, networks: tuple[str, ...]) -> tuple[str, ...]:
+    """List the metrics of a protocol with these networks, in the order of :class:`Scores`."""
+    if protocol != "native":
+        published = published_protocols()[protocol]
+        kept = [f"{published.networks[n].score}_{n}" for n in published.networks if n in networks]
+        return (*published.pixel_metrics, *kept)
+    return ("pixcorr", "ssim", *(f"{kind}_{n}" for n in networks for kind in ("two_way", "top1")))
+
+
 _WANTED = "Give one uint8 array (n, H, W, 3); numpy.stack(images) makes it from images of one size."
 
 

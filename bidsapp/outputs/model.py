@@ -1,4 +1,4 @@
-"""What the fit of the targets gave: the model file, how well each target was predicted, and its penalty."""
+"""The model file, which predicts targets from new responses, and the ridge penalties it was fitted with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bidsapp.decoding.backends import choose_backend
 from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.decoding.model_writer import FittedTarget, VoxelScaling, made_from
 from bidsapp.decoding.model_writer import write_model as write
-from bidsapp.report import TargetRow
+from bidsapp.report import RidgePenalty
 from bidsapp.storage.atomic import atomic_path
 from bidsapp.storage.stages import stage_key
 
@@ -25,18 +25,14 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("bidsapp")
 
-#: How a recipe's ``ridge.selection`` is called in reports.
+#: Names of a recipe's ``ridge.selection`` in reports.
 SELECTIONS = {"loo": "leave-one-out", "kfold": "k folds"}
 
 
 def write_model(found: Reconstruction, tree: OutputTree, config: RunConfig, sources: list[str]) -> None:
-    """Write what predicts targets from new responses, without training data and without refitting.
-
-    A file that an earlier run wrote from the same fit is left as it is: writing one takes minutes.
-    """
+    """Write the model file and its sidecar; a file of an earlier run with the same fit is kept."""
     path, scored, latents = tree.path("model"), found.zscored, found.latents
-    # What the file holds is told by contents, never by keys: these know where the dataset lies, and the file,
-    # in which this is written, has to be the same wherever that is.
+    # By content and not by stage keys, which depend on the dataset's path: the file must not.
     made_of = {
         "voxels": [hashlib.sha256(found.mask.flat_index.tobytes()).hexdigest(), found.mask.shape],
         "responses": scored.content,
@@ -46,7 +42,7 @@ def write_model(found: Reconstruction, tree: OutputTree, config: RunConfig, sour
     }
     key = stage_key("model file", made_of)
     if made_from(path) == key:
-        LOG.info("model file: found from an earlier run")
+        LOG.info("model file: kept from an earlier run")
         return
     voxels = VoxelScaling(found.mask.subset(scored["kept"]), scored["mean"], scored["std"])
     alphas = {name: found.penalties[name].alpha for name in config.recipe.target_names}
@@ -82,7 +78,7 @@ def write_model(found: Reconstruction, tree: OutputTree, config: RunConfig, sour
 
 
 def _selections(found: Reconstruction, config: RunConfig) -> dict[str, Any]:
-    """Say in the model file's sidecar how penalties were chosen, if any was."""
+    """Describe, for the sidecar, how penalties were chosen; empty where none was."""
     chosen = {name: s for name, s in found.penalties.items() if len(s.alphas) > 1}
     if not chosen:
         return {}
@@ -97,30 +93,20 @@ def _selections(found: Reconstruction, config: RunConfig) -> dict[str, Any]:
     }
 
 
-def target_rows(found: Reconstruction, config: RunConfig) -> tuple[TargetRow, ...]:
-    """How well each target was predicted: correlations over test images, dimension by dimension."""
-    rows = []
-    quality = {q.target: q for q in found.evidence.targets}
+def ridge_penalties(found: Reconstruction, config: RunConfig) -> dict[str, RidgePenalty]:
+    """Give the penalty of each target, and how it was chosen."""
+    penalties = {}
     for name in config.recipe.target_names:
-        r = quality[name].r
-        n_dims, penalty = r.size, found.penalties[name]
-        alpha = penalty.alpha
-        note = ""
+        penalty, note = found.penalties[name], ""
         if len(penalty.alphas) > 1:
             tried = ", ".join(f"{a:,g}" for a in penalty.alphas)
-            note = f"penalty chosen by {SELECTIONS[config.recipe.ridge.selection]} of {tried}"
-        # Dimensions that do not vary have no correlation; captions may all read the same to CLIP.
-        r = r[np.isfinite(r)]
-        if not r.size:
-            rows.append(TargetRow(name, np.nan, None, None, n_dims, alpha, "the same for all test images"))
-            continue
-        low, high = np.quantile(r, [0.025, 0.975])
-        rows.append(TargetRow(name, float(r.mean()), float(low), float(high), n_dims, alpha, note))
-    return tuple(rows)
+            note = f"penalty chosen by {SELECTIONS[config.recipe.ridge.selection]} from {tried}"
+        penalties[name] = RidgePenalty(penalty.alpha, note)
+    return penalties
 
 
 def _tried(penalty: Selection) -> dict[str, Any]:
-    """Give what a target's group in the model file says of the choice; nothing where there was none."""
+    """Attributes of the target's group in the model file on the choice of its penalty, if there was one."""
     if len(penalty.alphas) < 2:
         return {}
     return {"alphas_tried": penalty.alphas, "held_out_errors": penalty.errors}

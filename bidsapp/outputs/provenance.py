@@ -97,10 +97,12 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 
 def write_citation(config: RunConfig) -> Path:
     """Write the methods text, and give its path, ``logs/CITATION.md``."""
-    from bidsapp.report.methods import describe
+    from bidsapp.metrics.scoring import metric_names
+    from bidsapp.report.methods import methods_text
 
-    path = config.output_dir / "logs" / "CITATION.md"
-    text = describe(config.recipe.name, version=__version__, metrics=config.recipe.metrics.networks)
+    path, scored = config.output_dir / "logs" / "CITATION.md", config.recipe.metrics
+    metrics = metric_names(scored.protocol, scored.networks)
+    text = methods_text(config.recipe.name, version=__version__, metrics=metrics)
     write_text(path, text.as_markdown())
     return path
 

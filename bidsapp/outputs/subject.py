@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +15,18 @@ import numpy as np
 from bidsapp.bids.inputs import Dataset
 from bidsapp.bids.outputs import OutputTree, roi_label, source_uri, write_images, write_mask, write_metrics
 from bidsapp.config import RunConfig
-from bidsapp.outputs.figures import ladder_pictures, write_voxels_used
-from bidsapp.outputs.model import target_rows, write_model
+from bidsapp.outputs.figures import ladder_images, write_region_figures, write_voxels_used
+from bidsapp.outputs.model import ridge_penalties, write_model
 from bidsapp.outputs.provenance import counts_of, repeats_of, settings_of, software_versions, voxel_selection
 from bidsapp.outputs.tables import (
     FINDING_COLUMNS,
     LADDER_COLUMNS,
     QUALITY_COLUMNS,
-    checks,
+    check_values,
     findings_table,
     ladder_table,
     quality_table,
-    write_options,
+    write_option_tables,
 )
 from bidsapp.pipeline.records import BRAIN
 from bidsapp.report import ExtraFigure, ScoreRow, SubjectReport, write_subject_report
@@ -35,38 +36,47 @@ if TYPE_CHECKING:
     from bidsapp.data.stimuli import StimulusSet
     from bidsapp.pipeline.records import Pictures, Reconstruction
 
-
 LOG = logging.getLogger("bidsapp")
 
-
 _DESC = {"brain": "recon", "null": "null", "oracle": "oracle"}
-
-
 _TABLES = ("summary", "ladder", "targets", "findings")
+_SUFFIXES = ("image", "metrics", "model", "mask")
 
 
-_KINDS = ("image", "metrics", "model", "mask")
+@dataclass(frozen=True)
+class SubjectRun:
+    """The run that a subject was reconstructed in, for its outputs and report.
+
+    Attributes
+    ----------
+    dataset, stimuli, config : Dataset, StimulusSet, RunConfig
+    run_id : str
+        Folder of the run in ``logs``.
+    seconds : float
+        Wall time of the subject.
+    warnings : tuple of str
+        Shown in the report.
+    """
+
+    dataset: Dataset
+    stimuli: StimulusSet
+    config: RunConfig
+    run_id: str
+    seconds: float
+    warnings: tuple[str, ...] = ()
 
 
-def write_subject(
-    found: Reconstruction,
-    tree: OutputTree,
-    dataset: Dataset,
-    stimuli: StimulusSet,
-    config: RunConfig,
-    run_id: str,
-    seconds: float,
-    warnings: tuple[str, ...] = (),
-) -> list[ScoreRow]:
-    """Write all outputs of one subject; its report last, so that a report means the rest is there.
+def write_subject(found: Reconstruction, tree: OutputTree, run: SubjectRun) -> list[ScoreRow]:
+    """Write all outputs of one subject; its report is last, so that a report means complete outputs.
 
     Returns
     -------
     list of ScoreRow
         The summary table.
     """
-    sources = [source_uri(s.betas, dataset.links) for s in found.subject.sessions]
-    masks = [source_uri(path, dataset.links) for path in found.subject.masks.values()]
+    config = run.config
+    sources = [source_uri(s.betas, run.dataset.links) for s in found.subject.sessions]
+    masks = [source_uri(path, run.dataset.links) for path in found.subject.masks.values()]
     write_mask(
         tree,
         roi_label(config.roi),
@@ -74,7 +84,7 @@ def write_subject(
         found.mask.affine,
         sources=masks,
         spatial_reference=found.subject.spatial_reference,
-        selection=voxel_selection(found, dataset, config),
+        selection=voxel_selection(found, run.dataset, config),
     )
     write_model(found, tree, config, sources)
     brain = found.pictures[BRAIN]
@@ -83,7 +93,7 @@ def write_subject(
     write_images(tree, brain.ids, brain.stage1, meta, desc="vdvae")
     for condition, pictures in found.pictures.items():
         columns = per_image_columns(pictures)
-        write_metrics(tree, columns, describe_columns(columns), desc=_DESC[condition])
+        write_metrics(tree, columns, per_image_descriptions(columns), desc=_DESC[condition])
     rows = summary_rows(found.pictures)
     settings = {
         "Recipe": config.recipe.name,
@@ -94,55 +104,45 @@ def write_subject(
         "Split": found.split.name,
         "TestImages": len(found.split.test),
     }
-    write_metrics(tree, summary_columns(rows), _SUMMARY_COLUMNS | {"RunSettings": settings}, desc="summary")
+    table = {name: [getattr(row, name) for row in rows] for name in _SUMMARY_COLUMNS}
+    write_metrics(tree, table, _SUMMARY_COLUMNS | {"RunSettings": settings}, desc="summary")
     evidence = found.evidence
     write_metrics(tree, ladder_table(evidence), LADDER_COLUMNS, desc="ladder")
     write_metrics(tree, quality_table(evidence), QUALITY_COLUMNS, desc="targets")
-    write_metrics(tree, findings_table(evidence), FINDING_COLUMNS | checks(evidence), desc="findings")
-    further = write_options(found, tree)
-    stems = [tree.path("mask", roi=roi_label(config.roi)).name, tree.path("model").name]
-    stems += [tree.path("image", stim=i, desc=d).name for i in brain.ids for d in ("recon", "vdvae")]
-    stems += [tree.path("image_sidecar", desc=d).name for d in ("recon", "vdvae")]
-    stems += [
-        tree.path("metrics", desc=d).name
-        for d in (*_TABLES, *further.tables, *(_DESC[c] for c in found.pictures))
-    ]
-    remove_outputs(tree, keep={name.partition(".")[0] for name in stems})
-    figures = (write_voxels_used(found, tree), *further.figures)
-    report = make_report(found, rows, stimuli, config, run_id, seconds, warnings, figures)
-    write_subject_report(tree.path("report"), report)
+    write_metrics(tree, findings_table(evidence), FINDING_COLUMNS | check_values(evidence), desc="findings")
+    tables = (*_TABLES, *write_option_tables(evidence, tree), *(_DESC[c] for c in found.pictures))
+    paths = [tree.path("mask", roi=roi_label(config.roi)), tree.path("model")]
+    paths += [tree.path("image", stim=i, desc=d) for i in brain.ids for d in ("recon", "vdvae")]
+    paths += [tree.path("image_sidecar", desc=d) for d in ("recon", "vdvae")]
+    paths += [tree.path("metrics", desc=d) for d in tables]
+    remove_outputs(tree, keep={path.name.partition(".")[0] for path in paths})
+    figures = (*write_region_figures(evidence.roi_analysis, tree), write_voxels_used(found, tree))
+    write_subject_report(tree.path("report"), _report(found, rows, run, figures))
     return rows
 
 
 def remove_outputs(
-    tree: OutputTree, keep: Set[str] = frozenset(), kinds: tuple[str, ...] = _KINDS
-) -> list[Path]:
-    """Remove a subject's outputs of earlier runs, of this task, that the last run did not make.
+    tree: OutputTree, keep: Set[str] = frozenset(), suffixes: tuple[str, ...] = _SUFFIXES
+) -> None:
+    """Remove a subject's outputs, of this task, that the last run did not write.
 
     Parameters
     ----------
-    tree : OutputTree
     keep : set of str
         File names up to the first dot.
-    kinds : tuple of str
-        BIDS suffixes that are looked at.
-
-    Returns
-    -------
-    list of Path
-        What was removed.
+    suffixes : tuple of str
+        BIDS suffixes of the files to remove.
     """
     start = f"sub-{tree.subject}_task-{tree.task}_" if tree.task else f"sub-{tree.subject}_"
     folder = tree.path("model").parent
-    removed = []
+    removed: list[Path] = []
     for path in sorted(folder.glob(f"{start}*")) if folder.is_dir() else []:
-        kind = path.name.partition(".")[0]
-        if kind.rpartition("_")[2] in kinds and kind not in keep:
+        stem = path.name.partition(".")[0]
+        if stem.rpartition("_")[2] in suffixes and stem not in keep:
             path.unlink()
             removed.append(path)
     if removed:
         LOG.info("sub-%s: removed %d files of an earlier run", tree.subject, len(removed))
-    return removed
 
 
 def per_image_columns(pictures: Pictures) -> dict[str, Any]:
@@ -153,41 +153,28 @@ def per_image_columns(pictures: Pictures) -> dict[str, Any]:
     return columns
 
 
-def describe_columns(columns: Mapping[str, Any]) -> dict[str, str]:
-    """Describe in a sentence every column of a metrics table."""
-    texts = {"stimulus_id": "Stimulus that was shown, as in the input's stimuli.tsv."}
+def per_image_descriptions(columns: Mapping[str, Any]) -> dict[str, str]:
+    """Describe every column of a metrics table."""
+    texts = {"stimulus_id": "Stimulus that was shown, as in stimuli.tsv of the input."}
     for name in columns:
         stage, _, metric = name.partition("_")
         if stage in ("stage1", "stage2"):
             made = "VDVAE decode (stage 1)" if stage == "stage1" else "latent diffusion (stage 2)"
-            texts[name] = f"{metric_label(metric).title} of the image after {made} with the stimulus."
+            texts[name] = f"{metric_label(metric).title} of the stimulus and the image after {made}."
     return texts
 
 
 def summary_rows(pictures: Mapping[str, Pictures]) -> list[ScoreRow]:
     """Mean, interval and chance of every metric, stage and condition."""
-    rows = []
-    for condition, found in pictures.items():
-        for stage, scores in (("stage1", found.scores1), ("stage2", found.scores2)):
-            for metric, s in scores.summary.items():
-                rows.append(
-                    ScoreRow(
-                        condition,
-                        stage,
-                        metric,
-                        s.mean,
-                        s.low,
-                        s.high,
-                        s.chance,
-                        s.chance_low,
-                        s.chance_high,
-                        len(found.ids),
-                        s.ties,
-                        s.p,
-                        s.reverse,
-                    )
-                )
-    return rows
+    return [
+        ScoreRow(
+            condition, stage, metric, s.mean, s.low, s.high, s.chance, s.chance_low, s.chance_high,
+            len(found.ids), s.ties, s.p, s.reverse,
+        )
+        for condition, found in pictures.items()
+        for stage, scores in (("stage1", found.scores1), ("stage2", found.scores2))
+        for metric, s in scores.summary.items()
+    ]  # fmt: skip
 
 
 _SUMMARY_COLUMNS = {
@@ -205,35 +192,22 @@ _SUMMARY_COLUMNS = {
     },
     "metric": "Name of the metric.",
     "mean": "Mean over test images.",
-    "low": "Lower end of the bootstrap 95 % interval of the mean over images.",
+    "low": "Lower end of the bootstrap 95% interval of the mean over images.",
     "high": "Upper end of that interval.",
-    "chance": "What a random pairing of reconstructions and stimuli scores.",
-    "chance_low": "Lower end of the 95 % range of the mean under random pairings.",
+    "chance": "Score of a random pairing of reconstructions and stimuli.",
+    "chance_low": "Lower end of the 95% range of the mean under random pairings.",
     "chance_high": "Upper end of that range.",
     "n_images": "Number of test images.",
     "p": "Permutation p of the pairing of reconstructions and stimuli, (1 + #) / (1 + N).",
-    "reverse": "Two-way identification the other way round: each stimulus among the reconstructions.",
+    "reverse": "Two-way identification in the other direction: each stimulus among the reconstructions.",
     "ties": "Ties of two-way identification, each counted one half; 0 for other metrics.",
 }
 
 
-def summary_columns(rows: list[ScoreRow]) -> dict[str, list[Any]]:
-    """Make the summary table, a row a metric, stage and condition."""
-    return {name: [getattr(row, name) for row in rows] for name in _SUMMARY_COLUMNS}
-
-
-def make_report(
-    found: Reconstruction,
-    rows: list[ScoreRow],
-    stimuli: StimulusSet,
-    config: RunConfig,
-    run_id: str,
-    seconds: float,
-    warnings: tuple[str, ...] = (),
-    figures: tuple[ExtraFigure, ...] = (),
+def _report(
+    found: Reconstruction, rows: list[ScoreRow], run: SubjectRun, figures: tuple[ExtraFigure, ...]
 ) -> SubjectReport:
-    """Gather the report's contents."""
-    brain = found.pictures[BRAIN]
+    brain, config = found.pictures[BRAIN], run.config
     per_image = {k: np.asarray(v) for k, v in per_image_columns(brain).items() if k != "stimulus_id"}
     return SubjectReport(
         subject=found.subject.label,
@@ -241,23 +215,23 @@ def make_report(
         space=found.subject.space,
         recipe=config.recipe.name,
         stimulus_ids=brain.ids,
-        captions=tuple((stimuli.captions(i) or ("",))[0] for i in brain.ids),
+        captions=tuple((run.stimuli.captions(i) or ("",))[0] for i in brain.ids),
         stimuli=found.stimuli,
         stage1=brain.stage1,
         stage2=brain.stage2,
         per_image=per_image,
         scores=tuple(rows),
-        targets=target_rows(found, config),
+        penalties=ridge_penalties(found, config),
         counts=counts_of(found, config),
         repeats=repeats_of(found),
         settings=settings_of(config),
         command=config.command,
         versions=software_versions(),
         seed=config.seed,
-        warnings=warnings,
+        warnings=run.warnings,
         figures=figures,
-        ladder=ladder_pictures(found, stimuli),
+        ladder=ladder_images(found, run.stimuli),
         evidence=found.evidence,
-        run_id=run_id,
-        duration_s=seconds,
+        run_id=run.run_id,
+        duration_s=run.seconds,
     )

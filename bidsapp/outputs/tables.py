@@ -1,86 +1,146 @@
-"""Tables of the ladder, the checks and the optional analyses, with a description of each column."""
+"""Tables of the control ladder, the checks and the optional analyses, with a description of each column."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bidsapp.bids.outputs import OutputTree, stimulus_label, write_metrics
+from bidsapp.bids.outputs import OutputTree, write_metrics
 from bidsapp.evidence import Evidence, Value
-from bidsapp.report.figures import save_png, triplet
-from bidsapp.report.records import ExtraFigure
 
 if TYPE_CHECKING:
     from bidsapp.evidence import HoldoutScores, ProtocolScores, RoiAnalysis, SeedSpread
-    from bidsapp.pipeline.records import Reconstruction
 
-
-_INTERVAL = "Lower end of its 95 % interval (bootstrap over images)."
-
+_LOW = "Lower end of its 95% interval (bootstrap over images)."
+_HIGH = "Upper end of that interval."
+_METRIC = "Name of the metric."
+_TWO_WAY = "Two-way identification of test images by their predicted targets."
 
 LADDER_COLUMNS = {
     "rung": {
         "Description": "What was decoded.",
         "Levels": {
             "truth": "The stimuli themselves.",
-            "retrieval": "The training image whose latents are most like the predicted ones.",
+            "retrieval": "The training image whose latents are most similar to the predicted ones.",
             "oracle": "True latents and tokens.",
             "true_tokens": "True tokens, from the predicted stage 1.",
             "true_stage1": "Predicted tokens, from the true stage 1.",
             "brain": "Everything predicted from the subject's responses.",
-            "recalibrated": "The same under the other calibration (train-cv or transductive).",
+            "recalibrated": "As brain, with the other calibration (train-cv or transductive).",
             "mean": "The training images' mean latents.",
             "null": "Responses and images paired at random in training.",
-            "random": "Responses of independent normal numbers.",
+            "random": "Responses drawn from a normal distribution.",
         },
     },
     "stage": {
         "Description": "Which image was scored.",
-        "Levels": {"stage1": "VDVAE decode.", "stage2": "Latent diffusion, or an image that no model made."},
+        "Levels": {"stage1": "VDVAE decode.", "stage2": "Latent diffusion, or an existing image."},
     },
     "metric": "Name of the metric; identification is the mean of two-way identification over networks.",
     "mean": "Mean over the ladder's images.",
-    "low": _INTERVAL,
-    "high": "Upper end of that interval.",
-    "share": "(mean - null) / (oracle - null): 0 is luck, 1 what the models can reach.",
-    "share_low": _INTERVAL,
-    "share_high": "Upper end of that interval.",
+    "low": _LOW,
+    "high": _HIGH,
+    "share": "(mean - null) / (oracle - null): 0 at the null, 1 at the oracle.",
+    "share_low": _LOW,
+    "share_high": _HIGH,
     "n_images": "Number of images, the same for all rungs.",
-}  # fmt: skip
-
+}
 
 QUALITY_COLUMNS = {
     "target": "Target of the regression.",
     "part": "Layer of the VDVAE or token of CLIP; all for the whole target.",
-    "n_dims": "Dimensions.",
-    "r": "Mean over dimensions of the correlation, over test images, of prediction and truth.",
-    "r_low": "2.5 % quantile over dimensions.",
-    "r_high": "97.5 % quantile over dimensions.",
+    "n_dims": "Number of dimensions.",
+    "r": "Mean over dimensions of the correlation of predicted and true values over test images.",
+    "r_low": "2.5% quantile over dimensions.",
+    "r_high": "97.5% quantile over dimensions.",
     "ceiling": "Mean correlation that the reliability of the predictions allows (halves of repeats).",
     "r2": "Median over dimensions of the coefficient of determination (whole targets only).",
     "two_way": "Identification of test images by their predicted targets (whole targets only).",
-    "two_way_p": "Permutation p of it.",
+    "two_way_p": "Permutation p of two_way.",
     "among_training": "Share of images whose own target is more similar than every training image's.",
-    "median_rank": "Median place of the own target among the training images' (1 is first).",
+    "median_rank": "Median rank of the own target among the training images' (1 is first).",
 }
-
 
 FINDING_COLUMNS = {
     "code": "Name of the rule, and its section in docs/troubleshooting.md.",
     "severity": {
         "Description": "What the rule found.",
         "Levels": {
-            "broken": "The stage does not do its work.",
-            "limit": "What holds the picture back.",
+            "broken": "The stage does not work.",
+            "limit": "The stage limits the reconstructions.",
             "ok": "The stage works.",
-            "unknown": "Could not be judged.",
+            "unknown": "The stage could not be judged.",
         },
     },
-    "stage": "What it speaks of.",
+    "stage": "Stage of the pipeline.",
     "sentence": "The finding in words.",
+}
+
+SEED_COLUMNS = {
+    "stage": "Which image was scored: stage1 (VDVAE decode) or stage2 (latent diffusion).",
+    "metric": _METRIC,
+    "mean": "Mean over seeds and the ladder's images.",
+    "low": _LOW,
+    "high": _HIGH,
+    "between_seeds": "Standard deviation over seeds of an image's score, mean over images.",
+    "of_mean": "Standard deviation over seeds of the mean over images.",
+    "n_seeds": "Number of seeds.",
+    "n_images": "Number of images.",
+}
+
+PROTOCOL_COLUMNS = {
+    "protocol": "Published protocol that scored the final reconstructions from the brain.",
+    "metric": _METRIC,
+    "mean": "Mean over all test images.",
+    "low": _LOW,
+    "high": _HIGH,
+    "n_images": "Number of test images.",
+}
+
+HOLDOUT_COLUMNS = {
+    "target": "Target of the regression.",
+    "trained_on": {
+        "Description": "Training images that a test image was predicted from.",
+        "Levels": {
+            "all": "All.",
+            "other_clusters": "Those of other clusters.",
+            "random_rest": "All but a random selection of as many as its cluster has.",
+        },
+    },
+    "two_way": _TWO_WAY,
+    "low": _LOW,
+    "high": _HIGH,
+    "within": "The same among images of the same cluster.",
+    "within_low": _LOW,
+    "within_high": _HIGH,
+    "between": "The same among images of other clusters.",
+    "between_low": _LOW,
+    "between_high": _HIGH,
+    "left_out": "Training images left out, mean over test images.",
+    "n_clusters": "Clusters with test images.",
+    "n_images": "Number of test images.",
+}
+
+REGION_COLUMNS = {
+    "region": "Region of interest.",
+    "n_voxels": "Number of its voxels among those decoded.",
+    "target": "Target of the regression.",
+    "analysis": {
+        "Description": "Which voxels were decoded from; the others were set to their training mean.",
+        "Levels": {"keep": "Those of the region.", "lesion": "All but those of the region."},
+    },
+    "two_way": _TWO_WAY,
+    "low": _LOW,
+    "high": _HIGH,
+    "null": "Mean over random sets of as many voxels.",
+    "null_low": "2.5% quantile over these sets.",
+    "null_high": "97.5% quantile over these sets.",
+    "p": "(1 + #) / (1 + N) of random sets that score as high (keep) or cost as much (lesion).",
+    "whole": "Two-way identification from all voxels.",
+    "n_images": "Number of test images.",
+    "n_sets": "Number of random sets.",
 }
 
 
@@ -118,15 +178,15 @@ def findings_table(evidence: Evidence) -> dict[str, list[Any]]:
     return _columns(FINDING_COLUMNS, [(f.code, f.severity, f.stage, f.sentence) for f in evidence.findings])
 
 
-def checks(evidence: Evidence) -> dict[str, Any]:
-    """Give single figures of the checks, for the sidecar of the findings."""
+def check_values(evidence: Evidence) -> dict[str, Any]:
+    """Give single values of the checks, for the sidecar of the findings."""
     found: dict[str, Any] = {}
-    if evidence.reliability is not None:
-        x = evidence.reliability
-        found["ResponseReliability"] = {"TwoWay": x.two_way.mean, "P": x.p, "Images": x.n_images}
-    if evidence.caption_match is not None:
-        m = evidence.caption_match
-        found["CaptionMatch"] = {"TwoWay": m.two_way.mean, "P": m.p, "Images": m.n_images}
+    for name, match in (
+        ("ResponseReliability", evidence.reliability),
+        ("CaptionMatch", evidence.caption_match),
+    ):
+        if match is not None:
+            found[name] = {"TwoWay": match.two_way.mean, "P": match.p, "Images": match.n_images}
     if evidence.spuriousness is not None:
         s = evidence.spuriousness
         found["Spuriousness"] = {
@@ -160,128 +220,22 @@ def _mean(values: np.ndarray) -> float | None:
     return float(np.nanmean(values)) if np.isfinite(values).any() else None
 
 
-SEED_COLUMNS = {
-    "stage": "Which image was scored: stage1 (VDVAE decode) or stage2 (latent diffusion).",
-    "metric": "Name of the metric.",
-    "mean": "Mean over seeds and the ladder's images.",
-    "low": "Lower end of its 95 % interval (bootstrap over images).",
-    "high": "Upper end of that interval.",
-    "between_seeds": "Standard deviation over seeds of an image's score, mean over images.",
-    "of_mean": "Standard deviation over seeds of the mean over images.",
-    "n_seeds": "Number of seeds.",
-    "n_images": "Number of images.",
-}
-
-
-PROTOCOL_COLUMNS = {
-    "protocol": "Published protocol that scored the final pictures of the brain.",
-    "metric": "Name of the metric.",
-    "mean": "Mean over all test images.",
-    "low": "Lower end of its 95 % interval (bootstrap over images).",
-    "high": "Upper end of that interval.",
-    "n_images": "Number of test images.",
-}
-
-
-HOLDOUT_COLUMNS = {
-    "target": "Target of the regression.",
-    "trained_on": {
-        "Description": "Training images that a test image was predicted from.",
-        "Levels": {
-            "all": "All.",
-            "other_clusters": "Those of other clusters than its own.",
-            "random_rest": "All but as many, drawn at random, as its cluster has.",
-        },
-    },
-    "two_way": "Two-way identification of test images by their predicted targets.",
-    "low": "Lower end of its 95 % interval (bootstrap over images).",
-    "high": "Upper end of that interval.",
-    "within": "The same among images of the same cluster.",
-    "within_low": "Lower end of its interval.",
-    "within_high": "Upper end of its interval.",
-    "between": "The same among images of other clusters.",
-    "between_low": "Lower end of its interval.",
-    "between_high": "Upper end of its interval.",
-    "left_out": "Training images left out, mean over test images.",
-    "n_clusters": "Clusters that hold test images.",
-    "n_images": "Test images.",
-}  # fmt: skip
-
-
-REGION_COLUMNS = {
-    "region": "Region of interest.",
-    "n_voxels": "Its voxels among those decoded.",
-    "target": "Target of the regression.",
-    "analysis": {
-        "Description": "Which voxels were decoded from; the others were at their training mean.",
-        "Levels": {"keep": "The region's alone.", "lesion": "All but the region's."},
-    },
-    "two_way": "Two-way identification of test images by their predicted targets.",
-    "low": "Lower end of its 95 % interval (bootstrap over images).",
-    "high": "Upper end of that interval.",
-    "null": "Mean over random sets of as many voxels.",
-    "null_low": "Lower end of the middle 95 % of these sets.",
-    "null_high": "Upper end of it.",
-    "p": "(1 + #) / (1 + N) of random sets that do as well (keep) or cost as much (lesion).",
-    "whole": "Two-way identification from all voxels.",
-    "n_images": "Test images.",
-    "n_sets": "Random sets.",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class OptionOutputs:
-    """What was written: ``desc`` of each table, and the figures for the report."""
-
-    tables: tuple[str, ...] = ()
-    figures: tuple[ExtraFigure, ...] = ()
-
-
-def write_options(found: Reconstruction, tree: OutputTree) -> OptionOutputs:
-    """Write the tables and figures of what options asked for; nothing without them."""
-    evidence = found.evidence
+def write_option_tables(evidence: Evidence, tree: OutputTree) -> tuple[str, ...]:
+    """Write the tables of optional analyses that were computed; return the ``desc`` of each."""
     tables: dict[str, tuple[Mapping[str, Any], list[tuple[Any, ...]]]] = {
         "protocols": (PROTOCOL_COLUMNS, protocol_rows(evidence.protocols)),
         "seeds": (SEED_COLUMNS, seed_rows(evidence.generator_seeds)),
         "holdout": (HOLDOUT_COLUMNS, holdout_rows(evidence.cluster_holdout)),
         "regions": (REGION_COLUMNS, region_rows(evidence.roi_analysis)),
     }
-    written = []
-    for desc, (columns, rows) in tables.items():
-        if rows:
-            write_metrics(tree, _columns(columns, rows), columns, desc=desc)
-            written.append(desc)
-    return OptionOutputs(tuple(written), write_region_figures(evidence.roi_analysis, tree))
-
-
-def write_region_figures(found: RoiAnalysis | None, tree: OutputTree) -> tuple[ExtraFigure, ...]:
-    """Write each region's pictures of both stages side by side, and remove those of earlier runs."""
-    task = f"_task-{tree.task}" if tree.task else ""
-    stem = f"sub-{tree.subject}{task}_desc-region"
-    figures, written = [], set()
-    for row, (name, size) in enumerate(zip(found.names, found.n_voxels, strict=True) if found else ()):
-        assert found is not None
-        label = stimulus_label(name)
-        path = tree.path("figure", name=f"{stem}{row + 1}{label}_synthetic")
-        save_png(path, triplet([found.stage1[row], found.stage2[row]]))
-        written.add(path.name)
-        figures.append(
-            ExtraFigure(
-                section="regions",
-                path=path.relative_to(tree.out_dir).as_posix(),
-                title=name,
-                alt=f"Decoded from activity in {name} alone: VDVAE decode, then latent diffusion.",
-                caption=f"Synthetic activation: its {size:,} voxels at 1, all others at 0.",
-            )
-        )
-    for old in tree.path("figures").glob(f"{stem}*_synthetic.png"):
-        if old.name not in written:
-            old.unlink(missing_ok=True)
-    return tuple(figures)
+    written = {desc: table for desc, table in tables.items() if table[1]}
+    for desc, (columns, rows) in written.items():
+        write_metrics(tree, _columns(columns, rows), columns, desc=desc)
+    return tuple(written)
 
 
 def region_rows(found: RoiAnalysis | None) -> list[tuple[Any, ...]]:
-    """Give what regions carry as rows of :data:`REGION_COLUMNS`."""
+    """Rows of :data:`REGION_COLUMNS`."""
     return [
         (
             s.region, s.n_voxels, s.target, s.analysis, s.two_way.mean, s.two_way.low, s.two_way.high,
@@ -292,7 +246,7 @@ def region_rows(found: RoiAnalysis | None) -> list[tuple[Any, ...]]:
 
 
 def protocol_rows(found: Sequence[ProtocolScores]) -> list[tuple[Any, ...]]:
-    """Give the scores by each protocol as rows of :data:`PROTOCOL_COLUMNS`."""
+    """Rows of :data:`PROTOCOL_COLUMNS`."""
     return [
         (p.protocol, metric, v.mean, v.low, v.high, p.n_images)
         for p in found
@@ -301,7 +255,7 @@ def protocol_rows(found: Sequence[ProtocolScores]) -> list[tuple[Any, ...]]:
 
 
 def seed_rows(spreads: Sequence[SeedSpread]) -> list[tuple[Any, ...]]:
-    """Give the spread over seeds as rows of :data:`SEED_COLUMNS`."""
+    """Rows of :data:`SEED_COLUMNS`."""
     return [
         (
             s.stage, s.metric, s.value.mean, s.value.low, s.value.high,
@@ -312,7 +266,7 @@ def seed_rows(spreads: Sequence[SeedSpread]) -> list[tuple[Any, ...]]:
 
 
 def holdout_rows(scores: Sequence[HoldoutScores]) -> list[tuple[Any, ...]]:
-    """Give the scores with clusters left out as rows of :data:`HOLDOUT_COLUMNS`."""
+    """Rows of :data:`HOLDOUT_COLUMNS`."""
     rows = []
     for s in scores:
         values = [x for v in (s.two_way, s.within, s.between) for x in (v.mean, v.low, v.high)]

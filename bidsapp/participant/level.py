@@ -141,7 +141,7 @@ def _run_subject(
         split_record,
         write_settings,
     )
-    from bidsapp.outputs.subject import write_subject
+    from bidsapp.outputs.subject import SubjectRun, write_subject
     from bidsapp.participant.reconstruct import reconstruct
 
     start = time.monotonic()
@@ -165,7 +165,8 @@ def _run_subject(
     found = reconstruct(subject, mask, planned.splits[label], planned.stimuli, models, config, regions)
     warnings = (*split_notes(planned.splits[label]), *_warnings(planned, models, config))
     seconds = time.monotonic() - start
-    rows = write_subject(found, tree, planned.dataset, planned.stimuli, config, run_id, seconds, warnings)
+    run = SubjectRun(planned.dataset, planned.stimuli, config, run_id, seconds, warnings)
+    rows = write_subject(found, tree, run)
     write_settings(record, settings | {"machine": machine()})  # with the peak memory of the whole run
     LOG.info("sub-%s: done in %.0f s, %s", label, time.monotonic() - start, tree.path("report"))
     return rows
@@ -221,7 +222,7 @@ def _record_failure(subject: SubjectInputs, tree: OutputTree, error: Exception, 
     trace = error if not known or config.verbose > 0 else None
     LOG.error("sub-%s failed: %s", label, text, exc_info=trace)
     try:
-        remove_outputs(tree, kinds=("metrics",))  # the group must not count what this report disowns
+        remove_outputs(tree, suffixes=("metrics",))  # the group must not count what this report disowns
         write_subject_report(
             tree.path("report"),
             SubjectReport(

@@ -1,36 +1,36 @@
-"""The reports: one HTML file a subject and one for the group, with small pictures beside them.
+"""Reports: one HTML file per subject and one for the group, with small images alongside.
 
-They load nothing over the network and need no script, so they can be read offline, mailed, and kept.
+They load nothing over the network and need no script, so they can be read offline, mailed and archived.
 """
 
 from bidsapp.report.group import write_group_report
 from bidsapp.report.records import (
     Column,
-    Estimate,
     ExtraFigure,
+    GroupMean,
     GroupReport,
-    LadderPictures,
+    LadderImages,
     MissingSubject,
+    RidgePenalty,
     ScoreRow,
     SubjectChecks,
     SubjectEntry,
     SubjectReport,
-    TargetRow,
 )
 from bidsapp.report.subject import write_subject_report
 
 __all__ = [
     "Column",
-    "Estimate",
     "ExtraFigure",
+    "GroupMean",
     "GroupReport",
-    "LadderPictures",
+    "LadderImages",
     "MissingSubject",
+    "RidgePenalty",
     "ScoreRow",
     "SubjectChecks",
     "SubjectEntry",
     "SubjectReport",
-    "TargetRow",
     "write_group_report",
     "write_subject_report",
 ]

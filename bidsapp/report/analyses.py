@@ -1,10 +1,10 @@
-"""What options add to a run, ready for the page: clusters left out, seeds of the generator, regions."""
+"""Optional analyses, prepared for the page: cluster holdout, generator seeds, single regions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from bidsapp.evidence import Evidence, HoldoutScores, RegionScore, SeedSpread, Value
 from bidsapp.records import TARGET_TITLES
@@ -21,38 +21,22 @@ from bidsapp.report.plots import Axis, Lane, Mark, MetricPlot, axis_for
 
 _TRAINED_ON = {
     "all": "All training images",
-    "other_clusters": "Without its cluster",
-    "random_rest": "Without as many others",
+    "other_clusters": "Own cluster left out",
+    "random_rest": "As many others left out",
 }
 _SHIRAKAWA = ("Shirakawa et al. 2024, arXiv 2405.10078", "https://arxiv.org/abs/2405.10078")
 _OZCELIK = ("Ozcelik & VanRullen 2023, arXiv 2303.05334", "https://arxiv.org/abs/2303.05334")
 _PHIPSON = ("Phipson & Smyth 2010", "https://doi.org/10.2202/1544-6115.1585")
-#: Two-sided 95 % quantile of the normal distribution.
+#: Two-sided 95% quantile of the normal distribution.
 _Z95 = 1.959964
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One analysis: what was found in words, plots, a table, how it was done and where that comes from.
+    """One analysis: results in words, plots and a table, the method and its sources.
 
-    Attributes
-    ----------
-    key, title : str
-    sentences : tuple of str
-        What was found.
-    legend : tuple of (str, str)
-        Kind of mark and its meaning.
-    plots : tuple of MetricPlot
-    caption : str
-        Of the table.
-    header : tuple of str
-    rows : tuple of tuple of (str, str)
-        Value and interval of every cell; the first is the row's name.
-    n_words : int
-        Columns, from the first, that hold words.
-    method : str
-    sources : tuple of (str, str)
-        Text and address.
+    ``legend`` has the kind of each mark and its meaning; ``rows`` the value and interval of every cell: the
+    first ``n_words`` are words; ``sources`` has text and address.
     """
 
     key: str
@@ -65,11 +49,11 @@ class Panel:
     rows: tuple[tuple[tuple[str, str], ...], ...]
     n_words: int
     method: str
-    sources: tuple[tuple[str, str], ...] = field(default=())
+    sources: tuple[tuple[str, str], ...] = ()
 
 
 def panels(evidence: Evidence) -> tuple[Panel, ...]:
-    """Give a panel for each analysis that was asked for and led to something."""
+    """Give a panel for each analysis that was requested and gave results."""
     regions = evidence.roi_analysis.scores if evidence.roi_analysis else ()
     found = (
         _holdout(evidence.cluster_holdout) if evidence.cluster_holdout else None,
@@ -80,35 +64,36 @@ def panels(evidence: Evidence) -> tuple[Panel, ...]:
 
 
 def _holdout(scores: Sequence[HoldoutScores]) -> Panel:
-    targets = tuple(dict.fromkeys(s.target for s in scores))
-    of = {(s.target, s.trained_on): s for s in scores}
+    by = {(s.target, s.trained_on): s for s in scores}
     plots: list[MetricPlot] = []
-    said: list[str] = []
-    for target in targets:
+    points: list[str] = []
+    sentence = ""
+    for target in dict.fromkeys(s.target for s in scores):
         label = _identification(f"by the predicted {_title(target)}")
-        here = {key: of[target, key] for key in _TRAINED_ON if (target, key) in of}
+        here = {key: by[target, key] for key in _TRAINED_ON if (target, key) in by}
         axis = axis_for(label, [s.two_way.mean for s in here.values()])
-        lanes = tuple(_lane(label, axis, _TRAINED_ON[key], s.two_way, None) for key, s in here.items())
+        lanes = tuple(_lane(label, axis, _TRAINED_ON[key], s.two_way) for key, s in here.items())
         plots.append(MetricPlot(label, "", lanes, axis.ticks(label)))
         if {"other_clusters", "random_rest"} <= here.keys():
             without, fewer = (here[key].two_way.mean for key in ("other_clusters", "random_rest"))
-            points = f"{100 * (fewer - without):.1f}".replace("-", "−")
-            if said:
-                said.append(f"{_title(target)} {points}")
+            gain = f"{100 * (fewer - without):.1f}".replace("-", "−")
+            if sentence:
+                points.append(f"{_title(target)} {gain}")
             else:
-                said.append(
-                    f"By the predicted {_title(target)} they are identified {_percent(without)} of the time "
+                sentence = (
+                    f"By the predicted {_title(target)}, they are identified {_percent(without)} of the time "
                     f"without the training images of their own cluster, {_percent(fewer)} without as many "
-                    f"others: knowing the cluster was worth {points} percentage points"
+                    f"others: knowing the cluster adds {gain} percentage points"
                 )
+    if sentence:
+        sentence += f" ({', '.join(points)})." if points else "."
     first, left = scores[0], max(s.left_out for s in scores)
     sentences = (
-        f"Could the decoder have known no more than the kind of picture? Each of the {first.n_images} test "
-        "images was predicted again by a ridge that never saw a training image of its own cluster: "
-        f"{left:,.0f} training images fewer on average. {first.n_clusters} clusters hold test images.",
-        _further(said),
+        f"Could the decoder rely on image category alone? Each of the {first.n_images} test images was "
+        "predicted again by a ridge regression without the training images of its own cluster: "
+        f"{left:,.0f} training images fewer on average. {first.n_clusters} clusters contain test images.",
+        sentence,
     )
-    header = ("Predicted target", "Trained on", "Two-way", "Within cluster", "Between clusters")
     percent = _identification("")
     rows = tuple(
         (
@@ -120,78 +105,65 @@ def _holdout(scores: Sequence[HoldoutScores]) -> Panel:
     )
     return Panel(
         "holdout",
-        "Clusters left out",
+        "Cluster holdout",
         sentences,
-        (("brain", "Mean and 95 % interval"), ("chance", "Chance")),
+        (("brain", "Mean and 95% interval"), ("chance", "Chance")),
         tuple(plots),
         "Two-way identification of test images by their predicted targets: among all test images, among "
-        "those of the same cluster, and among those of other clusters; 95 % intervals over images.",
-        header,
+        "those of the same cluster, and among those of other clusters; 95% intervals over images.",
+        ("Predicted target", "Trained on", "Two-way", "Within cluster", "Between clusters"),
         rows,
         2,
-        "Clusters are those of the captions above (k-means). Leaving images out of a ridge is exact and "
-        "needs no new fit; the penalty stays. Fewer images alone cost something too: the third line left out "
-        "as many at random.",
+        "Clusters are those of the captions above (k-means). Leaving images out of a ridge regression is "
+        "exact and needs no new fit; the penalty is kept. Having fewer images lowers scores too; the third "
+        "line, with as many left out at random, accounts for that.",
         (_SHIRAKAWA,),
     )
-
-
-def _further(said: Sequence[str]) -> str:
-    """Join what was said of the first target and the points of the others."""
-    if not said:
-        return ""
-    return f"{said[0]} ({', '.join(said[1:])})." if said[1:] else f"{said[0]}."
 
 
 def _seeds(spreads: Sequence[SeedSpread]) -> Panel:
     metrics = tuple(dict.fromkeys(s.metric for s in spreads))
     n_seeds, n_images = spreads[0].n_seeds, spreads[0].n_images
     main = primary_metric(metrics)
-    drawn = [m for m in dict.fromkeys((main, "pixcorr")) if m in metrics]
     plots = []
-    for metric in drawn:
+    for metric in [m for m in dict.fromkeys((main, "pixcorr")) if m in metrics]:
         label = metric_label(str(metric))
         here = [s for s in spreads if s.metric == metric]
         axis = axis_for(label, [s.value.mean for s in here])
-        lanes = tuple(
-            _lane(
-                label,
-                axis,
-                STAGE_TITLES.get(s.stage, s.stage),
-                s.value,
-                (s.value.mean - _Z95 * s.of_mean, s.value.mean + _Z95 * s.of_mean),
-            )
-            for s in here
-        )
-        plots.append(MetricPlot(label, "", lanes, axis.ticks(label)))
+        lanes = []
+        for s in here:
+            half = _Z95 * s.of_mean
+            band = (s.value.mean - half, s.value.mean + half)
+            lanes.append(_lane(label, axis, STAGE_TITLES.get(s.stage, s.stage), s.value, band))
+        plots.append(MetricPlot(label, "", tuple(lanes), axis.ticks(label)))
     last = [s for s in spreads if s.metric == main][-1]
     label = metric_label(last.metric)
-    moved = (
+    spread = (
         f"{100 * last.of_mean:.1f} percentage points" if is_two_way(last.metric) else f"{last.of_mean:.3f}"
     )
     sentence = (
-        f"How much of a score is the generator's luck? The ladder's {n_images} images were made from the "
-        f"same predictions under {n_seeds} seeds. From seed to seed the mean {_in_line(label.title)} of "
-        f"{STAGE_TITLES.get(last.stage, last.stage).lower()} varies by {moved} (standard deviation)"
+        f"How much do scores depend on the random seed? The ladder's {n_images} images were generated from "
+        f"the same predictions with {n_seeds} seeds. Between seeds, the mean {_in_line(label.title)} of "
+        f"{STAGE_TITLES.get(last.stage, last.stage).lower()} varies by {spread} (standard deviation)"
     )
     if last.value.low is not None and last.value.high is not None:
-        sentence += f"; its 95 % interval over images is {format_interval(label, *_ends(last.value))}"
+        sentence += f"; its 95% interval over images is {format_interval(label, *_ends(last.value))}"
         half = (last.value.high - last.value.low) / 2
         sentence += (
-            ". Another seed would hardly change what this run says"
+            ". Another seed would hardly change the conclusions"
             if _Z95 * last.of_mean < half / 2
-            else ". That is not small: scores of runs with one seed each should not be compared closely"
+            else ". This is not negligible: small differences between runs of one seed each have no meaning"
         )
     return Panel(
         "seeds",
         "Seeds of the generator",
         (f"{sentence}.",),
         (
-            ("brain", "Mean over seeds, 95 % interval over images"),
-            ("plainband", "Where 95 % of seeds would lie"),
+            ("brain", "Mean over seeds, 95% interval over images"),
+            ("plainband", "Expected range of 95% of seeds"),
         ),
         tuple(plots),
-        f"Brain images of the ladder under {n_seeds} seeds. SD of an image: standard deviation over seeds of "
+        f"Brain images of the ladder with {n_seeds} seeds. SD of an image: standard deviation over seeds of "
         "an image's score, mean over images. SD of the mean: of the mean over images.",
         ("Metric", "Stage", "Mean", "SD of an image", "SD of the mean"),
         tuple(
@@ -205,22 +177,20 @@ def _seeds(spreads: Sequence[SeedSpread]) -> Panel:
             for s in spreads
         ),
         2,
-        "Predicted latents and tokens stay the same; what the seed draws is the VDVAE's blocks that are "
-        "not predicted (where there are any) and the diffusion's first noise. "
-        "Standard deviations divide by the number of seeds less one: "
-        f"from {n_seeds} seeds they are rough.",
+        "Predicted latents and tokens stay the same; the seed draws the VDVAE's blocks that are not "
+        "predicted (if any) and the initial noise of the diffusion. Standard deviations divide by the number "
+        f"of seeds minus one; from {n_seeds} seeds they are rough.",
     )
 
 
 def _regions(scores: Sequence[RegionScore]) -> Panel:
-    targets = tuple(dict.fromkeys(s.target for s in scores))
-    plots, said = [], []
-    for target in targets:
+    plots, best_of = [], []
+    for target in dict.fromkeys(s.target for s in scores):
         label = _identification(f"by {_title(target)} predicted from one region alone, or without it")
         here = [s for s in scores if s.target == target]
         by = {(s.region, s.analysis): s for s in here}
         axis = axis_for(label, [v for s in here for v in (s.two_way.mean, s.whole)])
-        lanes = [_lane(label, axis, "All voxels", Value(here[0].whole), None, kind="oracle")]
+        lanes = [_lane(label, axis, "All voxels", Value(here[0].whole), kind="oracle")]
         for region in dict.fromkeys(s.region for s in here):
             keep, lesion = (by.get((region, key)) for key in ("keep", "lesion"))
             if keep is None:
@@ -228,44 +198,37 @@ def _regions(scores: Sequence[RegionScore]) -> Panel:
             lane = _lane(label, axis, region, keep.two_way, _ends(keep.null))
             if lesion is not None:
                 text = f"without {region} {_percent(lesion.two_way.mean)}"
-                marks = (Mark("null", axis.place(lesion.two_way.mean), None, None, text), *lane.marks)
-                lane = Lane(
-                    region,
-                    lane.value,
-                    lane.interval,
-                    marks,
-                    lane.chance,
-                    lane.band,
-                    f"{lane.text.removesuffix('.')}; {text}.",
-                )
+                mark = Mark("null", axis.place(lesion.two_way.mean), None, None, text)
+                described = f"{lane.text.removesuffix('.')}; {text}."
+                lane = replace(lane, marks=(mark, *lane.marks), text=described)
             lanes.append(lane)
         plots.append(MetricPlot(label, "", tuple(lanes), axis.ticks(label)))
         best = max((s for s in here if s.analysis == "keep"), key=lambda s: s.two_way.mean)
-        said.append(
-            f"{_title(target)}: {best.region} alone gets furthest, {_percent(best.two_way.mean)} "
+        best_of.append(
+            f"{_title(target)}: {best.region} alone scores highest, {_percent(best.two_way.mean)} "
             f"(all voxels: {_percent(best.whole)})."
         )
     percent = _identification("")
-    titles = {"keep": "Alone", "lesion": "Left out"}
-    n_sets = scores[0].n_sets
+    titles = {"keep": "Region alone", "lesion": "Region left out"}
     return Panel(
         "regions",
-        "Regions one at a time",
+        "Single regions",
         (
-            "How much does each region carry? Test images were identified by targets predicted from the "
-            "region alone (all other voxels at their training mean), and from all voxels but the region's. "
-            + " ".join(said),
+            "How much information does each region carry? Test images were identified by targets predicted "
+            "from the region alone (all other voxels at their training mean), and from all other voxels. "
+            + " ".join(best_of),
         ),
         (
-            ("brain", "Region alone, 95 % interval"),
+            ("brain", "Region alone, 95% interval"),
             ("null", "All but the region"),
             ("oracle", "All voxels"),
-            ("plainband", "As many random voxels alone, middle 95 %"),
+            ("plainband", "As many random voxels alone, middle 95%"),
             ("chance", "Chance"),
         ),
         tuple(plots),
-        f"Two-way identification by predicted targets. Random voxels: mean and middle 95 % of {n_sets} sets "
-        "of as many voxels; p: the share of these that do as well alone, or whose loss costs as much.",
+        "Two-way identification by predicted targets. Random voxels: mean and middle 95% of "
+        f"{scores[0].n_sets} sets of as many voxels; p: share of the sets that score as high alone, or whose "
+        "loss costs as much.",
         ("Region", "Target", "Decoded from", "Voxels", "Two-way", "Random voxels", "p"),
         tuple(
             (
@@ -280,9 +243,9 @@ def _regions(scores: Sequence[RegionScore]) -> Panel:
             for s in scores
         ),
         3,
-        "The run's own decoder, not refitted. Voxels of a region are neighbours and share noise, random ones "
-        "do not: a region can fall below its random voxels and still carry the images. The pictures are what "
-        "the decoder makes of a response of 1 in the region and 0 elsewhere.",
+        "The run's own decoder, not refitted. Voxels of a region are neighbours and share noise; random "
+        "voxels do not. A region can therefore score below random voxels and still carry information. The "
+        "images show what the decoder predicts from a response of 1 in the region and 0 elsewhere.",
         (_OZCELIK, _PHIPSON),
     )
 
@@ -292,22 +255,20 @@ def _lane(
     axis: Axis,
     title: str,
     value: Value,
-    band: tuple[float, float] | None,
+    band: tuple[float, float] | None = None,
     kind: str = "brain",
 ) -> Lane:
-    """Draw one value with its interval, on a band that may be none."""
+    """Draw one value with its interval, on a band if there is one."""
     text, interval = format_value(label, value.mean), format_interval(label, value.low, value.high)
-    ends = [axis.place(v) for v in _ends(value)] if interval else [None, None]
-    marks = (Mark(kind, axis.place(value.mean), ends[0], ends[1], f"{title} {text}"),)
+    marks = (Mark(kind, axis.place(value.mean), *axis.ends(value.low, value.high), f"{title} {text}"),)
     place = None
-    said = f"{label.title}, {title}: {text}" + (f" ({interval})" if interval else "")
+    described = f"{label.title}, {title}: {text}" + (f" ({interval})" if interval else "")
     if band is not None and all(math.isfinite(v) for v in band):
-        left = axis.at(band[0])
-        place = (f"{left:.2f}%", f"{max(axis.at(band[1]) - left, 0.4):.2f}%")
-        said += f"; band {format_interval(label, *band)}"
+        place = axis.band(*band, least=0.4)
+        described += f"; band {format_interval(label, *band)}"
     chance = None if label.chance is None else axis.place(label.chance)
     shown = marks if math.isfinite(value.mean) else ()
-    return Lane(title, text, interval, shown, chance, place, f"{said}.")
+    return Lane(title, text, interval, shown, chance, place, f"{described}.")
 
 
 def _ends(value: Value) -> tuple[float, float]:
@@ -319,7 +280,7 @@ def _cell(label: MetricLabel, value: Value) -> tuple[str, str]:
 
 
 def _identification(how: str) -> MetricLabel:
-    what = f"How often a test image is told from another {how}." if how else ""
+    what = f"How often a test image is identified among two {how}." if how else ""
     title = how.removeprefix("by ").removeprefix("the predicted ").partition(" predicted")[0]
     return MetricLabel("two_way", title[:1].upper() + title[1:], what, low=0.4, chance=0.5, percent=True)
 
@@ -336,4 +297,4 @@ def _in_line(title: str) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
+    return f"{100 * value:.0f}%"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
-from bidsapp.report import words
+from bidsapp.report import summaries
 from bidsapp.report.checks import SEVERITY_TITLES
 from bidsapp.report.figures import GAP, SIDE
 from bidsapp.report.labels import (
@@ -16,15 +16,16 @@ from bidsapp.report.labels import (
     metric_label,
     primary_metric,
 )
+from bidsapp.report.methods import group_methods_text
 from bidsapp.report.page import render
 from bidsapp.report.plots import group_plots, ordered
 from bidsapp.report.records import CONDITIONS, Column, GroupReport
 
-_SECTIONS = ("Summary", "Subjects", "Scores", "Table", "Missing", "About")
+_SECTIONS = ("Summary", "Subjects", "Scores", "Table", "About", "Methods", "Errors")
 
 
 def write_group_report(path: str | Path, report: GroupReport) -> Path:
-    """Write ``group.html``; its links and pictures are those that the subjects' reports left.
+    """Write ``group.html``; its links and images are those of the subjects' reports.
 
     Parameters
     ----------
@@ -38,17 +39,18 @@ def write_group_report(path: str | Path, report: GroupReport) -> Path:
         The HTML file.
     """
     path = Path(path)
-    headline, sentences = words.group_summary(report)
+    headline, sentences = summaries.group_summary(report)
     brain = [c for c in report.columns if c.condition == "brain"]
     conditions = ordered({c.condition for c in report.columns}, CONDITIONS)
-    n = len(report.subjects)
+    n, version = len(report.subjects), next(iter(report.versions.values()), "")
+    n_errors = len(report.missing) + len(report.warnings)
     render(
         path,
         "group.html.j2",
         title="Group",
         heading=f"{n} subject{'s' if n != 1 else ''}",
-        version=next(iter(report.versions.values()), ""),
-        sections=[(s.lower(), s, len(report.missing) if s == "Missing" else 0) for s in _SECTIONS],
+        version=version,
+        sections=[(s.lower(), s, n_errors if s == "Errors" else 0) for s in _SECTIONS],
         headline=headline,
         sentences=sentences,
         subjects=_cards(report, brain),
@@ -57,12 +59,13 @@ def write_group_report(path: str | Path, report: GroupReport) -> Path:
         tile_size=(3 * SIDE + 2 * GAP, SIDE),
         legend_items=_legend(report, conditions),
         plots_=group_plots(report),
-        # Estimates are of all columns of the table, columns of those that can stand side by side.
-        left_out=len(report.estimates) > len(report.columns),
+        # Means are of all columns of the table, columns are those that are comparable.
+        left_out=len(report.means) > len(report.columns),
         tables=_tables(report),
         table_href=report.table,
         missing=report.missing,
         warnings=report.warnings,
+        methods=group_methods_text(report.recipes, n, version),
         command=report.command,
         versions=list(report.versions.items()),
     )
@@ -70,38 +73,34 @@ def write_group_report(path: str | Path, report: GroupReport) -> Path:
 
 
 def _legend(report: GroupReport, conditions: list[str]) -> list[tuple[str, str]]:
-    texts = {"brain": "Brain, mean", "null": "Null, mean", "oracle": "Oracle, mean"}
-    items = [("subject", "A subject"), *((c, texts.get(c, c)) for c in conditions)]
-    if len(report.subjects) > 1 and "oracle" in conditions:
-        items = [("oracleband", "Oracle, mean and interval") if i[0] == "oracle" else i for i in items]
+    several = len(report.subjects) > 1
+    oracle = ("oracleband", "Oracle, mean and interval") if several else ("oracle", "Oracle, mean")
+    marks = {"brain": ("brain", "Brain, mean"), "null": ("null", "Null, mean"), "oracle": oracle}
+    items = [("subject", "A subject"), *(marks.get(c, (c, c)) for c in conditions)]
     if any(s.checks.chance for s in report.subjects):
-        return [*items, ("band", "Chance and a subject's 95 % range")]
+        return [*items, ("band", "Chance and its 95% range for a subject")]
     return items + ([("chance", "Chance")] if report.chance else [])
 
 
 def _main_column(brain: list[Column]) -> Column | None:
-    """Give the column that a subject's own test is shown for: the main metric's last stage."""
+    """Return the column whose test is shown for each subject: the last stage of the main metric."""
     metric = primary_metric(tuple(dict.fromkeys(c.metric for c in brain)))
     return max((c for c in brain if c.metric == metric), key=lambda c: c.stage, default=None)
 
 
 def _checks(report: GroupReport, brain: list[Column]) -> SimpleNamespace:
-    """Rows of the table of checks: findings of each severity, the subject's own p; and what is broken."""
+    """Return the table of checks (findings by severity, the subject's p) and the broken stages."""
     column = _main_column(brain)
     rows, broken = [], []
     for s in report.subjects:
         counts = [str(s.checks.counts.get(k, 0)) if s.checks.counts else "–" for k in SEVERITY_TITLES]
         p = s.checks.p.get(column.name) if column else None
-        rows.append(
-            SimpleNamespace(
-                name=f"sub-{s.label}",
-                report=s.report,
-                counts=counts,
-                broken=bool(s.checks.broken),
-                p="–" if p is None else f"{p:.2g}",
-            )
+        cells = [*counts, "–" if p is None else f"{p:.2g}"]
+        row = SimpleNamespace(
+            name=f"sub-{s.label}", report=s.report, cells=cells, broken=bool(s.checks.broken)
         )
-        broken += [(f"sub-{s.label}", stage, sentence) for stage, sentence in s.checks.broken]
+        rows.append(row)
+        broken += [(row.name, stage, sentence) for stage, sentence in s.checks.broken]
     name = ""
     if column:
         name = f"{metric_label(column.metric).title}, {STAGE_TITLES.get(column.stage, column.stage).lower()}"
@@ -116,8 +115,7 @@ def _checks(report: GroupReport, brain: list[Column]) -> SimpleNamespace:
 
 def _cards(report: GroupReport, brain: list[Column]) -> list[SimpleNamespace]:
     metric = primary_metric(tuple(dict.fromkeys(c.metric for c in brain)))
-    stages = {c.stage for c in brain}
-    stage = "stage2" if "stage2" in stages else "stage1"
+    stage = "stage2" if any(c.stage == "stage2" for c in brain) else "stage1"
     main = [c for c in brain if c.stage == stage and c.metric in (metric, "pixcorr")]
     main.sort(key=lambda c: c.metric != metric)
     cards = []
@@ -132,14 +130,13 @@ def _cards(report: GroupReport, brain: list[Column]) -> list[SimpleNamespace]:
 
 
 def _tables(report: GroupReport) -> list[SimpleNamespace]:
-    """One table a task: a row a subject, two columns a metric, the means below."""
-    blocks = []
+    """Return one table per task: a row for each subject, two columns for each metric, the means below."""
+    tables = []
     tasks = list(dict.fromkeys(c.task for c in report.columns))
     for task in tasks:
         brain = [c for c in report.columns if c.condition == "brain" and c.task == task]
         metrics = list(dict.fromkeys(c.metric for c in brain))
         brain.sort(key=lambda c: (metrics.index(c.metric), c.stage))
-        spans = [(metric_label(m).title, sum(c.metric == m for c in brain)) for m in metrics]
         rows = [
             SimpleNamespace(
                 name=f"sub-{s.label}",
@@ -149,16 +146,16 @@ def _tables(report: GroupReport) -> list[SimpleNamespace]:
             )
             for s in report.subjects
         ]
-        blocks.append(
+        tables.append(
             SimpleNamespace(
                 caption=f"Scores from the brain{f', {task}' if len(tasks) > 1 else ''}",
-                metrics=spans,
+                metrics=[(metric_label(m).title, sum(c.metric == m for c in brain)) for m in metrics],
                 stages=[STAGE_TITLES.get(c.stage, c.stage) for c in brain],
                 rows=rows,
                 feet=_feet(report, brain, task),
             )
         )
-    return blocks
+    return tables
 
 
 def _feet(report: GroupReport, brain: list[Column], task: str) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -169,14 +166,11 @@ def _feet(report: GroupReport, brain: list[Column], task: str) -> list[tuple[str
         cells = []
         for column in brain:
             label = metric_label(column.metric)
-            estimate = report.estimates.get(names.get((condition, column.stage, column.metric), ""))
-            if estimate is None:
-                cells.append(("–", ""))
-            else:
-                span = format_interval(label, estimate.low, estimate.high)
-                cells.append((format_value(label, estimate.mean), span))
+            mean = report.means.get(names.get((condition, column.stage, column.metric), ""))
+            value, low, high = (mean.mean, mean.low, mean.high) if mean else (None, None, None)
+            cells.append((format_value(label, value), format_interval(label, low, high)))
         feet.append((titles.get(condition, condition), cells))
-    chance = [(format_value(metric_label(c.metric), report.chance.get(c.name)), "") for c in brain]
     if any(c.name in report.chance for c in brain):
+        chance = [(format_value(metric_label(c.metric), report.chance.get(c.name)), "") for c in brain]
         feet.append(("Chance", chance))
     return feet

@@ -1,4 +1,4 @@
-"""Turns a template and its values into one HTML file."""
+"""Render a template and its values to one HTML file."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def render(path: Path, template: str, **values: object) -> None:
     """Render ``template`` to ``path``, atomically.
 
-    Every value is escaped: captions, labels and error texts come from files of others. A value that
-    the template names and that is not given is an error.
+    Every value is escaped: captions, labels and error texts come from untrusted files. A value that the
+    template uses but was not given is an error.
     """
     write_text(path, _environment().get_template(template).render(**values))
 

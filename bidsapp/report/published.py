@@ -1,4 +1,4 @@
-"""Scores of this run by the published protocols, beside the rows that were published."""
+"""Scores of this run by the published protocols, next to published scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from bidsapp.evidence import Evidence, Value
 from bidsapp.report.labels import format_interval, format_value, metric_label
 
-#: Columns, as published tables have them, and what this run's tables call them.
+#: Columns as in published tables, and their names in this run's tables.
 COLUMNS = (
     ("PixCorr", "pixcorr"),
     ("SSIM", "ssim"),
@@ -25,8 +25,8 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of the table: whose scores, how they were made, and a text and an interval for each column."""
+class PublishedRow:
+    """A row of the table: system, provenance, and a text and an interval for each column."""
 
     system: str
     subjects: str
@@ -37,11 +37,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """The table, and what is to be said of it."""
+class PublishedTable:
+    """The table and the notes below it."""
 
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[PublishedRow, ...]
     notes: tuple[str, ...]
 
 
@@ -52,21 +52,15 @@ def published_rows() -> tuple[dict[str, Any], ...]:
     return tuple(tomllib.loads(path.read_text(encoding="utf-8"))["rows"])
 
 
-def beside(evidence: Evidence, subject: str) -> Beside | None:
-    """Set this run's scores beside those published; None where no published protocol scored it.
-
-    Parameters
-    ----------
-    evidence : Evidence
-    subject : str
-        BIDS label, without ``sub-``.
-    """
+def published_table(evidence: Evidence, subject: str) -> PublishedTable | None:
+    """Tabulate this run's scores and published ones; None if no published protocol scored the run."""
     if not evidence.protocols:
         return None
     rows, notes = [], []
     for p in evidence.protocols:
         cells = tuple(_cell(name, p.values.get(name)) for _, name in COLUMNS)
-        rows.append(Row("This run", f"sub-{subject}", p.protocol, f"{p.n_images} test images", True, cells))
+        images = f"{p.n_images} test images"
+        rows.append(PublishedRow("This run", f"sub-{subject}", p.protocol, images, True, cells))
         if p.skipped:
             names = ", ".join(metric_label(m).title for m in p.skipped)
             files = ", ".join(dict.fromkeys(f for f in p.skipped.values() if f))
@@ -75,13 +69,13 @@ def beside(evidence: Evidence, subject: str) -> Beside | None:
         if (columnwise := p.values.get("ssim_columnwise")) is not None:
             text = format_value(metric_label("ssim"), columnwise.mean)
             notes.append(
-                f"SSIM by {p.protocol} is {text} if it is averaged over columns, as older versions of "
-                "scikit-image have it; some published values are of this kind."
+                f"SSIM by {p.protocol} is {text} when averaged over columns, as in older versions of "
+                "scikit-image; some published values are of this type."
             )
     for r in published_rows():
         cells = tuple(_cell(n, Value(r["scores"][n]) if n in r["scores"] else None) for _, n in COLUMNS)
-        rows.append(Row(r["system"], r["subjects"], r["protocol"], r["source"], False, cells))
-    return Beside(tuple(title for title, _ in COLUMNS), tuple(rows), tuple(notes))
+        rows.append(PublishedRow(r["system"], r["subjects"], r["protocol"], r["source"], False, cells))
+    return PublishedTable(tuple(title for title, _ in COLUMNS), tuple(rows), tuple(notes))
 
 
 def _cell(metric: str, value: Value | None) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""What a report is made of: frozen records of plain values, filled by the levels that call us.
+"""Contents of the reports: frozen records of plain values.
 
 A score's name is ``<stage>_<metric>``, e.g. ``stage2_two_way_clip``, as in the columns of the metrics
 tables; metrics without an entry in :mod:`bidsapp.report.labels` are shown under their own name.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bidsapp.evidence import Evidence
 
-#: The conditions of a run, in the order in which they are shown.
+#: The conditions of a run, in display order.
 CONDITIONS = ("brain", "null", "oracle")
 STAGES = ("stage1", "stage2")
 
@@ -33,9 +33,9 @@ class ScoreRow:
     metric : str
         e.g. ``pixcorr``, ``ssim``, ``two_way_clip``.
     mean, low, high : float
-        Mean over test images and the ends of its 95 % interval (None where there is none).
+        Mean over test images and its 95% interval (None where there is none).
     chance, chance_low, chance_high : float or None
-        Chance level, and the 95 % range of the metric when the pairing is permuted.
+        Chance level, and the 95% range of the mean under random pairings.
     n_images : int or None
         Number of test images in the mean.
     ties : int
@@ -62,35 +62,25 @@ class ScoreRow:
 
 
 @dataclass(frozen=True)
-class TargetRow:
-    """How well one target was predicted before any picture was made.
+class RidgePenalty:
+    """The ridge penalty of one target; ``note`` states how it was chosen."""
 
-    ``correlation`` is the mean over the target's dimensions of the Pearson correlation, over test
-    images, of predicted and true values; ``low`` and ``high`` span its middle 95 % over dimensions
-    (say so if they are anything else: ``note`` is printed beside the row).
-    """
-
-    target: str
-    correlation: float
-    low: float | None = None
-    high: float | None = None
-    n_dims: int | None = None
-    alpha: float | None = None
+    alpha: float
     note: str = ""
 
 
 @dataclass(frozen=True)
 class ExtraFigure:
-    """A figure that lies in the output tree already.
+    """A figure that is already in the output dataset.
 
     Attributes
     ----------
     section : str
-        Where it is shown: ``reconstructions``, ``scores``, ``regions`` or ``data``.
+        ``reconstructions``, ``scores``, ``regions`` or ``data``.
     path : str
         Relative to the folder of the report, with forward slashes.
     title, alt, caption : str
-        ``alt`` says in words what the picture shows, for those who can't see it.
+        ``alt`` describes the image for those who cannot see it.
     """
 
     section: str
@@ -101,17 +91,17 @@ class ExtraFigure:
 
 
 @dataclass(frozen=True)
-class LadderPictures:
-    """What each rung of the ladder made of the same test images.
+class LadderImages:
+    """Images of each rung of the control ladder, for the same test images.
 
     Attributes
     ----------
     ids, captions : tuple of str
-        One entry an image (``captions`` may be empty).
+        One entry per image (``captions`` may be empty).
     rungs : mapping of str to ndarray of uint8, (n, H, W, 3)
-        Last stage of each rung, in the order to show; names of :data:`bidsapp.evidence.RUNGS`.
+        Last stage of each rung, in display order; names of :data:`bidsapp.evidence.RUNGS`.
     first_only : tuple of str
-        Rungs that went no further than stage 1.
+        Rungs that end at stage 1.
     """
 
     ids: tuple[str, ...]
@@ -122,48 +112,42 @@ class LadderPictures:
 
 @dataclass(frozen=True)
 class SubjectReport:
-    """Everything shown in ``sub-XX.html``.
+    """Contents of ``sub-XX.html``.
 
     Attributes
     ----------
     subject, task, space : str
         BIDS labels without ``sub-``, ``task-``, ``space-``.
     recipe : str
-        Name of the recipe; chooses the wording of the methods text.
+        Selects the wording of the methods text.
     stimulus_ids, captions : tuple of str
-        One entry a test image (``captions`` may be empty).
-    stimuli, stage1, stage2 : ndarray of uint8, shape (n, H, W, 3), or None
-        Test images in the order of ``stimulus_ids``; the three may differ in H and W. None where
-        the run did not get so far.
-    per_image : mapping of str to ndarray, shape (n,)
+        One entry per test image (``captions`` may be empty).
+    stimuli, stage1, stage2 : ndarray of uint8, (n, H, W, 3), or None
+        In the order of ``stimulus_ids``; H and W may differ between the three. None where the run failed
+        before.
+    per_image : mapping of str to ndarray, (n,)
         Score name (``stage2_pixcorr``) to its value for each image, brain condition.
     scores : tuple of ScoreRow
-    targets : tuple of TargetRow
+    penalties : mapping of str to RidgePenalty
+        By target.
     counts : mapping of str to number
-        What was counted, in the order to show: ``{"sessions": 3, "trials": 2250, ...}``. Of these
-        ``sessions``, ``trials``, ``training images``, ``test images`` and ``voxels used`` (or
-        ``voxels``) also stand in the methods text.
+        In display order: ``{"sessions": 3, "trials": 2250, ...}``. The methods text uses ``sessions``,
+        ``trials``, ``training images``, ``test images`` and ``voxels used`` (or ``voxels``).
     repeats : mapping of str to mapping of int to int
         ``training`` and ``test``: how many images were shown once, twice and so on.
     settings : mapping of str to value
         The recipe's settings and the options of the run; nested mappings are shown as ``a.b``.
-    command : str
-        The exact command line.
     versions : mapping of str to str
         Software and its versions, this app first.
     seed : int
-        Seed of the run; it also draws the sample of images.
+        Of the run; it also draws the sample of images.
     rank_by : tuple of str
-        Score names by which best, median and worst are chosen, ties broken by the next; empty for
-        the default (two-way identification of stage 2, then pixel correlation).
+        Score names that rank best, median and worst, ties broken by the next; empty for the default
+        (two-way identification of stage 2, then pixel correlation).
     errors, warnings : tuple of str
-        Shown in full as text; the first line of each is its heading.
-    figures : tuple of ExtraFigure
-    ladder : LadderPictures or None
-    evidence : Evidence or None
-        The run's checks of itself.
+        Shown in full; the first line of each is its heading.
     run_id : str
-        Name of the run's folder in ``logs``.
+        Folder of the run in ``logs``.
     duration_s : float or None
         Wall time of the run in seconds.
     """
@@ -179,7 +163,7 @@ class SubjectReport:
     stage2: NDArray[np.uint8] | None = None
     per_image: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
     scores: tuple[ScoreRow, ...] = ()
-    targets: tuple[TargetRow, ...] = ()
+    penalties: Mapping[str, RidgePenalty] = field(default_factory=dict)
     counts: Mapping[str, float] = field(default_factory=dict)
     repeats: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -190,7 +174,7 @@ class SubjectReport:
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     figures: tuple[ExtraFigure, ...] = ()
-    ladder: LadderPictures | None = None
+    ladder: LadderImages | None = None
     evidence: Evidence | None = None
     run_id: str = ""
     duration_s: float | None = None
@@ -208,8 +192,8 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over subjects with its 95 % t interval (None where there are fewer than two)."""
+class GroupMean:
+    """A mean over ``n`` subjects with its 95% t interval (None with fewer than two)."""
 
     mean: float
     low: float | None
@@ -219,18 +203,18 @@ class Estimate:
 
 @dataclass(frozen=True)
 class SubjectChecks:
-    """What one subject's run found out about itself.
+    """Findings and tests of one subject's run.
 
     Attributes
     ----------
     counts : mapping of str to int
-        Findings of each severity (:class:`bidsapp.evidence.Finding`); empty where there is no table of them.
+        Number of findings of each severity (:class:`bidsapp.evidence.Finding`); empty without their table.
     broken : tuple of (str, str)
         Stage and sentence of each finding that is ``broken``, the first cause first.
     p : mapping of str to float
-        Permutation p of the subject's own test, by column name; only those that there are.
+        Permutation p of the subject, by column name.
     chance : mapping of str to (float, float)
-        The 95 % range of the subject's mean score under random pairings, by column name.
+        95% range of the subject's mean score under random pairings, by column name.
     """
 
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -241,9 +225,10 @@ class SubjectChecks:
 
 @dataclass(frozen=True)
 class SubjectEntry:
-    """One subject of the group: its values by column name and what can be linked.
+    """One subject of the group.
 
-    ``report`` and ``figure`` are paths relative to the group report, or None where there is no file.
+    ``values`` are by column name; ``report`` and ``figure`` are paths relative to the group report, None
+    where the file is missing.
     """
 
     label: str
@@ -256,7 +241,7 @@ class SubjectEntry:
 
 @dataclass(frozen=True)
 class MissingSubject:
-    """A subject that was expected and has no scores, and why."""
+    """A subject that was expected but has no scores, and why."""
 
     label: str
     why: str
@@ -264,19 +249,20 @@ class MissingSubject:
 
 @dataclass(frozen=True)
 class GroupReport:
-    """Everything shown in ``group.html``.
+    """Contents of ``group.html``.
 
-    ``columns`` are those of the table in order, all conditions (without top-1 of null and oracle where these
-    have fewer images than the brain); ``estimates``, of all of the table's columns, and ``chance`` are
-    keyed by column name (``chance`` may lack some). ``warnings`` say what makes subjects unlike.
+    ``columns`` are those of the table in order, all conditions (without top-1 of null and oracle if they have
+    fewer images than the brain); ``means``, of all of the table's columns, and ``chance`` (of some) are by
+    column name. ``warnings`` state how subjects differ.
     """
 
     subjects: tuple[SubjectEntry, ...]
     columns: tuple[Column, ...]
-    estimates: Mapping[str, Estimate]
+    means: Mapping[str, GroupMean]
     chance: Mapping[str, float] = field(default_factory=dict)
     missing: tuple[MissingSubject, ...] = ()
     warnings: tuple[str, ...] = ()
     table: str = "phenotype/reconmetrics.tsv"
+    recipes: tuple[str, ...] = ()
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What each rung of the ladder made of a few test images: a strip of pictures a rung."""
+"""Images of each rung of the control ladder for a few test images, one strip per rung."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bidsapp.report.checks import RUNG_TITLES
-from bidsapp.report.figures import save_png, triplet
-from bidsapp.report.records import LadderPictures, SubjectReport
+from bidsapp.report.figures import figure_stem, remove_others, save_png, side_by_side
+from bidsapp.report.records import LadderImages, SubjectReport
 
 #: Images in a strip.
 N_SHOWN = 6
 
-_STREAM = 0x57A1  # keeps these random numbers apart from others made from the same seed
+_STREAM = 0x57A1  # separates these random numbers from others of the same seed
 
 
 @dataclass(frozen=True)
 class Strip:
-    """One rung's pictures, side by side in one file."""
+    """Images of one rung side by side in one file."""
 
     title: str
     src: str
@@ -38,52 +37,38 @@ class Strips:
 
 
 def write_strips(root: Path, report: SubjectReport) -> Strips | None:
-    """Write a strip for every rung into ``root/sub-XX/figures``; those of an earlier report are removed.
-
-    Parameters
-    ----------
-    root : Path
-        Folder of the report.
-    report : SubjectReport
+    """Write one strip per rung into ``root/sub-XX/figures``, and remove those of an earlier report.
 
     Returns
     -------
     Strips or None
-        None where the run has no ladder.
+        None without a control ladder.
     """
-    folder = root / f"sub-{report.subject}" / "figures"
-    task = f"_task-{report.task}" if report.task else ""
-    start, written = f"sub-{report.subject}{task}_desc-", set()
-    found, rows = report.ladder, []
-    chosen: list[int] = choose(found, report.seed) if found else []
-    for rung, images in found.rungs.items() if found else ():
-        path = folder / f"{start}{rung.replace('_', '')}_ladder.png"
-        pixels: NDArray[np.uint8] = triplet([images[i] for i in chosen])
-        save_png(path, pixels)
-        written.add(path.name)
-        src, title = path.relative_to(root).as_posix(), RUNG_TITLES.get(rung, rung)
-        title += ", stage 1" if found is not None and rung in found.first_only else ""
-        rows.append(Strip(title, src, _alt(title, found, chosen), pixels.shape[1]))
-    for old in folder.glob(f"{start}*_ladder.png"):
-        if old.name not in written:
-            old.unlink(missing_ok=True)
+    folder, stem = figure_stem(root, report)
+    found, rows, written = report.ladder, [], set()
+    if found is not None:
+        chosen = choose_strip(found, report.seed)
+        ids = ", ".join(found.ids[i] for i in chosen)
+        for rung, images in found.rungs.items():
+            path = folder / f"{stem}{rung.replace('_', '')}_ladder.png"
+            pixels = side_by_side([images[i] for i in chosen])
+            save_png(path, pixels)
+            written.add(path.name)
+            title = RUNG_TITLES.get(rung, rung) + (", stage 1" if rung in found.first_only else "")
+            alt = f"{title}: images of {ids}, from left to right."
+            rows.append(Strip(title, path.relative_to(root).as_posix(), alt, pixels.shape[1]))
+    remove_others(folder, f"{stem}*_ladder.png", written)
     if not rows or found is None:
         return None
     captions = found.captions or ("",) * len(found.ids)
-    n, of = len(chosen), len(found.ids)
     rule = (
-        f"{n} of the ladder's {of} test images, drawn at random (seed {report.seed}) without looking at any "
-        "score. Each line shows them in the same order, after the last stage that its rung makes."
+        f"{len(chosen)} of the ladder's {len(found.ids)} test images, drawn at random (seed {report.seed}) "
+        "regardless of their scores. Rows show them in the same order, after the last stage of the rung."
     )
     return Strips(tuple(rows), tuple((found.ids[i], captions[i]) for i in chosen), rule)
 
 
-def choose(pictures: LadderPictures, seed: int) -> list[int]:
-    """Draw the images to show, in rising order of their place."""
+def choose_strip(images: LadderImages, seed: int) -> list[int]:
+    """Draw the images to show, in ascending order."""
     rng = np.random.default_rng([seed, _STREAM])
-    return sorted(int(i) for i in rng.permutation(len(pictures.ids))[:N_SHOWN])
-
-
-def _alt(title: str, found: LadderPictures | None, chosen: list[int]) -> str:
-    ids = ", ".join(found.ids[i] for i in chosen) if found else ""
-    return f"{title}: pictures of {ids}, from left to right."
+    return sorted(int(i) for i in rng.permutation(len(images.ids))[:N_SHOWN])

@@ -7,21 +7,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from bidsapp.evidence import Evidence
-from bidsapp.records import TARGET_TITLES
-from bidsapp.report import analyses, checks, distributions, words
+from bidsapp.report import analyses, checks, summaries, targets
 from bidsapp.report.figures import GAP, SIDE, write_tiles
 from bidsapp.report.labels import (
     CONDITION_TITLES,
     STAGE_TITLES,
+    depends_on_n_images,
     format_interval,
     format_value,
     metric_label,
-    needs_as_many,
 )
-from bidsapp.report.methods import describe, voxel_count
+from bidsapp.report.methods import methods_text, voxel_count
 from bidsapp.report.page import render
 from bidsapp.report.plots import ordered, score_plots
-from bidsapp.report.published import beside
+from bidsapp.report.published import published_table
 from bidsapp.report.records import CONDITIONS, STAGES, ScoreRow, SubjectReport
 from bidsapp.report.strips import write_strips
 
@@ -33,15 +32,15 @@ _SECTIONS = (
     "Scores",
     "Analyses",
     "Data",
-    "Methods",
     "About",
+    "Methods",
     "Errors",
 )
 _FIGURE_SECTIONS = ("reconstructions", "scores", "regions", "data")
 
 
 def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
-    """Write ``sub-XX.html`` and its pictures in ``sub-XX/figures`` beside it.
+    """Write ``sub-XX.html``, and its images into ``sub-XX/figures`` in the same folder.
 
     Parameters
     ----------
@@ -57,36 +56,41 @@ def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
     Raises
     ------
     ValueError
-        Where ids, images and scores differ in their number.
+        If ids, images and scores differ in number.
     AppError
-        Exit code 73 or 74 where the files can't be written.
+        Exit code 73 or 74 if files cannot be written.
     """
     path = Path(path)
-    check(report)
+    _check_sizes(report)
     groups = write_tiles(path.parent, report)
-    headline, sentences = words.subject_summary(report)
+    headline, sentences = summaries.subject_summary(report)
     version = next(iter(report.versions.values()), "")
     metrics = tuple(dict.fromkeys(r.metric for r in report.scores))
     conditions = ordered({r.condition for r in report.scores}, CONDITIONS)
     evidence = report.evidence or Evidence()
-    scores = side_by_side(report.scores)
+    scores = comparable_rows(report.scores)
     lags, trial_rows = checks.trial_rows(evidence)
     panels = analyses.panels(evidence)
     sections = [s for s in _SECTIONS if panels or s != "Analyses"]
+    methods = methods_text(
+        report.recipe, version=version, counts=report.counts, metrics=metrics, conditions=tuple(conditions)
+    )
     render(
         path,
         "subject.html.j2",
-        findings=checks.findings(evidence),
+        findings=evidence.findings,
+        severities=checks.SEVERITY_TITLES,
         ladder_plots=checks.ladder_plots(evidence),
         ladder_table=checks.ladder_table(evidence),
         rungs=[checks.RUNG_TITLES[r] for r in checks.rungs(evidence)],
         n_ladder=max((r.n_images for r in evidence.ladder), default=0),
         panels=panels,
-        published=beside(evidence, report.subject),
+        published=published_table(evidence, report.subject),
         strips=write_strips(path.parent, report),
-        histograms=distributions.histograms(evidence),
-        curves=checks.curves(evidence),
-        target_rows=checks.target_rows(evidence),
+        histograms=targets.histograms(evidence),
+        curves=targets.curves(evidence),
+        target_columns=targets.COLUMNS,
+        target_rows=targets.target_table(evidence, report.penalties),
         training=checks.training_sentences(evidence),
         lags=lags,
         trial_rows=trial_rows,
@@ -98,13 +102,7 @@ def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
         sentences=sentences,
         facts=_facts(report),
         errors=report.errors,
-        methods=describe(
-            report.recipe,
-            version=version,
-            counts=report.counts,
-            metrics=metrics,
-            conditions=tuple(conditions),
-        ),
+        methods=methods,
         groups=groups,
         tile_size=(3 * SIDE + 2 * GAP, SIDE),
         plots_=score_plots(scores),
@@ -115,19 +113,22 @@ def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
         n_images=max((r.n_images or 0 for r in report.scores), default=0),
         counts=[(name.capitalize(), _count(value)) for name, value in report.counts.items()],
         repeats=_repeats(report),
-        targets=_targets(report),
         figures={s: [f for f in report.figures if f.section == s] for s in _FIGURE_SECTIONS},
         command=report.command,
         run=_run(report),
         versions=list(report.versions.items()),
         settings=list(flatten(report.settings).items()),
-        messages=_messages(report),
+        messages=[
+            (kind, *summaries.split_message(text))
+            for kind, texts in (("error", report.errors), ("warning", report.warnings))
+            for text in texts
+        ],
     )
     return path
 
 
-def check(report: SubjectReport) -> None:
-    """Raise ValueError where the parts of a report don't fit together."""
+def _check_sizes(report: SubjectReport) -> None:
+    """Raise ValueError where the parts of a report do not match."""
     n = len(report.stimulus_ids)
     for name in ("stimuli", "stage1", "stage2"):
         images = getattr(report, name)
@@ -140,16 +141,18 @@ def check(report: SubjectReport) -> None:
             raise ValueError(f"{name} has {len(values)} values for {n} test images")
     for figure in report.figures:
         if figure.section not in _FIGURE_SECTIONS:
-            raise ValueError(f"{figure.section!r} is no section for a figure; choose of {_FIGURE_SECTIONS}")
+            raise ValueError(
+                f"unknown section {figure.section!r} of a figure; choose from {_FIGURE_SECTIONS}"
+            )
         if ":" in figure.path or figure.path.startswith(("/", "\\")) or ".." in figure.path.split("/"):
-            raise ValueError(f"{figure.path!r} must be relative to the report's folder and stay inside it")
+            raise ValueError(f"{figure.path!r} must be relative to the report's folder and inside it")
 
 
 def _facts(report: SubjectReport) -> list[tuple[str, str, str]]:
-    """Return the figures on top: the main score of each kind, and how many images and voxels there were."""
+    """Return the numbers at the top: the main scores, and how many images and voxels there were."""
     facts = []
     stage = "stage2" if any(r.stage == "stage2" for r in report.scores) else "stage1"
-    main = words.main_metric(report.scores)
+    main = summaries.main_metric(report.scores)
     for row in report.scores:
         if row.condition == "brain" and row.stage == stage and row.metric in (main, "pixcorr"):
             label = metric_label(row.metric)
@@ -167,48 +170,45 @@ def _legend(rows: tuple[ScoreRow, ...], conditions: list[str]) -> list[tuple[str
     texts = {"brain": "Brain", "null": "Null: shuffled in training", "oracle": "Oracle: true latents"}
     items = [(c, texts.get(c, c)) for c in conditions]
     if any(r.chance_low is not None for r in rows):
-        items.append(("band", "Chance and its 95 % range"))
+        items.append(("band", "Chance and its 95% range"))
     elif any(r.chance is not None for r in rows):
         items.append(("chance", "Chance"))
     return items
 
 
-def side_by_side(rows: tuple[ScoreRow, ...]) -> tuple[ScoreRow, ...]:
-    """Leave out top-1 of null and oracle where these have fewer images than the brain.
+def comparable_rows(rows: tuple[ScoreRow, ...]) -> tuple[ScoreRow, ...]:
+    """Leave out top-1 of null and oracle if these have fewer images than the brain: chance is 1 / n.
 
-    Among fewer images a hit is easier: chance is 1 / n. The ladder has all conditions on the same images.
+    The ladder has all conditions on the same images.
     """
     n = {(r.metric, r.stage): r.n_images for r in rows if r.condition == "brain"}
     return tuple(
-        r for r in rows if not needs_as_many(r.metric) or r.n_images == n.get((r.metric, r.stage), r.n_images)
+        r
+        for r in rows
+        if not depends_on_n_images(r.metric) or r.n_images == n.get((r.metric, r.stage), r.n_images)
     )
 
 
 def score_table(rows: tuple[ScoreRow, ...], conditions: list[str]) -> list[SimpleNamespace]:
-    """Return the rows of the score table: one a metric and stage; conditions, chance, reverse, p."""
-    cells = {(r.metric, r.stage, r.condition): r for r in rows}
+    """Return the rows of the score table, one per metric and stage: conditions, chance, reverse, p."""
+    by = {(r.metric, r.stage, r.condition): r for r in rows}
     table = []
     for metric in dict.fromkeys(r.metric for r in rows):
         label = metric_label(metric)
         stages = ordered(dict.fromkeys(r.stage for r in rows if r.metric == metric), STAGES)
         for stage in stages:
-            here = [cells.get((metric, stage, c)) for c in conditions]
-            shown = [
-                (format_value(label, r.mean), format_interval(label, r.low, r.high)) if r else ("–", "")
-                for r in here
+            here = [by.get((metric, stage, c)) for c in conditions]
+            triples: list[tuple[float | None, float | None, float | None]] = [
+                (r.mean, r.low, r.high) if r else (None, None, None) for r in here
             ]
             chance = next((r for r in here if r is not None and r.chance is not None), None)
-            shown.append(
-                (
-                    format_value(label, chance.chance),
-                    format_interval(label, chance.chance_low, chance.chance_high),
-                )
-                if chance
-                else ("–", "")
+            triples.append(
+                (chance.chance, chance.chance_low, chance.chance_high) if chance else (None, None, None)
             )
-            brain = cells.get((metric, stage, "brain"))
-            shown.append((format_value(label, brain.reverse if brain else None), ""))
-            shown.append(("–" if brain is None or brain.p is None else f"{brain.p:.2g}", ""))
+            cells = [(format_value(label, v), format_interval(label, low, high)) for v, low, high in triples]
+            brain = by.get((metric, stage, "brain"))
+            cells.append((format_value(label, brain.reverse if brain else None), ""))
+            cells.append(("–" if brain is None or brain.p is None else f"{brain.p:.2g}", ""))
             table.append(
                 SimpleNamespace(
                     metric=label.title,
@@ -216,7 +216,7 @@ def score_table(rows: tuple[ScoreRow, ...], conditions: list[str]) -> list[Simpl
                     stage=STAGE_TITLES.get(stage, stage),
                     first=stage == stages[0],
                     span=len(stages),
-                    cells=shown,
+                    cells=cells,
                 )
             )
     return table
@@ -228,42 +228,24 @@ def _repeats(report: SubjectReport) -> list[tuple[str, str, str]]:
     return [(_count(t), _count(train.get(t, 0)), _count(test.get(t, 0))) for t in sorted({*train, *test})]
 
 
-def _targets(report: SubjectReport) -> list[tuple[str, ...]]:
-    correlation = metric_label("pixcorr")
-    return [
-        (
-            TARGET_TITLES.get(t.target, t.target),
-            format_value(correlation, t.correlation),
-            format_interval(correlation, t.low, t.high),
-            "–" if t.n_dims is None else _count(t.n_dims),
-            "–" if t.alpha is None else f"{t.alpha:,g}",
-            t.note,
-        )
-        for t in report.targets
-    ]
-
-
 def _run(report: SubjectReport) -> list[tuple[str, str]]:
-    run = [("Participant", f"sub-{report.subject}")]
-    for name, value in (("Task", report.task), ("Space", report.space), ("Recipe", report.recipe)):
-        if value:
-            run.append((name, value))
-    run.append(("Seed", str(report.seed)))
-    if report.run_id:
-        run.append(("Run", report.run_id))
+    named = (
+        ("Participant", f"sub-{report.subject}"),
+        ("Task", report.task),
+        ("Space", report.space),
+        ("Recipe", report.recipe),
+        ("Seed", str(report.seed)),
+        ("Run", report.run_id),
+    )
+    run = [(name, value) for name, value in named if value]
     if report.duration_s is not None:
         minutes, seconds = divmod(round(report.duration_s), 60)
         run.append(("Wall time", f"{minutes} min {seconds} s" if minutes else f"{seconds} s"))
     return run
 
 
-def _messages(report: SubjectReport) -> list[tuple[str, str, str]]:
-    messages = [("error", *words.split_message(text)) for text in report.errors]
-    return messages + [("warning", *words.split_message(text)) for text in report.warnings]
-
-
 def flatten(settings: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested settings as ``{"a.b": "value"}``; what is None or empty is left out."""
+    """Nested settings as ``{"a.b": "value"}``; None and empty values are left out."""
     flat: dict[str, str] = {}
     for key, value in settings.items():
         name = f"{prefix}{key}"

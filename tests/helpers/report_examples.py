@@ -28,16 +28,16 @@ from bidsapp.evidence import (
 )
 from bidsapp.report import (
     Column,
-    Estimate,
     ExtraFigure,
+    GroupMean,
     GroupReport,
-    LadderPictures,
+    LadderImages,
     MissingSubject,
+    RidgePenalty,
     ScoreRow,
     SubjectChecks,
     SubjectEntry,
     SubjectReport,
-    TargetRow,
 )
 from bidsapp.report.figures import save_png
 
@@ -97,7 +97,7 @@ def evidence(n: int = 30, seed: int = 0) -> Evidence:
 
 
 def options(n: int) -> dict[str, Any]:
-    """What all options together add to the evidence."""
+    """Evidence of all optional analyses together."""
     ways = {"all": Value(0.8, 0.75, 0.85), "other_clusters": Value(0.7, 0.6, 0.8), "random_rest": Value(0.78)}
     holdout = tuple(
         HoldoutScores(t, way, v, Value(0.6, 0.5, 0.7), v, 0.0 if way == "all" else 221.4, 10, n)
@@ -148,7 +148,7 @@ def full_subject_report(root, n: int = 30) -> SubjectReport:
         stage2=stimuli,
         per_image={f"stage2_{m}": rng.uniform(size=n) for m in METRICS},
         scores=tuple(scores),
-        targets=(TargetRow("vdvae", 0.31, 0.1, 0.5, 91168, 50000.0), TargetRow("clip_text", 0.2)),
+        penalties={"vdvae": RidgePenalty(50000.0, "penalty chosen by k folds from 10, 50,000")},
         counts={"sessions": 40, "trials": 30000, "voxels used": 15724, "test images": n},
         repeats={"training": {1: 10, 3: 8849}, "test": {3: n}},
         settings={"run": {"split_file": _LONG}, "recipe": {"metrics": {"networks": list(NETWORKS)}}},
@@ -158,7 +158,7 @@ def full_subject_report(root, n: int = 30) -> SubjectReport:
         warnings=("Two voxels were dropped.",),
         figures=tuple(ExtraFigure(s, "sub-01/figures/wide.png", "Voxels used", "Slices", "All of them.")
                       for s in ("reconstructions", "scores", "regions", "data")),
-        ladder=LadderPictures(ids[:12], captions[:12], rungs, ("random",)),
+        ladder=LadderImages(ids[:12], captions[:12], rungs, ("random",)),
         evidence=evidence(n),
         run_id="20260101T000000-abcdef",
         duration_s=3661.0,
@@ -190,7 +190,7 @@ def full_group_report(root) -> GroupReport:
     return GroupReport(
         tuple(subjects),
         columns,
-        {c.name: Estimate(0.7, 0.6, 0.8, 12) for c in columns},
+        {c.name: GroupMean(0.7, 0.6, 0.8, 12) for c in columns},
         {c.name: 0.5 for c in columns if c.condition == "brain"},
         (MissingSubject("13", f"{_LONG}: the table has no rows"), MissingSubject("14", "there is no folder")),
         ("sub-03 was run with another recipe.",),

@@ -35,8 +35,10 @@ def refused(reason: str, content: str | bytes | Callable[[Path], object]) -> Cas
 
 
 CASES = {
-    "scores that are infinite": refused("no finite number", GOOD.replace("0.3", "1e999")),
-    "scores that are a page": refused("no finite number", GOOD.replace("0.3", "<script>alert(1)</script>")),
+    "scores that are infinite": refused("not a finite number", GOOD.replace("0.3", "1e999")),
+    "scores that are a page": refused(
+        "not a finite number", GOOD.replace("0.3", "<script>alert(1)</script>")
+    ),
     "scores that steer the terminal": refused(r"\x1b[2J", GOOD.replace("0.3", "\x1b[2J")),
     "scores of a million columns": refused("1000000 columns", MANY_COLUMNS),
     "scores with a NUL byte": refused("NUL byte", GOOD.replace("0.3", "\0")),

@@ -1,4 +1,4 @@
-"""What the page says of a run's checks of itself."""
+"""Sections of the page on the control ladder and the checks."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def test_both_stages_have_the_same_lanes_in_the_same_order() -> None:
     assert all([lane.title for lane in p.lanes] == titles for p in plots)
     first = plots[0].lanes[0]
     assert not first.marks
-    assert first.text == "Stimuli themselves: makes no picture of this stage."
+    assert first.text == "Stimuli: does not have this stage."
     assert all(lane.marks for lane in (*plots[0].lanes[1:], *plots[1].lanes))
 
 
 @pytest.mark.parametrize(
-    ("share", "said"),
+    ("share", "text"),
     [
-        (-0.002, "0\xa0% of the way"),
-        (-0.5, "−50\xa0% of the way"),
-        (0.664, "66\xa0% of the way"),
+        (-0.002, "0% of range"),
+        (-0.5, "−50% of range"),
+        (0.664, "66% of range"),
         (None, ""),
     ],
 )
-def test_shares_are_whole_per_cent_and_never_minus_nothing(share: float | None, said: str) -> None:
-    assert checks.share_text(None if share is None else Value(share)) == said
+def test_shares_are_whole_percent_and_never_minus_zero(share: float | None, text: str) -> None:
+    assert checks.share_text(None if share is None else Value(share)) == text

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from bidsapp.report import SubjectReport
-from bidsapp.report.figures import GAP, N_RANKED, N_SAMPLE, SIDE, choose, order, rank_scores, triplet
+from bidsapp.report.figures import (
+    GAP,
+    N_RANKED,
+    N_SAMPLE,
+    SIDE,
+    choose_images,
+    rank_scores,
+    ranking,
+    side_by_side,
+)
 
 
 def report(scores: dict[str, list[float]], ids: list[str] | None = None, **more: object) -> SubjectReport:
@@ -20,17 +29,17 @@ def test_order_breaks_ties_by_the_next_score_and_then_by_id() -> None:
         ids=["a", "b", "d", "c", "e"],
     )
     assert rank_scores(r) == ("stage2_two_way_clip", "stage2_pixcorr")
-    assert [r.stimulus_ids[i] for i in order(r)] == ["c", "d", "b", "a", "e"]
+    assert [r.stimulus_ids[i] for i in ranking(r)] == ["c", "d", "b", "a", "e"]
 
 
 def test_order_turns_round_where_lower_is_better() -> None:
-    r = report({"stage2_swav": [0.4, 0.2, 0.6]}, rank_by=("stage2_swav",))
-    assert list(order(r)) == [1, 0, 2]
+    r = report({"stage2_distance_swav": [0.4, 0.2, 0.6]}, rank_by=("stage2_distance_swav",))
+    assert list(ranking(r)) == [1, 0, 2]
 
 
 def test_best_median_and_worst_are_disjoint_and_in_rank() -> None:
     values = np.random.default_rng(0).permutation(40) / 40
-    groups = {key: indices for key, _, _, indices in choose(report({"stage2_pixcorr": list(values)}))}
+    groups = {key: indices for key, _, _, indices in choose_images(report({"stage2_pixcorr": list(values)}))}
     ranked = sorted(range(40), key=lambda i: -values[i])
     assert groups["best"] == ranked[:N_RANKED]
     assert groups["worst"] == ranked[-N_RANKED:]
@@ -44,7 +53,7 @@ def test_sample_depends_on_seed_and_ids_but_not_on_scores_or_order() -> None:
 
     def sample(names: list[str], values: list[float], seed: int) -> list[str]:
         r = report({"stage2_pixcorr": values}, ids=names, seed=seed)
-        return [names[i] for i in choose(r)[0][3]]
+        return [names[i] for i in choose_images(r)[0][3]]
 
     first = sample(ids, scores, 1)
     assert first == sample(ids[::-1], scores, 1) == sample(ids, scores[::-1], 1)
@@ -53,16 +62,16 @@ def test_sample_depends_on_seed_and_ids_but_not_on_scores_or_order() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 8])
 def test_few_images_are_all_shown_once(n: int) -> None:
-    groups = choose(report({"stage2_pixcorr": list(np.linspace(0, 1, n))}))
+    groups = choose_images(report({"stage2_pixcorr": list(np.linspace(0, 1, n))}))
     assert [key for key, *_ in groups] == ["all"]
     assert sorted(groups[0][3]) == list(range(n))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (64, 64), (425, 300)])
-def test_triplet_sets_pictures_side_by_side(size: tuple[int, int]) -> None:
+def test_side_by_side_puts_pictures_side_by_side(size: tuple[int, int]) -> None:
     colours = [(200, 10, 20), (10, 200, 20), (10, 20, 200)]
     images = [np.full((*size, 3), c, np.uint8) for c in colours]
-    picture = triplet(images)
+    picture = side_by_side(images)
     assert picture.shape == (SIDE, 3 * SIDE + 2 * GAP, 4)
     for i, colour in enumerate(colours):
         left = i * (SIDE + GAP)

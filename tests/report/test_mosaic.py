@@ -12,7 +12,7 @@ from PIL import Image
 
 from bidsapp.data.betas import N_BACKGROUND, background_of
 from bidsapp.errors import AppError
-from bidsapp.report.mosaic import N_CUTS, colour_range, cuts, write_mosaic
+from bidsapp.report.mosaic import N_CUTS, Slices, colour_range, cuts, write_mosaic
 
 TURN = np.deg2rad(5)
 AFFINE = np.array(
@@ -45,10 +45,10 @@ def test_the_voxels_used_are_seen_and_the_bytes_are_the_same(tmp_path: Path) -> 
     used, ground = brain()
     values = np.where(used, np.linspace(0, 60, used.size).reshape(used.shape), np.nan).astype(np.float32)
     for name in ("a.png", "b.png"):
-        write_mosaic(tmp_path / name, used, AFFINE, ground, values, "Noise ceiling, %")
+        write_mosaic(tmp_path / name, Slices(used, AFFINE, ground, values, "Noise ceiling, %"))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    write_mosaic(tmp_path / "few.png", used & (np.arange(12) < 5)[:, None, None], AFFINE, ground)
-    write_mosaic(tmp_path / "all.png", used, AFFINE, ground)
+    write_mosaic(tmp_path / "few.png", Slices(used & (np.arange(12) < 5)[:, None, None], AFFINE, ground))
+    write_mosaic(tmp_path / "all.png", Slices(used, AFFINE, ground))
     assert 0 < green(tmp_path / "few.png") < green(tmp_path / "all.png")
     with Image.open(tmp_path / "a.png") as image:
         assert image.size[0] == 960
@@ -59,13 +59,14 @@ def test_voxels_of_no_noise_ceiling_are_seen_too(tmp_path: Path) -> None:
     used, ground = brain()
     # All of them at 0, or unknown: the least colour, not no colour.
     for name, value in (("zero", 0.0), ("unknown", np.nan)):
-        write_mosaic(tmp_path / f"{name}.png", used, AFFINE, ground, np.full(used.shape, value, np.float32))
+        shown = Slices(used, AFFINE, ground, np.full(used.shape, value, np.float32))
+        write_mosaic(tmp_path / f"{name}.png", shown)
     assert green(tmp_path / "zero.png") == green(tmp_path / "unknown.png") > 2000
 
 
 def test_without_a_ground_the_mask_stands_alone(tmp_path: Path) -> None:
     used, ground = brain()
-    write_mosaic(tmp_path / "a.png", used, AFFINE, np.zeros_like(ground))
+    write_mosaic(tmp_path / "a.png", Slices(used, AFFINE, np.zeros_like(ground)))
     assert green(tmp_path / "a.png") > 2000
 
 

@@ -17,7 +17,7 @@ from bidsapp.metrics.protocols import published_protocols
 from bidsapp.metrics.scoring import score
 from bidsapp.models.judges.protocol_networks import load_protocol_networks
 from bidsapp.report import SubjectReport, write_subject_report
-from bidsapp.report.published import COLUMNS, beside, published_rows
+from bidsapp.report.published import COLUMNS, published_rows, published_table
 
 
 def test_published_rows_are_of_known_protocols_and_metrics() -> None:
@@ -71,7 +71,7 @@ def test_a_protocol_of_ones_own_has_nothing_beside_it(images: tuple[np.ndarray, 
     config = SimpleNamespace(recipe=load_recipe("embedded"), seed=0)
     own = score(made, shown, size=32)
     assert score_by_each(own, made, shown, SimpleNamespace(), config) == ()  # type: ignore[arg-type]
-    assert beside(Evidence(), "01") is None
+    assert published_table(Evidence(), "01") is None
 
 
 def test_the_table_says_whose_scores_they_are_and_what_is_missing(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_the_table_says_whose_scores_they_are_and_what_is_missing(tmp_path: Path
     bd = ProtocolScores("bd2023", "Brain-Diffuser", values, {}, 982)
     skipped = {"distance_effnet": "efficientnet_b1-c27df63c.pth"}
     mindeye = replace(bd, protocol="mindeye", skipped=skipped, values={"pixcorr": Value(0.222)})
-    table = beside(Evidence(protocols=(bd, mindeye)), "07")
+    table = published_table(Evidence(protocols=(bd, mindeye)), "07")
     assert table is not None
     own = [r for r in table.rows if r.own]
     assert [(r.protocol, r.subjects, r.cells[0][0]) for r in own] == [

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from bidsapp.outputs.figures import ladder_pictures
+from bidsapp.outputs.figures import ladder_images
 from bidsapp.pipeline.records import Rung
 
 
@@ -20,9 +20,9 @@ def test_each_rung_shows_the_last_stage_that_it_has() -> None:
     }
     found = SimpleNamespace(rungs=rungs, ladder_ids=("a", "b"))
     stimuli = SimpleNamespace(captions=lambda i: ["one", "two"] if i == "a" else [])
-    shown = ladder_pictures(found, stimuli)  # type: ignore[arg-type]
+    shown = ladder_images(found, stimuli)  # type: ignore[arg-type]
     assert shown is not None
     assert shown.captions == ("one", "")
     assert {name: int(x.max()) for name, x in shown.rungs.items()} == {"truth": 2, "brain": 2, "random": 1}
     assert shown.first_only == ("random",)
-    assert ladder_pictures(SimpleNamespace(rungs={}), stimuli) is None  # type: ignore[arg-type]
+    assert ladder_images(SimpleNamespace(rungs={}), stimuli) is None  # type: ignore[arg-type]

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bidsapp.report import LadderPictures, SubjectReport, write_subject_report
+from bidsapp.report import LadderImages, SubjectReport, write_subject_report
 from bidsapp.report.figures import GAP, SIDE
-from bidsapp.report.strips import N_SHOWN, choose, write_strips
+from bidsapp.report.strips import N_SHOWN, choose_strip, write_strips
 
 IDS = tuple(f"scene{i:02d}" for i in range(10))
 
 
-def pictures(*rungs: str) -> LadderPictures:
+def pictures(*rungs: str) -> LadderImages:
     """Flat images whose red tells the rung and whose green tells the stimulus."""
     images = {}
     for r, rung in enumerate(rungs):
         images[rung] = np.zeros((10, 16, 16, 3), np.uint8)
         images[rung][..., 0] = 20 * r
         images[rung][..., 1] = (20 * np.arange(10))[:, None, None]
-    return LadderPictures(IDS, tuple(f"caption of {i}" for i in IDS), images)
+    return LadderImages(IDS, tuple(f"caption of {i}" for i in IDS), images)
 
 
 def report(*rungs: str, seed: int = 0) -> SubjectReport:
@@ -34,8 +34,8 @@ def test_each_strip_shows_the_chosen_images_of_its_rung(tmp_path: Path) -> None:
     rungs = ("truth", "true_tokens", "brain")
     shown = write_strips(tmp_path, report(*rungs))
     assert shown is not None
-    assert [s.title for s in shown.rows] == ["Stimuli themselves", "True tokens", "Brain"]
-    chosen = choose(pictures(*rungs), 0)
+    assert [s.title for s in shown.rows] == ["Stimuli", "True tokens", "Brain"]
+    chosen = choose_strip(pictures(*rungs), 0)
     assert [i for i, _ in shown.images] == [IDS[i] for i in chosen]
     for r, strip in enumerate(shown.rows):
         with Image.open(tmp_path / strip.src) as image:
@@ -56,9 +56,9 @@ def test_a_rung_without_a_second_stage_says_so(tmp_path: Path) -> None:
 
 def test_the_choice_depends_on_the_seed_alone() -> None:
     one, other = pictures("truth"), pictures("truth", "brain")
-    assert choose(one, 3) == choose(other, 3)
-    assert len({tuple(choose(one, seed)) for seed in range(20)}) > 10
-    assert all(choose(one, seed) == sorted(set(choose(one, seed))) for seed in range(20))
+    assert choose_strip(one, 3) == choose_strip(other, 3)
+    assert len({tuple(choose_strip(one, seed)) for seed in range(20)}) > 10
+    assert all(choose_strip(one, seed) == sorted(set(choose_strip(one, seed))) for seed in range(20))
 
 
 def test_strips_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_page_lists_the_images_in_order(tmp_path: Path, captions: bool) -> N
         assert made.ladder is not None
         made = dataclasses.replace(made, ladder=dataclasses.replace(made.ladder, captions=()))
     text = write_subject_report(tmp_path / "sub-01.html", made).read_text()
-    places = [text.index(IDS[i], text.index("<ol")) for i in choose(pictures("truth"), 0)]
+    places = [text.index(IDS[i], text.index("<ol")) for i in choose_strip(pictures("truth"), 0)]
     assert places == sorted(places)
     assert ("caption of scene" in text) == captions
     assert f"{N_SHOWN} of the ladder's 10" in text.replace("&#39;", "'")

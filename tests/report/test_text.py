@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bidsapp.report import ScoreRow
 from bidsapp.report.labels import format_interval, format_value, is_two_way, metric_label, primary_metric
-from bidsapp.report.methods import REFERENCES, describe
+from bidsapp.report.methods import REFERENCES, methods_text
 from bidsapp.report.plots import Axis, axis_for, score_plots
 
 
@@ -17,9 +17,9 @@ from bidsapp.report.plots import Axis, axis_for, score_plots
     [
         ("pixcorr", "Pixel correlation", False, True),
         ("two_way_small_clip", "Two-way identification, small CLIP", True, True),
-        ("alexnet2", "Two-way identification, AlexNet(2)", True, True),
+        ("two_way_alexnet2", "Two-way identification, AlexNet(2)", True, True),
         ("top1_clip", "Top-1 retrieval, CLIP", True, True),
-        ("swav", "Distance, SwAV ResNet-50", False, False),
+        ("distance_swav", "Distance, SwAV ResNet-50", False, False),
         ("my_metric", "my metric", False, True),
     ],
 )
@@ -31,7 +31,7 @@ def test_labels(key: str, title: str, percent: bool, better: bool) -> None:
 
 def test_values_as_text() -> None:
     two_way, pixels = metric_label("two_way_clip"), metric_label("pixcorr")
-    assert format_value(two_way, 0.8744) == "87.4\xa0%"
+    assert format_value(two_way, 0.8744) == "87.4%"
     assert format_value(pixels, -0.01234) == "−0.012"
     assert format_value(pixels, math.nan) == format_value(pixels, None) == "–"
     assert format_interval(two_way, 0.8, 0.9) == "80.0 to 90.0"
@@ -74,12 +74,12 @@ def test_plot_puts_each_value_where_it_belongs() -> None:
     assert (marks["brain"].x, marks["brain"].low, marks["brain"].high) == ("74.00%", "69.20%", "98.00%")
     assert lane.chance == "50.00%"
     assert lane.band == ("45.20%", "9.60%")
-    assert [text for _, text in plot.ticks] == ["0\xa0%", "25\xa0%", "50\xa0%", "75\xa0%", "100\xa0%"]
+    assert [text for _, text in plot.ticks] == ["0%", "25%", "50%", "75%", "100%"]
 
 
 @pytest.mark.parametrize("recipe", ["embedded", "brain-diffuser", "sd15-ip-adapter", "own"])
 def test_methods_cite_what_they_list_and_list_what_they_cite(recipe: str) -> None:
-    methods = describe(recipe, version="1.2", metrics=("pixcorr", "ssim", "two_way_clip"))
+    methods = methods_text(recipe, version="1.2", metrics=("pixcorr", "ssim", "two_way_clip"))
     text = " ".join((*methods.paragraphs, methods.caution))
     listed = {r.key for r in methods.references}
     assert listed == {key for key, r in REFERENCES.items() if r.short in text}
@@ -89,35 +89,35 @@ def test_methods_cite_what_they_list_and_list_what_they_cite(recipe: str) -> Non
     )
 
 
-def test_methods_tell_the_embedded_models_from_the_papers() -> None:
-    embedded, paper = (describe(r) for r in ("embedded", "brain-diffuser"))
+def test_methods_distinguish_the_embedded_models_from_the_published_ones() -> None:
+    embedded, paper = (methods_text(r) for r in ("embedded", "brain-diffuser"))
     assert "drawn scenes" in embedded.caution
     assert "pipeline works" in embedded.caution
     assert "drawn scenes" not in " ".join((*paper.paragraphs, paper.caution))
     assert "first 31 layers" in paper.paragraphs[1]
     assert "ViT-L/14" in paper.paragraphs[1]
-    own = " ".join(describe("own").paragraphs)
+    own = " ".join(methods_text("own").paragraphs)
     assert "VDVAE" not in own
     assert "'own'" in own
 
 
 def test_methods_state_the_counts_that_are_known() -> None:
     counts = {"voxels": 15724, "trials": 27750, "sessions": 37, "training images": 8859, "test images": 982}
-    text = describe("brain-diffuser", counts=counts).paragraphs[0]
+    text = methods_text("brain-diffuser", counts=counts).paragraphs[0]
     for part in ("15,724 voxels", "27,750 trials in 37 sessions", "8,859 images", "982 others"):
         assert part in text
     assert "{" not in text
-    assert "sessions)" not in describe("embedded").paragraphs[0]
+    assert "sessions)" not in methods_text("embedded").paragraphs[0]
 
 
 def test_methods_speak_only_of_what_was_run() -> None:
-    text = describe("embedded", metrics=("pixcorr",), conditions=("brain",)).paragraphs[-1]
+    text = methods_text("embedded", metrics=("pixcorr",), conditions=("brain",)).paragraphs[-1]
     assert text == "Reconstructions were compared with the stimuli by pixel correlation."
 
 
 def test_metrics_of_one_kind_are_named_together() -> None:
     metrics = ("pixcorr", "ssim", "two_way_clip", "two_way_swav", "top1_clip")
-    text = describe("embedded", metrics=metrics).paragraphs[-1]
+    text = methods_text("embedded", metrics=metrics).paragraphs[-1]
     assert (
         "pixel correlation, SSIM, two-way identification (CLIP and SwAV ResNet-50) and top-1 retrieval (CLIP)"
         in text
@@ -129,5 +129,5 @@ def test_bibtex_and_markdown() -> None:
     assert entry.startswith("@misc{clip,")
     assert entry.count("{") == entry.count("}")
     assert "author = {Radford, A. and Kim, J. W. and Hallacy, C. and others}" in entry
-    assert "<https://arxiv.org/abs/2303.05334>" not in describe("embedded").as_markdown()
-    assert "<https://doi.org/10.1038/s41598-023-42891-8>" in describe("embedded").as_markdown()
+    assert "<https://arxiv.org/abs/2303.05334>" not in methods_text("embedded").as_markdown()
+    assert "<https://doi.org/10.1038/s41598-023-42891-8>" in methods_text("embedded").as_markdown()

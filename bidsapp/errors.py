@@ -1,6 +1,6 @@
 """What can go wrong, each with the exit code of the BIDS execution specification.
 
-An error message says what is wrong, where (a path), why, and how to mend it.
+An error message says what is wrong, where (a path), why, and how to fix it.
 """
 
 from __future__ import annotations
@@ -105,29 +105,29 @@ class AppError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with an input: where it is, what is wrong, how to mend it.
+    """One thing wrong with an input: where it is, what is wrong, how to fix it.
 
-    ``mend`` is "" where ``what`` says it; ``subject`` is the label of the subject that alone has it.
+    ``fix`` is "" where ``what`` says it; ``subject`` is the label of the subject that alone has it.
     """
 
     path: str
     what: str
-    mend: str = ""
+    fix: str = ""
     code: ExitCode = ExitCode.BAD_DATA
     subject: str = ""
 
     @classmethod
     def of(
-        cls, error: AppError, path: str | os.PathLike[str], mend: str = "", *, subject: str = ""
+        cls, error: AppError, path: str | os.PathLike[str], fix: str = "", *, subject: str = ""
     ) -> Problem:
         """Make a problem of an error: of the path that it names itself, else of ``path``."""
         where = error.path or os.fspath(path)
-        what, mend = str(error).removesuffix(f" {error.fix}"), error.fix or mend
+        what, fix = str(error).removesuffix(f" {error.fix}"), error.fix or fix
         if what.startswith((f"{where}:", f"{where},")):
             what = what.removeprefix(where).lstrip(":, ")
         if os.sep not in what.partition(" ")[0]:  # another path stays as it is spelled
             what = what[:1].upper() + what[1:]
-        return cls(where, what, mend, error.exit_code, subject)
+        return cls(where, what, fix, error.exit_code, subject)
 
 
 #: Problems of one path that are listed; a table may be wrong in each of 73,000 rows.
@@ -165,13 +165,13 @@ class InputProblems(AppError):
                 lines.append(f"  {path}")
                 for problem in problems[:_MOST_OF_A_FILE]:
                     lines += _folded(problem.what, width)
-                    lines += _folded(f"To mend: {problem.mend}", width) if problem.mend else []
+                    lines += _folded(f"To fix: {problem.fix}", width) if problem.fix else []
                 if len(problems) > _MOST_OF_A_FILE:
                     lines += _folded(f"... and {len(problems) - _MOST_OF_A_FILE} more here.", width)
         return as_shown("\n".join(lines))
 
 
-class Gatherer:
+class ProblemCollector:
     """Gathers problems from checks that raise, so that all can be told at once."""
 
     def __init__(self) -> None:
@@ -183,7 +183,7 @@ class Gatherer:
         self.problems += [p for p in dict.fromkeys(problems) if p not in self.problems]
 
     @contextmanager
-    def at(self, path: str | os.PathLike[str], mend: str = "", *, subject: str = "") -> Iterator[None]:
+    def at(self, path: str | os.PathLike[str], fix: str = "", *, subject: str = "") -> Iterator[None]:
         """Turn an error of the block into a problem (of ``path``, where the error names none)."""
         try:
             yield
@@ -191,7 +191,7 @@ class Gatherer:
             self.add(error.problems)
         except AppError as error:
             self._errors.append(error)
-            self.add([Problem.of(error, path, mend, subject=subject)])
+            self.add([Problem.of(error, path, fix, subject=subject)])
 
     def raise_any(self) -> None:
         """Raise what was gathered, if anything: an error that is alone as it was, else all in a list."""

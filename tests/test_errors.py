@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bidsapp.errors import PRECEDENCE, AppError, ExitCode, Gatherer, InputProblems, Problem
+from bidsapp.errors import PRECEDENCE, AppError, ExitCode, InputProblems, Problem, ProblemCollector
 
 LONG = "/" + "a-very-long-folder-name/" * 8 + "sub-01_statmap.nii.gz"
 
@@ -28,7 +28,7 @@ def test_the_list() -> None:
     problems = [
         Problem("a.nii", "Is cut.", "Copy it.", subject="02"),
         Problem("stimuli.tsv", "Has no rows."),
-        Problem("b.nii", "Is no image.", "Mend it.", subject="01"),
+        Problem("b.nii", "Is no image.", "Fix it.", subject="01"),
         Problem("a.nii", "Is moved.", "Move it.", subject="02"),
     ]
     assert str(InputProblems(problems)).split("\n") == [
@@ -41,14 +41,14 @@ def test_the_list() -> None:
         "sub-01:",
         "  b.nii",
         "      Is no image.",
-        "      To mend: Mend it.",
+        "      To fix: Fix it.",
         "",
         "sub-02:",
         "  a.nii",
         "      Is cut.",
-        "      To mend: Copy it.",
+        "      To fix: Copy it.",
         "      Is moved.",
-        "      To mend: Move it.",
+        "      To fix: Move it.",
     ]
     assert str(InputProblems(problems[1:2])).split("\n")[1:] == ["  stimuli.tsv", "      Has no rows."]
 
@@ -63,13 +63,13 @@ def test_lines_fold_at_the_terminals_width_and_paths_do_not() -> None:
 
 def test_errors_become_problems_of_the_path_they_name() -> None:
     error = AppError("d/x.json, line 3: is not JSON.", exit_code=ExitCode.BAD_DATA, path="d/x.json")
-    assert Problem.of(error, "d/other", "Mend.") == Problem("d/x.json", "Line 3: is not JSON.", "Mend.")
+    assert Problem.of(error, "d/other", "Fix.") == Problem("d/x.json", "Line 3: is not JSON.", "Fix.")
     plain = Problem.of(AppError("no task.", exit_code=ExitCode.USAGE), "d", subject="01")
     assert plain == Problem("d", "No task.", "", ExitCode.USAGE, "01")
 
 
 def test_gathering() -> None:
-    found = Gatherer()
+    found = ProblemCollector()
     found.raise_any()
     alone = AppError("one thing", exit_code=ExitCode.USAGE)
     with found.at("here"):
@@ -97,7 +97,7 @@ def test_a_path_is_cut_off_the_message_only_where_it_is_the_whole_path() -> None
 
 
 def test_a_table_wrong_in_every_row_does_not_fill_the_screen() -> None:
-    problems = [Problem("t.tsv", f"Line {i}: is odd.", "Mend it.") for i in range(2, 1002)]
+    problems = [Problem("t.tsv", f"Line {i}: is odd.", "Fix it.") for i in range(2, 1002)]
     problems.append(Problem("u.tsv", "Is gone."))
     lines = str(InputProblems(problems)).split("\n")
     assert lines[0].startswith("1001 problems found")

@@ -55,8 +55,8 @@ class Finder:
         sessions = []
         if not betas:
             what = f"No betas of sub-{label} for this task, space and these sessions."
-            mend = "Leave the participant out, or choose a task, space or session that it has."
-            self._problem(self._index.root / f"sub-{label}", what, mend, ExitCode.NOTHING_MATCHED)
+            fix = "Leave the participant out, or choose a task, space or session that it has."
+            self._problem(self._index.root / f"sub-{label}", what, fix, ExitCode.NOTHING_MATCHED)
         for file in _one_per_session(betas, self._problem):
             session, session_reference = self._session(file)
             reference = reference or session_reference
@@ -86,11 +86,11 @@ class Finder:
             self.units[str(file.path)] = units
         return file.path
 
-    def _problem(self, path: Path, what: str, mend: str, code: ExitCode = ExitCode.BAD_DATA) -> None:
-        self.problems.append(Problem(str(path), what, mend, code, self._label))
+    def _problem(self, path: Path, what: str, fix: str, code: ExitCode = ExitCode.BAD_DATA) -> None:
+        self.problems.append(Problem(str(path), what, fix, code, self._label))
 
-    def _error(self, error: AppError, path: Path, mend: str, code: ExitCode | None = None) -> None:
-        problem = Problem.of(error, path, mend)
+    def _error(self, error: AppError, path: Path, fix: str, code: ExitCode | None = None) -> None:
+        problem = Problem.of(error, path, fix)
         # A sidecar above the subjects' folders is all subjects' problem, to be listed once.
         own = f"sub-{self._label}" in Path(problem.path).parts
         subject = self._label if own else ""
@@ -110,14 +110,14 @@ class Finder:
         trials = _best_trials(file, self._trials.get(file.get("subject"), []))
         if trials is None:
             what = "No *_trials.tsv belongs to these betas, so the stimulus of each volume is unknown."
-            mend = "Put a table (beta_index, stim_id) beside them, of the same session, task and run."
-            self._problem(file.path, what, mend, ExitCode.NO_INPUT)
+            fix = "Put a table (beta_index, stim_id) beside them, of the same session, task and run."
+            self._problem(file.path, what, fix, ExitCode.NO_INPUT)
             return None, reference
         try:
             ids = read_trials(trials)
         except AppError as error:
-            mend = "Correct the table: a row a volume, columns beta_index and stim_id."
-            self._error(error, trials, mend)
+            fix = "Correct the table: a row a volume, columns beta_index and stim_id."
+            self._error(error, trials, fix)
             return None, reference
         return Session(label, file.path, trials, ids, scale), reference
 
@@ -147,8 +147,8 @@ class Finder:
             try:
                 found[name] = _rois.find_roi(name, label, files, self._base, others, grid)
             except AppError as error:
-                mend = "Name one that is there with --roi, or add the mask to the dataset."
-                self._error(error, self._index.root / f"sub-{label}", mend)
+                fix = "Name one that is there with --roi, or add the mask to the dataset."
+                self._error(error, self._index.root / f"sub-{label}", fix)
         return found
 
 

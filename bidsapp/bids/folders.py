@@ -18,7 +18,7 @@ _OF_WORK = ("sub-", "targets-", "canaries", "cache")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RequiredSpace:
     """Bytes that will be written into a folder, which a message calls ``the <name> folder``."""
 
     folder: Path
@@ -52,8 +52,8 @@ def check_folders(inputs: Iterable[Path], out_dir: Path, work_dir: Path) -> list
             problems.append(problem)
     if not problems and _would_mix(out_dir, work_dir):
         what = f"Files of the work folder would mix with those of the output folder {out_dir}."
-        mend = f"Choose another work folder with -w, or leave it out: it is then {out_dir / '.work'}."
-        problems.append(Problem(str(work_dir), what, mend, ExitCode.CANNOT_CREATE))
+        fix = f"Choose another work folder with -w, or leave it out: it is then {out_dir / '.work'}."
+        problems.append(Problem(str(work_dir), what, fix, ExitCode.CANNOT_CREATE))
     try:
         refuse_foreign_dataset(out_dir)
     except AppError as error:
@@ -61,7 +61,7 @@ def check_folders(inputs: Iterable[Path], out_dir: Path, work_dir: Path) -> list
     return problems
 
 
-def check_space(wanted: Sequence[Wanted]) -> list[Problem]:
+def check_space(wanted: Sequence[RequiredSpace]) -> list[Problem]:
     """Check that there is room for what will be written; folders on one file system share its room.
 
     Returns
@@ -69,7 +69,7 @@ def check_space(wanted: Sequence[Wanted]) -> list[Problem]:
     list of Problem
         Exit code 74, one for each file system with too little room.
     """
-    systems: dict[int, list[Wanted]] = {}
+    systems: dict[int, list[RequiredSpace]] = {}
     for item in wanted:
         systems.setdefault(_existing(item.folder).stat().st_dev, []).append(item)
     problems = []
@@ -79,8 +79,8 @@ def check_space(wanted: Sequence[Wanted]) -> list[Problem]:
         if total > free:
             parts = " and ".join(f"{_gb(item.n_bytes)} for the {item.name} folder" for item in items)
             what = f"About {parts} will be written, but {_gb(free)} are free there."
-            mend = "Free some space, choose another folder (-w has the larger part), or run fewer subjects."
-            problems.append(Problem(str(items[0].folder), what, mend, ExitCode.IO_ERROR))
+            fix = "Free some space, choose another folder (-w has the larger part), or run fewer subjects."
+            problems.append(Problem(str(items[0].folder), what, fix, ExitCode.IO_ERROR))
     return problems
 
 
@@ -104,8 +104,8 @@ def _inside_input(path: Path, name: str, roots: Iterable[Path]) -> Problem | Non
         proper = len(inner) >= 2 and inner[0] == "derivatives"
         if real.is_relative_to(root) and not proper:
             what = f"The {name} folder is inside the input dataset {root}."
-            mend = f"Choose a folder outside of it, or {root / 'derivatives' / 'bidsapp-recon'}."
-            return Problem(str(path), what, mend, ExitCode.CANNOT_CREATE)
+            fix = f"Choose a folder outside of it, or {root / 'derivatives' / 'bidsapp-recon'}."
+            return Problem(str(path), what, fix, ExitCode.CANNOT_CREATE)
     return None
 
 
@@ -120,14 +120,14 @@ def _would_mix(out_dir: Path, work_dir: Path) -> bool:
 
 def _unwritable(path: Path, name: str) -> Problem | None:
     existing = _existing(path)
-    mend = "Choose a folder that this user may write to; in a container, check that it is bound read-write."
+    fix = "Choose a folder that this user may write to; in a container, check that it is bound read-write."
     if not existing.is_dir():
         kind = "is a file" if existing.exists() else "is a link to nothing"
         what = f"The {name} folder cannot be made: {existing} {kind}."
-        return Problem(str(path), what, mend, ExitCode.CANNOT_CREATE)
+        return Problem(str(path), what, fix, ExitCode.CANNOT_CREATE)
     try:
         Path(tempfile.mkdtemp(prefix=".bidsapp-recon-", dir=existing)).rmdir()
     except OSError as error:
         what = f"The {name} folder cannot be written: {existing} refuses ({error.strerror})."
-        return Problem(str(path), what, mend, ExitCode.CANNOT_CREATE)
+        return Problem(str(path), what, fix, ExitCode.CANNOT_CREATE)
     return None

@@ -192,8 +192,8 @@ def _find_betas(base: Path, filters: Filters) -> tuple[Index, list[IndexedFile]]
     by = f" under the filters of {filters.path}" if filters.path else ""
     names = "sub-*_stat-effect*_statmap.nii.gz or .hdf5"
     message = f"{base}: no single-trial betas found{by} (files named like {names})."
-    mend = "Check BIDS_DIR, or name your files by a filter file (--bids-filter-file)."
-    raise AppError(f"{message} {mend} {_MOUNTS}", exit_code=ExitCode.NOTHING_MATCHED)
+    fix = "Check BIDS_DIR, or name your files by a filter file (--bids-filter-file)."
+    raise AppError(f"{message} {fix} {_MOUNTS}", exit_code=ExitCode.NOTHING_MATCHED)
 
 
 def _no_description(base: Path) -> AppError:

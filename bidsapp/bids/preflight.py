@@ -144,19 +144,19 @@ def _check_reliability(
     """Check that voxels reach the noise ceiling asked for, unless something is wrong with the images."""
     if subject.noise_ceiling is not None and (known or not dataset.rois[subject.label]):
         return []
-    mend = (
+    fix = (
         "Add or correct the map (percent; --bids-filter-file, key 'noiseceiling', chooses one), "
         "or leave out --min-noise-ceiling."
     )
     try:
         mask = choose_voxels(dataset, subject.label, minimum)
     except AppError as error:
-        return [Problem.of(error, dataset.root / f"sub-{subject.label}", mend)]
+        return [Problem.of(error, dataset.root / f"sub-{subject.label}", fix)]
     if mask.n_voxels:
         return []
     what = f"None of the {mask.n_roi} voxels of the ROI has a noise ceiling of {minimum:g} % or more."
-    mend = "Ask for less with --min-noise-ceiling, or choose another ROI."
-    return [Problem(str(subject.noise_ceiling), what, mend)]
+    fix = "Ask for less with --min-noise-ceiling, or choose another ROI."
+    return [Problem(str(subject.noise_ceiling), what, fix)]
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,8 @@ def _check_betas(session: Session, header: _Grid) -> list[Problem]:
         return []
     plural = "s" if volumes != 1 else ""
     what = f"Holds {volumes} volume{plural}, but {session.trials} lists {trials} trials."
-    mend = "The table needs a row a volume: find the trials left out, or take both files of one version."
-    return [Problem(str(session.betas), what, mend)]
+    fix = "The table needs a row a volume: find the trials left out, or take both files of one version."
+    return [Problem(str(session.betas), what, fix)]
 
 
 def _compare(path: Path, header: _Grid, reference: tuple[Path, _Grid] | None, what: str) -> list[Problem]:
@@ -218,27 +218,27 @@ def _check_stimuli(
             unknown = [s for s in shown if s not in known]
             if unknown:
                 what = f"{_count(unknown, 'stimulus', 'stimuli')} not listed in {table}: {_some(unknown)}"
-                mend = "List every stimulus that was shown, spelled as in the trials."
-                problems.append(Problem(str(session.trials), what, mend, subject=subject.label))
+                fix = "List every stimulus that was shown, spelled as in the trials."
+                problems.append(Problem(str(session.trials), what, fix, subject=subject.label))
             seen |= {s: None for s in shown if s in known}
     used = {s for split in splits.values() for s in (*split.train, *split.test)} if splits else set(seen)
     needed = [s for s in seen if s in used]
     missing = stimuli.files_missing(needed)
     if missing:
         what = f"{_count(missing, 'image file is', 'image files are')} not there: {_some(missing)}"
-        mend = "Put the images into the stimuli folder, or correct the column 'file'."
+        fix = "Put the images into the stimuli folder, or correct the column 'file'."
         if stimuli.table.suffix == ".csv":
-            mend = "Fetch LAION-fMRI's images by its own command: laion-fmri download-stimuli."
-        problems.append(Problem(table, what, mend, ExitCode.NO_INPUT))
+            fix = "Fetch LAION-fMRI's images by its own command: laion-fmri download-stimuli."
+        problems.append(Problem(table, what, fix, ExitCode.NO_INPUT))
     silent = [s for s in needed if not stimuli.captions(s)] if captions else []
     if silent:
         what = f"{_count(silent, 'stimulus has', 'stimuli have')} no caption: {_some(silent)}"
-        mend = "Give each at least one row (stimulus_id, caption)."
+        fix = "Give each at least one row (stimulus_id, caption)."
         path = stimuli.captions_path or stimuli.table.with_name("captions.tsv")
         if stimuli.captions_path is None:
             what += " This recipe predicts CLIP's tokens of the captions."
-            mend = "Write that table (stimulus_id, caption), or name one with --captions FILE."
-        problems.append(Problem(str(path), what, mend))
+            fix = "Write that table (stimulus_id, caption), or name one with --captions FILE."
+        problems.append(Problem(str(path), what, fix))
     tested = {s for split in splits.values() for s in split.test} if splits else set(needed)
     try:
         stimulus_labels(sorted(tested))

@@ -88,7 +88,7 @@ def validate_input(bids_dir: Path) -> bool:
 def _problem(bids_dir: Path, issue: dict[str, Any]) -> Problem:
     place = str(issue.get("location", "")).lstrip("/")
     what = " ".join(str(issue[k]) for k in ("code", "subCode", "issueMessage", "rule") if issue.get(k))
-    mend = "mend the dataset, name the file in its .bidsignore, or pass --skip-bids-validation"
+    fix = "fix the dataset, name the file in its .bidsignore, or pass --skip-bids-validation"
     subject = re.match(r"sub-([0-9A-Za-z+]+)/", place)
     label = subject[1] if subject else ""
-    return Problem(str(bids_dir / place), what, mend, ExitCode.INVALID_BIDS, label)
+    return Problem(str(bids_dir / place), what, fix, ExitCode.INVALID_BIDS, label)

@@ -82,7 +82,7 @@ def _report(outcome: Outcome, bids_dir: Path, *, dry_run: bool) -> None:
         click.echo(f"Note: {note}", err=True)
     for problem in found.problems:
         click.echo(
-            f"Not usable: {problem.path}\n    {problem.what}\n    How to fix it: {problem.mend}", err=True
+            f"Not usable: {problem.path}\n    {problem.what}\n    How to fix it: {problem.fix}", err=True
         )
     for missing in found.missing:
         click.echo(f"Missing: {missing.path}\n    {missing.what}\n    Get it: {missing.origin}", err=True)

@@ -28,7 +28,7 @@ from bidsapp.slurm.resources import asks_for_gpu, is_time, most_shards
 if TYPE_CHECKING:
     from bidsapp.config import RunConfig
     from bidsapp.planning.check import Plan
-    from bidsapp.planning.estimate import Needs
+    from bidsapp.planning.estimate import ResourceEstimate
     from bidsapp.slurm.chain import Launch
 
 
@@ -211,7 +211,7 @@ def slurm(**options: Any) -> int:
     return ExitCode.OK
 
 
-def _warn_of_idle_shards(shards: int, needed: dict[str, Needs]) -> None:
+def _warn_of_idle_shards(shards: int, needed: dict[str, ResourceEstimate]) -> None:
     if 0 < (most := most_shards(needed.values())) < shards:
         LOG.warning(
             "--shards %d: stage 2 has at most %d blocks of images per subject; further tasks have nothing "
@@ -240,7 +240,7 @@ def _refuse_misplaced(run: click.Context, *, gpu: bool, sif: Path | None) -> Non
         raise AppError(f"--sif {sif}: the file does not exist.", exit_code=ExitCode.NO_INPUT, path=sif)
 
 
-def _plan(settings: RunConfig, *, gpu: bool) -> tuple[Plan, dict[str, Needs]]:
+def _plan(settings: RunConfig, *, gpu: bool) -> tuple[Plan, dict[str, ResourceEstimate]]:
     """Check the input as ``--dry-run`` does, and estimate for the device of the nodes."""
     from bidsapp.planning.check import plan
     from bidsapp.planning.estimate import needs

@@ -22,7 +22,7 @@ from bidsapp.data._pixels import Bricks, decode, require_image, size_of
 from bidsapp.data._stimulus_table import Place, find_table, read_stimulus_table
 from bidsapp.data.captions import CAPTION_TABLES, read_captions
 from bidsapp.data.image_check import check_images
-from bidsapp.errors import AppError, ExitCode, Gatherer, Problem
+from bidsapp.errors import AppError, ExitCode, Problem, ProblemCollector
 
 #: Takes an iterable and a text, returns the iterable (a progress bar).
 Show = Callable[[Sequence[str], str], Any]
@@ -60,7 +60,7 @@ class StimulusSet:
         bids_dir: str | os.PathLike[str],
         captions: str | os.PathLike[str] | None = None,
         *,
-        found: Gatherer | None = None,
+        found: ProblemCollector | None = None,
     ) -> StimulusSet:
         """Read the tables of ``bids_dir/stimuli``, or of the dataset that contains a derivative.
 
@@ -71,7 +71,7 @@ class StimulusSet:
         captions : path, optional
             Table of captions (see :func:`~bidsapp.data.captions.read_captions`); by default that of
             the stimuli folder, if it exists.
-        found : Gatherer, optional
+        found : ProblemCollector, optional
             Takes what is wrong with the captions, so that everything else can still be checked.
 
         Raises

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bidsapp.config import RunConfig
-from bidsapp.errors import ExitCode, Gatherer, Problem
-from bidsapp.planning.estimate import Needs, Sizes, needs, value_bytes
+from bidsapp.errors import ExitCode, Problem, ProblemCollector
+from bidsapp.planning.estimate import ResourceEstimate, Sizes, needs, value_bytes
 from bidsapp.recipes import Recipe
 from bidsapp.records import Mask, Split, SubjectInputs
 from bidsapp.storage.files import bytes_there
@@ -39,7 +39,7 @@ class Plan:
     splits: dict[str, Split]
     masks: dict[str, Mask]
     sizes: dict[str, Sizes]
-    needs: dict[str, Needs]
+    needs: dict[str, ResourceEstimate]
     device: str
 
     def regions(self, label: str, config: RunConfig) -> dict[str, npt.NDArray[np.bool_]]:
@@ -72,7 +72,7 @@ def plan(config: RunConfig) -> Plan:
     InputProblems
         With every problem that was found.
     """
-    found = Gatherer()
+    found = ProblemCollector()
     device = _check_machine(config, found)
     dataset, stimuli = _open_inputs(config, found)
     splits = _make_splits(config, dataset, stimuli, found) if dataset and stimuli else {}
@@ -124,7 +124,7 @@ def plan(config: RunConfig) -> Plan:
     return Plan(dataset, stimuli, splits, masks, sizes, needed, device)
 
 
-def _check_machine(config: RunConfig, found: Gatherer) -> str:
+def _check_machine(config: RunConfig, found: ProblemCollector) -> str:
     """Give the device that will be used; the CPU where the one asked for is not there."""
     from bidsapp.models.devices import choose_device, choose_dtype
 
@@ -136,7 +136,7 @@ def _check_machine(config: RunConfig, found: Gatherer) -> str:
     return "cpu"
 
 
-def _open_inputs(config: RunConfig, found: Gatherer) -> tuple[Dataset | None, StimulusSet | None]:
+def _open_inputs(config: RunConfig, found: ProblemCollector) -> tuple[Dataset | None, StimulusSet | None]:
     """Open the dataset and its stimuli, each even where something is wrong with the other."""
     from bidsapp.bids.folders import check_folders
     from bidsapp.bids.inputs import open_dataset
@@ -170,7 +170,7 @@ def _open_inputs(config: RunConfig, found: Gatherer) -> tuple[Dataset | None, St
 
 
 def _make_splits(
-    config: RunConfig, dataset: Dataset, stimuli: StimulusSet, found: Gatherer
+    config: RunConfig, dataset: Dataset, stimuli: StimulusSet, found: ProblemCollector
 ) -> dict[str, Split]:
     from bidsapp.data.splits import make_split, split_path
 
@@ -188,7 +188,7 @@ def _check_contents(
     dataset: Dataset,
     stimuli: StimulusSet | None,
     splits: dict[str, Split],
-    found: Gatherer,
+    found: ProblemCollector,
 ) -> dict[str, Mask]:
     """Look into betas and images as far as is quick, where nothing is known to be wrong with them.
 
@@ -243,7 +243,7 @@ def split_notes(split: Split, chosen: bool = True) -> list[str]:
     return notes
 
 
-def _check_models(config: RunConfig, found: Gatherer) -> None:
+def _check_models(config: RunConfig, found: ProblemCollector) -> None:
     from bidsapp.models.weights.registry import missing_models
 
     unknown = unknown_names(config.recipe)
@@ -269,12 +269,12 @@ def unknown_names(recipe: Recipe) -> list[Problem]:
     name, protocols = recipe.metrics.protocol, published_protocols()
     where = f"recipe {recipe.name}"
     if name not in PROTOCOLS:
-        mend = f"set metrics.protocol in the recipe to one of {', '.join(PROTOCOLS)}"
-        return [Problem(where, f"there is no protocol {name!r}", mend)]
+        fix = f"set metrics.protocol in the recipe to one of {', '.join(PROTOCOLS)}"
+        return [Problem(where, f"there is no protocol {name!r}", fix)]
     known = tuple(protocols[name].networks) if name in protocols else NATIVE_NETWORKS
-    mend = f"choose metrics.networks of the protocol {name!r} from {', '.join(known)}"
+    fix = f"choose metrics.networks of the protocol {name!r} from {', '.join(known)}"
     unknown = [n for n in recipe.metrics.networks if n not in known]
-    return [Problem(where, f"the protocol {name!r} has no network {n!r}", mend) for n in unknown]
+    return [Problem(where, f"the protocol {name!r} has no network {n!r}", fix) for n in unknown]
 
 
 def _sizes(subject: SubjectInputs, split: Split, mask: Mask, config: RunConfig) -> Sizes:
@@ -312,7 +312,7 @@ def _stimulus_bytes(stimuli: StimulusSet, ids: tuple[str, ...]) -> int:
     return 3 * height * width
 
 
-def _memory_problems(needed: dict[str, Needs], config: RunConfig) -> list[Problem]:
+def _memory_problems(needed: dict[str, ResourceEstimate], config: RunConfig) -> list[Problem]:
     """Refuse a run that is known not to fit, rather than leave it to the system to kill it."""
     most = max((n.memory for n in needed.values()), default=0)
     if config.memory is None or most <= config.memory:
@@ -321,7 +321,7 @@ def _memory_problems(needed: dict[str, Needs], config: RunConfig) -> list[Proble
     return [Problem("--mem", what, "Give more, or a smaller region of interest (--roi).", ExitCode.TRY_AGAIN)]
 
 
-def _warn_of_memory(needed: dict[str, Needs], config: RunConfig) -> None:
+def _warn_of_memory(needed: dict[str, ResourceEstimate], config: RunConfig) -> None:
     """Say beforehand that the system may end the run; what it needs is an estimate, so it is not refused."""
     most, there = max((n.memory for n in needed.values()), default=0), available_memory()
     if config.memory is None and there is not None and most > there:
@@ -333,14 +333,19 @@ def _warn_of_memory(needed: dict[str, Needs], config: RunConfig) -> None:
         )
 
 
-def _space_problems(needed: dict[str, Needs], config: RunConfig, known: list[Problem]) -> list[Problem]:
+def _space_problems(
+    needed: dict[str, ResourceEstimate], config: RunConfig, known: list[Problem]
+) -> list[Problem]:
     """Refuse a run that the disk has no room for; what earlier runs left in the work folder is counted in."""
-    from bidsapp.bids.folders import Wanted, check_space
+    from bidsapp.bids.folders import RequiredSpace, check_space
 
     folders = {str(config.output_dir), str(config.work_dir)}
     if not needed or folders & {problem.path for problem in known}:
         return []
     work = sum(n.disk for n in needed.values()) - bytes_there(config.work_dir)
     output = sum(n.output for n in needed.values())
-    wanted = [Wanted(config.work_dir, "work", max(0, work)), Wanted(config.output_dir, "output", output)]
+    wanted = [
+        RequiredSpace(config.work_dir, "work", max(0, work)),
+        RequiredSpace(config.output_dir, "output", output),
+    ]
     return check_space(wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bidsapp.config import RANDOM_SETS, RunConfig, cluster_count, ladder_size
-from bidsapp.planning.estimate import Needs, Sizes, images_made
+from bidsapp.planning.estimate import ResourceEstimate, Sizes, images_made
 from bidsapp.planning.option_costs import further_images
 from bidsapp.records import Mask, Split, SubjectInputs
 from bidsapp.storage.blocks import count_blocks
@@ -105,7 +105,7 @@ def _roughly(seconds: float | None) -> str:
     return f"roughly {as_duration(seconds)}"
 
 
-def _wants(needed: Needs, config: RunConfig) -> list[str]:
+def _wants(needed: ResourceEstimate, config: RunConfig) -> list[str]:
     disk = f"{as_text(needed.disk)} in the work folder, {as_text(needed.output)} in the output folder"
     lines = [f"  needs: about {as_text(needed.memory)} of memory, {disk}"]
     if config.device != "cpu":
@@ -116,7 +116,7 @@ def _wants(needed: Needs, config: RunConfig) -> list[str]:
 
 
 def _rows(
-    config: RunConfig, label: str, sizes: Sizes, needed: Needs, there: set[str]
+    config: RunConfig, label: str, sizes: Sizes, needed: ResourceEstimate, there: set[str]
 ) -> list[tuple[str, str, str]]:
     """Name, size and state of each part of the run."""
     recipe = config.recipe

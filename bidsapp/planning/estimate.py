@@ -75,7 +75,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Needs:
+class ResourceEstimate:
     """What one subject needs.
 
     Attributes
@@ -117,7 +117,7 @@ class Needs:
         return sum(known) if len(known) == len(self.seconds) else None
 
 
-def needs(config: RunConfig, sizes: Sizes) -> Needs:
+def needs(config: RunConfig, sizes: Sizes) -> ResourceEstimate:
     """Estimate what one subject needs.
 
     Parameters
@@ -128,7 +128,7 @@ def needs(config: RunConfig, sizes: Sizes) -> Needs:
 
     Returns
     -------
-    Needs
+    ResourceEstimate
         Memory is the base, the models' parameters where they do not come with the package, and the largest of
         four moments. Three are with the training responses: the ridge (the Gram matrix and its factor, the
         operators of a penalty), the predictions (the same operators and blocks of targets), and the model
@@ -168,7 +168,7 @@ def needs(config: RunConfig, sizes: Sizes) -> Needs:
     images = images_made(config, n_test, len(sizes.region_voxels))
     pictures = images * sizes.image_bytes
     model = model_file_bytes(n_train, n_voxels, dims, penalties, save_weights=config.save_weights)
-    return Needs(
+    return ResourceEstimate(
         memory=BASE_MEMORY + parameters + max(moments),
         # One condition's pictures are there twice for a moment: in blocks and together.
         disk=on_disk + pictures + n_test * sizes.image_bytes,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bidsapp.planning.estimate import Needs
+from bidsapp.planning.estimate import ResourceEstimate
 from bidsapp.slurm.binds import Bind
 from bidsapp.slurm.resources import GROUP_MEMORY, GROUP_TIME, Resources, as_limit, memory_limit, time_limit
 from bidsapp.slurm.scripts import Expression, Job, Line, Site, Step, batch_script, submit_script
@@ -59,7 +59,7 @@ class Run:
     #: of every task
     options: Sequence[Line]
     #: by label
-    needs: Mapping[str, Needs]
+    needs: Mapping[str, ResourceEstimate]
     #: tasks for each subject's stage 2
     shards: int = 1
     #: of the first job's tasks alone (``--force``: in later jobs it would undo their work)

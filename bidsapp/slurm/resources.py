@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.planning.estimate import Needs
+from bidsapp.planning.estimate import ResourceEstimate
 
 #: Estimated times may be wrong by a factor of two or more (docs/reference/checks.md), memory by far less.
 TIME_MARGIN, MEMORY_MARGIN = 3.0, 1.25
@@ -17,7 +17,8 @@ STARTING = 15
 _STEP = 15
 #: Minutes and MiB for the group level, several times what it needs.
 GROUP_TIME, GROUP_MEMORY = 30, 4096
-#: Parts of a run (``Needs.seconds``) by step of a run in shards; the last step, ``gather``, does the rest.
+#: Parts of a run (``ResourceEstimate.seconds``) by step of a run in shards; the last step, ``gather``, does
+#: the rest.
 STEPS = {"prepare": ("betas", "targets", "ridge", "latents", "stage 1"), "shard": ("stage 2",)}
 _TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d", re.ASCII)
 
@@ -50,7 +51,7 @@ def is_time(text: str) -> bool:
     return _TIME.fullmatch(text) is not None
 
 
-def time_limit(needs: Iterable[Needs], step: str | None = None, shards: int = 1) -> str:
+def time_limit(needs: Iterable[ResourceEstimate], step: str | None = None, shards: int = 1) -> str:
     """Give the time limit of an array's tasks, for the subject that takes longest.
 
     It is ``TIME_MARGIN`` times the estimate plus ``STARTING`` minutes, rounded up to a quarter of an hour,
@@ -58,7 +59,7 @@ def time_limit(needs: Iterable[Needs], step: str | None = None, shards: int = 1)
 
     Parameters
     ----------
-    needs : iterable of Needs
+    needs : iterable of ResourceEstimate
         Of each subject.
     step : str or None
         One of :data:`STEPS`, or ``gather``; the whole run by default.
@@ -86,18 +87,18 @@ def time_limit(needs: Iterable[Needs], step: str | None = None, shards: int = 1)
     return as_limit(minutes)
 
 
-def _largest_share(need: Needs, shards: int) -> float:
+def _largest_share(need: ResourceEstimate, shards: int) -> float:
     """Give the largest share of stage 2 that a task gets: whole blocks, at least one."""
     if not need.images or not need.at_once:
         return 1 / shards
     return min(1.0, math.ceil(_blocks(need) / shards) * need.at_once / need.images)
 
 
-def _blocks(need: Needs) -> int:
+def _blocks(need: ResourceEstimate) -> int:
     return math.ceil(need.images / max(1, need.at_once))
 
 
-def most_shards(needs: Iterable[Needs]) -> int:
+def most_shards(needs: Iterable[ResourceEstimate]) -> int:
     """Count the shards of a subject that can have something to do; 0 if that is unknown."""
     return max(map(_blocks, needs), default=0)
 
@@ -112,7 +113,7 @@ def as_limit(minutes: int) -> str:
     return f"{days}-{rest // 60:02d}:{rest % 60:02d}:00"
 
 
-def memory_limit(needs: Iterable[Needs]) -> int:
+def memory_limit(needs: Iterable[ResourceEstimate]) -> int:
     """Give the memory of an array's tasks in MiB: the largest estimate with its margin, in whole GiB."""
     most = max(need.memory for need in needs)
     return 1024 * math.ceil(MEMORY_MARGIN * most / 1024**3)

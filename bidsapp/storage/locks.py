@@ -82,7 +82,7 @@ def locked(path: str | os.PathLike[str], *, timeout: float = 600.0) -> Iterator[
     from filelock import FileLock, SoftFileLock, Timeout
 
     lock_file = Path(path)
-    mend = f"Wait for it to end; if none runs, delete {lock_file} and run the same command again."
+    fix = f"Wait for it to end; if none runs, delete {lock_file} and run the same command again."
     lock: FileLock | SoftFileLock = FileLock(lock_file)
     try:
         lock_file.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def locked(path: str | os.PathLike[str], *, timeout: float = 600.0) -> Iterator[
             lock = SoftFileLock(lock_file.with_name(lock_file.name + ".soft"))
             lock.acquire(timeout=timeout)
     except Timeout as error:
-        message = f"{lock_file}: another process holds this lock. {mend}"
+        message = f"{lock_file}: another process holds this lock. {fix}"
         raise AppError(message, exit_code=ExitCode.TRY_AGAIN) from error
     except OSError as error:
         raise cannot_write(lock_file, error) from error

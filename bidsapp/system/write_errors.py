@@ -55,12 +55,12 @@ def cannot_write(path: str | os.PathLike[str], error: BaseException) -> CannotWr
     number = reason(error)
     why = os.strerror(number) if number is not None else getattr(error, "strerror", None) or str(error)
     if number is not None:
-        mend = "Free some space there (or choose another folder) and run the same command again."
+        fix = "Free some space there (or choose another folder) and run the same command again."
     else:
-        mend = "Choose a folder that this user may write to"
-        mend += "; in a container, check that it is bound read-write."
+        fix = "Choose a folder that this user may write to"
+        fix += "; in a container, check that it is bound read-write."
     code = ExitCode.CANNOT_CREATE if number is None else ExitCode.IO_ERROR
-    return CannotWrite(f"Cannot write {os.fspath(path)}: {why}. {mend}", exit_code=code)
+    return CannotWrite(f"Cannot write {os.fspath(path)}: {why}. {fix}", exit_code=code)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from bidsapp.bids import folders
-from bidsapp.bids.folders import Wanted, check_folders, check_space
+from bidsapp.bids.folders import RequiredSpace, check_folders, check_space
 from bidsapp.errors import ExitCode
 
 
@@ -98,8 +98,10 @@ class _Usage(NamedTuple):
 def test_room_is_counted_by_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders.shutil, "disk_usage", lambda _: _Usage(10, 0, 3_000_000_000))
     out, work = tmp_path / "out", tmp_path / "work"
-    assert check_space([Wanted(out, "output", 10**9), Wanted(work, "work", 2 * 10**9)]) == []
-    (problem,) = check_space([Wanted(out, "output", 10**9 + 1), Wanted(work, "work", 2 * 10**9)])
+    assert check_space([RequiredSpace(out, "output", 10**9), RequiredSpace(work, "work", 2 * 10**9)]) == []
+    (problem,) = check_space(
+        [RequiredSpace(out, "output", 10**9 + 1), RequiredSpace(work, "work", 2 * 10**9)]
+    )
     assert "1.0 GB for the output folder and 2.0 GB for the work folder" in problem.what
     assert "3.0 GB are free" in problem.what
     assert problem.code == ExitCode.IO_ERROR
@@ -108,5 +110,5 @@ def test_room_is_counted_by_file_system(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_room_of_the_real_disk(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
-    assert check_space([Wanted(tmp_path / "a" / "b", "output", 1)]) == []
-    assert len(check_space([Wanted(tmp_path / "a" / "b", "output", 2 * free)])) == 1
+    assert check_space([RequiredSpace(tmp_path / "a" / "b", "output", 1)]) == []
+    assert len(check_space([RequiredSpace(tmp_path / "a" / "b", "output", 2 * free)])) == 1

@@ -140,7 +140,7 @@ def test_mutations(tiny: Path, name: str) -> None:
     assert words in problems[0].what
     assert problems[0].code == code
     assert problems[0].path.startswith(str(tiny))
-    assert problems[0].mend.endswith(".")
+    assert problems[0].fix.endswith(".")
 
 
 def test_all_at_once(tiny: Path) -> None:

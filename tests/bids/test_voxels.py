@@ -52,7 +52,7 @@ def test_union_above_a_noise_ceiling(bids: Path, minimum: float | None) -> None:
 def _problem(root: Path, minimum: float = 20.0) -> preflight.Problem:
     (problem,) = preflight.check(open_dataset(root), None, None, min_noise_ceiling=minimum)
     assert problem.subject == "01"
-    assert problem.mend
+    assert problem.fix
     return problem
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from bidsapp import cli
 from bidsapp.errors import AppError
-from bidsapp.planning.estimate import Needs
+from bidsapp.planning.estimate import ResourceEstimate
 from bidsapp.slurm.binds import Bind, binds, linked_to
 from bidsapp.slurm.resources import Resources, asks_for_gpu, is_time, memory_limit, most_shards, time_limit
 from bidsapp.slurm.scripts import Expression, Job, Site, batch_script
@@ -219,9 +219,9 @@ def test_other_refusals(slurm, tmp_path, monkeypatch):
 
 
 def test_time_and_memory_have_the_stated_margin():
-    def needs(memory: int, **seconds: float | None) -> Needs:
+    def needs(memory: int, **seconds: float | None) -> ResourceEstimate:
         names = ("betas", "targets", "ridge", "latents", "stage 1", "stage 2", "scores", "options")
-        return Needs(memory, 0, seconds={n: seconds.get(n.replace(" ", ""), 0.0) for n in names})
+        return ResourceEstimate(memory, 0, seconds={n: seconds.get(n.replace(" ", ""), 0.0) for n in names})
 
     few, many = needs(10**9, stage2=600.0), needs(8 * 1024**3, stage2=36_000.0, targets=3600.0, options=60.0)
     assert time_limit([few]) == "0-00:45:00"  # 3 x 10 min + 15 min
@@ -236,7 +236,7 @@ def test_time_and_memory_have_the_stated_margin():
 
 
 def test_a_shard_has_time_for_a_block():
-    need = Needs(1, 0, seconds={"stage 2": 36_000.0}, images=100, at_once=10)
+    need = ResourceEstimate(1, 0, seconds={"stage 2": 36_000.0}, images=100, at_once=10)
     assert time_limit([need], "shard", 4) == "0-09:15:00"  # 3 of 10 blocks: 3 x 3 h + 15 min
     assert time_limit([need], "shard", 50) == "0-03:15:00"  # a block is not split
     assert most_shards([need, replace(need, images=105)]) == 11

@@ -297,7 +297,7 @@ def test_only_uint8_is_taken(clip: ClipTokens, images: np.ndarray, dtype: type) 
 def test_the_double_rescaling_trap(clip: ClipTokens, folder: Path, images: np.ndarray) -> None:
     """A float image that is rescaled a second time makes an almost black picture, and other tokens.
 
-    Should the first half of this test fail after an upgrade, transformers has mended its side.
+    Should the first half of this test fail after an upgrade, transformers has fixed its side.
     """
     at_size = images[:, :SIDE, :SIDE]
     floats = list(at_size.astype(np.float32) / 255)

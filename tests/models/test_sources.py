@@ -105,7 +105,7 @@ def test_each_missing_folder_is_one_problem(tmp_path):
     ]
     for problem in problems:
         assert problem.code == ExitCode.TRY_AGAIN
-        assert f"bidsapp-recon fetch-models --recipe brain-diffuser --models-dir {tmp_path}" in problem.mend
+        assert f"bidsapp-recon fetch-models --recipe brain-diffuser --models-dir {tmp_path}" in problem.fix
 
 
 @pytest.fixture

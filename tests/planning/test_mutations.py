@@ -127,6 +127,6 @@ def test_all_at_once_by_subject(good, tmp_path, capsys):
     assert "/proc/out" in general
     assert str(bids / IMAGE) in general
     assert "sub-01/ses-s1" in first
-    assert second.count("To mend: ") == 3
+    assert second.count("To fix: ") == 3
     assert MASK in second
     assert snapshot(tmp_path) == before

@@ -34,7 +34,7 @@ def readable(path: Path, what: str = "these weights") -> Iterator[None]:
     Raises
     ------
     AppError
-        Exit code 65, with the path, the reason and how to mend it.
+        Exit code 65, with the path, the reason and how to fix it.
     """
     try:
         yield

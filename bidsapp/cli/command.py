@@ -20,6 +20,7 @@ from click.shell_completion import get_completion_class
 from bidsapp.cli.bids_app import SUBCOMMANDS, app
 from bidsapp.errors import AppError, ExitCode, InputProblems, as_shown, did_you_mean
 from bidsapp.system.signals import AGAIN, Stopped, ending_cleanly, leave
+from bidsapp.system.streams import tolerate_closed_streams
 from bidsapp.system.write_errors import cannot_write, reason
 
 _NAME = "bidsapp-recon"
@@ -118,6 +119,7 @@ def _wants_traceback(words: Sequence[str]) -> bool:
 
 def entry() -> None:
     """Console script."""
+    tolerate_closed_streams()
     leave(main())
 
 

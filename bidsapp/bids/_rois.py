@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsapp.bids._index import IndexedFile
-from bidsapp.errors import AppError, ExitCode
+from bidsapp.errors import AppError, ExitCode, did_you_mean
 from bidsapp.storage.nifti import Volume
 from bidsapp.storage.text import read_tsv
 
@@ -101,7 +101,8 @@ def find_roi(
         raise _error(f"ROI {name!r}: there is no file {path}", ExitCode.NO_INPUT)
     there = _names(own) + [f"{k}:{n}" for k, each in further.items() for n in _names(each)]
     listed = ", ".join(there[:_MOST]) + (f" and {len(there) - _MOST} more" if len(there) > _MOST else "")
-    raise _error(f"there is no ROI {name!r}. Found: {listed or 'none'}", ExitCode.NO_INPUT)
+    hint = did_you_mean(name, there)
+    raise _error(f"there is no ROI {name!r}.{hint} Found: {listed or 'none'}", ExitCode.NO_INPUT)
 
 
 #: Names of ROIs that a message lists; LAION-fMRI has about 50.

@@ -179,11 +179,15 @@ def _read_scores(
         expected = sorted({p.strip().removeprefix("sub-") for p in participants})
     else:
         pages = {p.stem.removeprefix("sub-") for p in root.glob("sub-*.html")}
-        expected = sorted(folders | pages | set(_listed(root / "participants.tsv")))
+        logs = {p.name.removeprefix("sub-") for p in root.glob("logs/sub-*") if p.is_dir()}
+        expected = sorted(folders | pages | logs | set(_listed(root / "participants.tsv")))
     scores, missing = {}, []
     for label in expected:
         if not _LABEL.fullmatch(label):
             missing.append(MissingSubject(label, "not a BIDS label (letters and digits only)"))
+        elif label not in folders and (root / "logs" / f"sub-{label}").is_dir():
+            why = "it has logs but no results yet; run the participant level without --prepare and --shard"
+            missing.append(MissingSubject(label, why))
         elif label not in folders:
             missing.append(
                 MissingSubject(label, f"no folder sub-{label}; run the participant level for this subject")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bidsapp.config import RunConfig
-from bidsapp.errors import ExitCode, Problem, ProblemCollector
+from bidsapp.errors import ExitCode, Problem, ProblemCollector, did_you_mean
 from bidsapp.planning.estimate import ResourceEstimate, Sizes, needs, value_bytes
 from bidsapp.recipes import Recipe
 from bidsapp.records import Mask, Split, SubjectInputs
@@ -72,6 +72,10 @@ def plan(config: RunConfig) -> Plan:
     InputProblems
         With every problem that was found.
     """
+    if not config.bids_dir.is_dir():  # a mistyped path: nothing else is worth a message
+        from bidsapp.bids.inputs import open_dataset
+
+        open_dataset(config.bids_dir)
     found = ProblemCollector()
     device = _check_machine(config, found)
     dataset, stimuli = _open_inputs(config, found)
@@ -270,11 +274,13 @@ def unknown_names(recipe: Recipe) -> list[Problem]:
     where = f"recipe {recipe.name}"
     if name not in PROTOCOLS:
         fix = f"set metrics.protocol in the recipe to one of {', '.join(PROTOCOLS)}"
-        return [Problem(where, f"there is no protocol {name!r}", fix)]
+        hint = did_you_mean(name, PROTOCOLS)
+        return [Problem(where, f"there is no protocol {name!r}.{hint}", fix)]
     known = tuple(protocols[name].networks) if name in protocols else NATIVE_NETWORKS
     fix = f"choose metrics.networks of the protocol {name!r} from {', '.join(known)}"
     unknown = [n for n in recipe.metrics.networks if n not in known]
-    return [Problem(where, f"the protocol {name!r} has no network {n!r}", fix) for n in unknown]
+    what = f"the protocol {name!r} has no network"
+    return [Problem(where, f"{what} {n!r}.{did_you_mean(n, known)}", fix) for n in unknown]
 
 
 def _sizes(subject: SubjectInputs, split: Split, mask: Mask, config: RunConfig) -> Sizes:

@@ -74,6 +74,29 @@ def test_no_input(tmp_path, capsys):
     assert run(tmp_path, tmp_path / "nowhere", "group") == 66
 
 
+def test_a_mistyped_folder_is_all_that_is_reported(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("BIDSAPP_RECON_MODELS", str(tmp_path / "no-models"))
+    assert run(tmp_path / "nowhere", tmp_path / "out", "participant", "--recipe", "brain-diffuser") == 66
+    said = capsys.readouterr().err
+    assert str(tmp_path / "nowhere") in said
+    assert "no-models" not in said
+    assert "fetch-models" not in said
+
+
+def test_a_mistyped_roi_gets_a_suggestion(tmp_path, dataset, capsys):
+    words = ("--roi", "nsdgenral", "--recipe", "embedded", "--skip-bids-validation")
+    assert run(dataset, tmp_path / "out", "participant", *words) == 66
+    assert "Did you mean 'nsdgeneral'" in capsys.readouterr().err
+
+
+def test_the_group_names_subjects_that_were_only_prepared(tmp_path, capsys):
+    (tmp_path / "logs" / "sub-01" / "20260101T000000-abcdef").mkdir(parents=True)
+    assert run(tmp_path, tmp_path, "group") == 66
+    said = capsys.readouterr().err
+    assert "sub-01: it has logs but no results yet" in said
+    assert "--prepare" in said
+
+
 def test_not_bids(tmp_path, dataset, capsys):
     (tmp_path / "sub-01").mkdir()
     (tmp_path / "notes.txt").write_text("no dataset")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -214,3 +215,13 @@ def test_the_record_of_a_run_is_a_file_of_options(tmp_path):
     again = make_config(parse(*IO, "--config-file", str(tmp_path / "run.toml")))
     assert again.recorded() == config.recorded()
     assert again.affecting_results() == config.affecting_results()
+
+
+def test_mistyped_networks_get_a_suggestion():
+    from bidsapp.config import load_recipe
+    from bidsapp.planning.check import unknown_names
+
+    recipe = load_recipe("brain-diffuser")
+    networks = ("incepton", *recipe.metrics.networks[1:])
+    problems = unknown_names(replace(recipe, metrics=replace(recipe.metrics, networks=networks)))
+    assert "Did you mean 'inception'" in problems[0].what

@@ -27,6 +27,21 @@ MAX_CHUNK = 1 << 30
 BACKGROUND = (128, 128, 128, 255)
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+#: Pillow's modes of 16-bit grey images, and those whose values cannot be scaled, because black and white are
+#: not defined.
+_GREY_16 = "I;16"
+_UNKNOWN_RANGE = {"I": "32-bit integers (or signed 16-bit integers)", "F": "floating-point values"}
+#: What EXIF's orientations require to be upright, and those of them that swap width and height.
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -131,25 +146,55 @@ def _find_images(file: Any, path: Path) -> _Brick:
 def decode(path: Path, row: int | None = None, stored: bytes | None = None) -> NDArray[np.uint8]:
     """Decode an image file, or the image ``stored`` in a brick's row, as RGB, uint8 (H, W, 3).
 
-    The size is checked first. Transparent pixels are placed on mid-grey (:data:`BACKGROUND`).
+    Size and mode are checked first. The image is rotated and mirrored as its EXIF orientation requires, as
+    image viewers do. 16-bit grey values are divided by 257. Transparent pixels are placed on mid-grey
+    (:data:`BACKGROUND`). Of files with several images, the first is read.
     """
     with _opened(path, row, stored) as image:
-        if image.width * image.height <= MAX_PIXELS:
-            try:
-                if image.has_transparency_data:
-                    below = Image.new("RGBA", image.size, BACKGROUND)
-                    return np.asarray(Image.alpha_composite(below, image.convert("RGBA")).convert("RGB"))
-                return np.asarray(image.convert("RGB"))
-            except Exception as error:  # damaged files raise a dozen kinds
-                raise _bad(path, f"{_which(row)}is not a readable image ({error})") from error
-        size = f"{image.width} x {image.height}"
-    raise _bad(path, f"{_which(row)}declares {size} pixels, more than the limit of {MAX_PIXELS}")
+        try:
+            transpose = _TRANSPOSE.get(_orientation(image))
+            if image.mode.startswith(_GREY_16):
+                image = _to_8_bits(image)
+            if image.has_transparency_data:
+                below = Image.new("RGBA", image.size, BACKGROUND)
+                image = Image.alpha_composite(below, image.convert("RGBA"))
+            image = image.convert("RGB")
+            return np.asarray(image if transpose is None else image.transpose(transpose))
+        except Exception as error:  # damaged files raise a dozen kinds
+            raise _bad(path, f"{_which(row)}is not a readable image ({error})") from error
 
 
 def size_of(path: Path, row: int | None = None, stored: bytes | None = None) -> tuple[int, int]:
-    """Height and width in pixels that an image declares; see :func:`decode`."""
+    """Height and width in pixels of an image, from its header; see :func:`decode`."""
     with _opened(path, row, stored) as image:
-        return image.height, image.width
+        sides = image.height, image.width
+        return sides[::-1] if _orientation(image) in _SWAPS_SIDES else sides
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation of an image that is not loaded yet, 1 to 8; 1 (upright) if it has none."""
+    # Pillow itself applies that of TIFF. For PNG, it would decode the image to look behind the pixels.
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return 1
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # damaged metadata do not make an image unreadable
+        return 1
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey values (12 bits in some TIFF files) to 0 to 255; keep a transparent value."""
+    tags: Any = getattr(image, "tag_v2", {})  # of TIFF
+    largest = 2 ** tags.get(258, (16,))[0] - 1
+    values = np.asarray(image).astype(np.uint32)
+    grey = (values * 255 + largest // 2) // largest
+    if tags.get(262) == 0:  # white is zero
+        grey = 255 - grey
+    result = Image.fromarray(grey.astype(np.uint8))
+    if "transparency" in image.info:
+        alpha = np.where(values == image.info["transparency"], 0, 255)
+        result.putalpha(Image.fromarray(alpha.astype(np.uint8)))
+    return result
 
 
 def require_image(path: Path) -> None:
@@ -159,13 +204,28 @@ def require_image(path: Path) -> None:
         raise _bad(path, f"has {size} bytes; image files of up to {MAX_FILE} are read")
 
 
-def _opened(path: Path, row: int | None, stored: bytes | None) -> Any:
+def _opened(path: Path, row: int | None, stored: bytes | None) -> Image.Image:
+    """Open an image without decoding it, and refuse one that is too large or has an unknown range."""
     if stored is None:
         require_image(path)
     try:
-        return Image.open(path if stored is None else io.BytesIO(stored), formats=_FORMATS)
+        image = Image.open(path if stored is None else io.BytesIO(stored), formats=_FORMATS)
     except Exception as error:  # damaged files raise a dozen kinds
         raise _bad(path, f"{_which(row)}is not a readable image ({error})") from error
+    what = size_fault(image.width, image.height)
+    if image.mode in _UNKNOWN_RANGE:
+        what = f"has {_UNKNOWN_RANGE[image.mode]}, whose range is unknown; save 8 or 16 bits per channel"
+    if what:
+        image.close()
+        raise _bad(path, f"{_which(row)}{what}")
+    return image
+
+
+def size_fault(width: int, height: int) -> str:
+    """Return why an image of this size is not decoded, "" if it is."""
+    if width * height > MAX_PIXELS:
+        return f"declares {width} x {height} pixels, more than the limit of {MAX_PIXELS}"
+    return ""
 
 
 def _which(row: int | None) -> str:

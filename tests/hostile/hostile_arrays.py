@@ -158,6 +158,13 @@ def picture(kind: str, size: tuple[int, int] = (8, 8)) -> bytes:
     return stream.getvalue()
 
 
+def grey(values: str, kind: str = "TIFF") -> bytes:
+    """An image of numbers whose range is unknown: int32 or float32."""
+    stream = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=values).reshape(8, 8)).save(stream, kind)
+    return stream.getvalue()
+
+
 def chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
@@ -271,6 +278,11 @@ CASES = {
     "JPEG of 81 megapixels": Case(65, "9000 x 9000", on(IMAGE, jpeg(9_000, 9_000))),
     "TIFF of 80 megapixels": Case(65, "10000 x 8000", on(IMAGE, tiff(10_000, 8_000))),
     "WebP of 268 megapixels": Case(65, "decompression bomb", on(IMAGE, webp())),
+    "TIFF of 32-bit integers": Case(65, "32-bit integers", on(IMAGE, grey("i4"))),
+    "TIFF of floating-point values": Case(65, "floating-point", on(IMAGE, grey("f4"))),
+    "brick of an encoded TIFF of floating-point values": Case(
+        65, "row 0 has floating-point", in_hdf5(BRICK, encoded_brick(grey("f4")))
+    ),
     "image that is a PostScript program": Case(65, "not a readable image", on(IMAGE, PS)),
     "image that is an SVG with entities": Case(65, "not a readable image", on(IMAGE, SVG)),
     "image that is pickled": Case(65, "not a readable image", lambda t: put(t / "bids" / IMAGE, trap(t))),

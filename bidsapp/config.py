@@ -174,7 +174,7 @@ class RunConfig:
     )  # fmt: skip
     n_cpus: int = _setting(
         "--n-cpus --nthreads", PERFORMANCE, "CPUs to use.", 1,
-        kind="number", least=1, shown="those this process may use", effect="run",
+        kind="number", least=1, shown="those this process may use, at most OMP_NUM_THREADS", effect="run",
     )  # fmt: skip
     omp_nthreads: int | None = _setting(
         "--omp-nthreads", PERFORMANCE, "Threads of linear algebra and of the networks, at most --n-cpus.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -90,12 +91,22 @@ def check_parts(options: Mapping[str, Any]) -> None:
         raise click.UsageError("--force does not go with --shard; give it to --prepare, before the shards.")
 
 
+#: The user's own limit: :func:`set_up` overwrites it for the libraries.
+_OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS", "")
+
+
+def _default_cpus() -> int:
+    """CPUs that this process may use, at most ``OMP_NUM_THREADS``."""
+    limit = re.match(r"\s*([1-9][0-9]{0,5})\s*(,|$)", _OMP_NUM_THREADS)
+    return min(available_cpus(), int(limit[1])) if limit else available_cpus()
+
+
 def set_up(options: dict[str, Any]) -> None:
     """Set up logging and thread counts, before numpy and torch are imported."""
     from bidsapp.system.logging import set_up_logging
 
     set_up_logging(options["verbose"])
-    options["n_cpus"] = options["n_cpus"] or available_cpus()
+    options["n_cpus"] = options["n_cpus"] or _default_cpus()
     threads = min(options["n_cpus"], options.get("omp_nthreads") or options["n_cpus"])
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -18,7 +19,7 @@ from bidsapp.data.betas import read_map
 from bidsapp.data.responses import count_dropped
 from bidsapp.records import Split
 from bidsapp.storage.text import write_text
-from bidsapp.system.resources import available_cpus, peak_memory
+from bidsapp.system.resources import peak_memory
 
 if TYPE_CHECKING:
     from bidsapp.pipeline.records import Reconstruction
@@ -123,7 +124,7 @@ def split_record(split: Split) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """Describe the machine, and the memory that this process has held at most (bytes)."""
-    found = {"host": platform.node(), "system": platform.platform(), "cpus": available_cpus()}
+    found = {"host": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()}
     return found | {"peak_memory_of_process": peak_memory()}
 
 

@@ -8,16 +8,18 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-#: What SLURM says of a task, in order of preference; both hold for one node.
-_SLURM = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
+#: Variables with a job's CPUs on this node: SLURM's in order of preference, PBS's, Grid Engine's, LSF's.
+_SCHEDULERS = (
+    *("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"),
+    *("PBS_NCPUS", "NCPUS", "NSLOTS", "LSB_DJOB_NUMPROC"),
+)
 
 
 def available_cpus(environ: Mapping[str, str] | None = None, root: Path = Path("/")) -> int:
-    """Count the CPUs this process may use, never the machine's where any of these says less.
+    """Count the CPUs this process may use.
 
-    Each of them can be missing or too large on its own: SLURM's variables do not reach into a container
-    with a clean environment, SLURM without cgroups does not set the affinity, and ``docker --cpus``
-    sets neither but a quota.
+    No single source is enough: a scheduler's variables do not reach into a container with a clean
+    environment, SLURM without cgroups does not set the affinity, and ``docker --cpus`` sets only a quota.
 
     Parameters
     ----------
@@ -29,14 +31,13 @@ def available_cpus(environ: Mapping[str, str] | None = None, root: Path = Path("
     Returns
     -------
     int
-        The smallest of SLURM's allocation, the affinity and the quota (rounded up); at least 1.
+        The smallest of the scheduler's allocation, the affinity and the quota (rounded up); at least 1.
     """
     environ = os.environ if environ is None else environ
     allowed = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
-    slurm = next((v for v in map(environ.get, _SLURM) if v and v.isdigit() and int(v) > 0), None)
-    if slurm:
-        allowed.append(int(slurm))
-    # A quota of 1.5 CPUs gets two threads: rounded down, a third of it would lie idle.
+    given = (v for v in map(environ.get, _SCHEDULERS) if v and v.isdigit() and int(v) > 0)
+    allowed += [int(v) for v in list(given)[:1]]
+    # A quota of 1.5 CPUs gets two threads: with one, a third of it would be idle.
     allowed += [max(1, -(-quota // period)) for quota, period in _quotas(root)]
     return min(allowed)
 

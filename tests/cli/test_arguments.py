@@ -241,3 +241,27 @@ def test_real_data_meet_the_papers_recipe(tmp_path, description, recipe):
     if description is not None:
         (tmp_path / "dataset_description.json").write_text(description)
     assert default_recipe(tmp_path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("limit", "typed", "expected"),
+    [
+        ("", None, 8),
+        ("3", None, 3),
+        ("4,2", None, 4),
+        ("0", None, 8),
+        ("many", None, 8),
+        ("99", None, 8),
+        ("3", 6, 6),
+    ],
+)
+def test_omp_num_threads_limits_the_default_of_n_cpus(limit, typed, expected, monkeypatch):
+    from bidsapp.cli import options
+
+    monkeypatch.setattr(options, "available_cpus", lambda: 8)
+    monkeypatch.setattr(options, "_OMP_NUM_THREADS", limit)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    given = {"verbose": 0, "n_cpus": typed}
+    options.set_up(given)
+    assert given["n_cpus"] == expected

@@ -218,8 +218,8 @@ def test_the_record_of_a_run_is_a_file_of_options(tmp_path):
 
 
 def test_mistyped_networks_get_a_suggestion():
-    from bidsapp.planning.check import unknown_names
     from bidsapp.config import load_recipe
+    from bidsapp.planning.check import unknown_names
 
     recipe = load_recipe("brain-diffuser")
     networks = ("incepton", *recipe.metrics.networks[1:])

@@ -37,6 +37,9 @@ def write(root: Path, files: dict[str, str]) -> Path:
         ({"SLURM_CPUS_PER_TASK": "many"}, 8),
         ({"SLURM_CPUS_PER_TASK": "0"}, 8),
         ({"SLURM_CPUS_PER_TASK": ""}, 8),
+        ({"PBS_NCPUS": "5", "NCPUS": "5"}, 5),
+        ({"NSLOTS": "6"}, 6),
+        ({"LSB_DJOB_NUMPROC": "7"}, 7),
     ],
 )
 def test_slurm_and_affinity(eight, tmp_path, environ, expected):

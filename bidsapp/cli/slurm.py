@@ -227,7 +227,8 @@ def _refuse_misplaced(run: click.Context, *, gpu: bool, sif: Path | None) -> Non
         ("prepare", "give --shards before the --; the tasks get what they need"),
         ("shard", "give --shards before the --; the tasks get what they need"),
     ):
-        if name in run.params and given(run, name):
+        in_file = run.get_parameter_source(name) == click.core.ParameterSource.DEFAULT_MAP
+        if given(run, name) and not (in_file and name in ("n_cpus", "mem")):  # a run.toml has these two
             raise click.UsageError(f"--{name.replace('_', '-')} after --: {instead}.")
     if run.params["device"] == "cuda" and not gpu:
         raise click.UsageError("--device cuda: ask for a GPU too (--gpus 1, before the --).")
@@ -257,7 +258,7 @@ def _plan(settings: RunConfig, *, gpu: bool) -> tuple[Plan, dict[str, ResourceEs
 
 def _options(run: click.Context, settings: RunConfig, *, gpu: bool) -> list[list[str]]:
     """Give the run's options for every task."""
-    lines = written_again(run, leave_out=("participant_label", "models_dir", "force"))
+    lines = written_again(run, leave_out=("participant_label", "models_dir", "force", "n_cpus", "mem"))
     if (folder := _models_dir(run, settings)) is not None:
         lines.append(["--models-dir", str(folder)])
     if gpu and settings.device == "auto":

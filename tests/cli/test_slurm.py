@@ -207,6 +207,19 @@ def test_refused(slurm, words, message):
     assert folder is None
 
 
+def test_options_from_a_file_are_written_into_the_scripts(slurm, tmp_path):
+    path = tmp_path / "options.toml"
+    path.write_text('roi = ["V1v"]\nn_cpus = 7\nmem = "9GB"\nseed = 3\n')
+    _, folder = slurm("--cpus", "2", "--time", "60", "--", "--config-file", path)
+    words = " ".join(command_of(folder / "participant.sh"))
+    assert "--roi V1v" in words
+    assert "--seed 3" in words
+    assert words.count("--n-cpus") == words.count("--mem") == 1
+    assert "--config-file" not in words
+    path.write_text("prepare = true\n")
+    assert "--shards before the --" in slurm("--", "--config-file", path, code=64)[0]
+
+
 def test_other_refusals(slurm, tmp_path, monkeypatch):
     assert "does not exist" in slurm("--sif", tmp_path / "none.sif", code=66)[0]
     assert "--mem 10.0 MB is too little" in slurm("--mem", "10MB", code=75)[0]

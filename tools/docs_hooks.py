@@ -67,6 +67,9 @@ class _Recorder(click.HelpFormatter):
         self.usage = f"{prog} {args}".strip()
 
     def write_text(self, text: str) -> None:
+        if text.startswith("\b\n"):  # laid out by hand: examples
+            self.parts.append(f"```\n{text[2:]}\n```")
+            return
         self.parts.append("\n\n".join(_words(part) for part in re.split(r"\n\s*\n", text.replace("\b", ""))))
 
     def write_heading(self, heading: str) -> None:

@@ -94,7 +94,7 @@ def run(folder: Path, size: Size, threads: int, model_file: bool) -> None:
     from bidsapp.data.targets import TargetStore
     from bidsapp.decoding.crossvalidation import Selection
     from bidsapp.decoding.decoder import RidgeDecoder
-    from bidsapp.decoding.model_writer import FittedTarget, VoxelScaling, write_model
+    from bidsapp.decoding.model_writer import FittedModel, FittedTarget, VoxelScaling, write_model
     from bidsapp.pipeline.decoding import fit_ridge, predict_and_calibrate
     from bidsapp.pipeline.records import Fit
     from bidsapp.records import Mask
@@ -144,7 +144,8 @@ def run(folder: Path, size: Size, threads: int, model_file: bool) -> None:
                     )
                     for name in recipe.target_names
                 }
-                write_model(folder / "model.h5", RidgeDecoder(x["train"]), voxels, fitted, x["test"])
+                model = FittedModel(RidgeDecoder(x["train"]), voxels, fitted, x["test"])
+                write_model(folder / "model.h5", model)
     products.append(gemm_seconds(*shape))
     flops = useful(size, rows, len({s.alpha for s in penalties.values()}), model_file)
     more: dict[str, Any] = {"stages": seconds, "peaks": peaks, "flops": flops}

@@ -1,13 +1,11 @@
-"""BLAS and LAPACK calls of minutes, made without holding the interpreter.
+"""Long BLAS and LAPACK calls, made without holding Python's global interpreter lock.
 
-scipy's own wrappers (``scipy.linalg``) keep Python's global lock for as long as they compute: no other thread
-runs then, so neither does the one that ends a run after SIGTERM (:mod:`bidsapp.system.signals`). Here
-the same
-routines of the same library are called through the addresses that scipy exports
-(``scipy.linalg.cython_lapack``, ``cython_blas``) by ctypes, which gives the lock up. Results have the same
-bits.
+scipy's own wrappers (``scipy.linalg``) hold the lock while they compute: no other thread runs, not even the
+one that ends a run after SIGTERM (:mod:`bidsapp.system.signals`). Here ctypes, which releases the lock, calls
+the same routines of the same library at the addresses that scipy exports (``scipy.linalg.cython_lapack``,
+``cython_blas``). Results have the same bits.
 
-All matrices are float32 or float64 and column-major; lower triangles count.
+All matrices are float32 or float64 and column-major; symmetric ones are given by their lower triangle.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ _MOST = np.iinfo(np.intc).max
 
 @functools.cache
 def _routine(name: str) -> Callable[..., None]:
-    """Give a routine by its full name, ``dpotrf``."""
+    """Give a routine by its full name, such as ``dpotrf``."""
     module = cython_lapack if name in cython_lapack.__pyx_capi__ else cython_blas
     capsule = module.__pyx_capi__[name]
     get_name, get_pointer = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
@@ -35,15 +33,15 @@ def _routine(name: str) -> Callable[..., None]:
     get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     signature = get_name(capsule)
     n_arguments = signature.count(b",") + 1
-    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * n_arguments)  # gives the lock up
+    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * n_arguments)  # releases the lock
     made: Callable[..., None] = prototype(get_pointer(capsule, signature))
     return made
 
 
 def _call(name: str, dtype: np.dtype[Any], *arguments: str | int | float | Array) -> int:
-    """Call a routine of a number format; gives the last integer, as LAPACK leaves it there.
+    """Call a routine for a dtype, and return the last integer argument, in which LAPACK reports errors.
 
-    Integers are passed as C's ``int``, floats in the number format; arrays as they lie.
+    Integers are passed as C's ``int``, floats as the dtype, arrays by address.
     """
     kept: list[Any] = []
     info = ctypes.c_int(0)
@@ -62,11 +60,6 @@ def _call(name: str, dtype: np.dtype[Any], *arguments: str | int | float | Array
     return info.value
 
 
-def _own(a: Array, dtype: np.dtype[Any]) -> Array:
-    """Copy column-major."""
-    return np.array(a, dtype=dtype, order="F")
-
-
 def _checked(name: str, info: int) -> None:
     if info:
         raise np.linalg.LinAlgError(f"{name} failed ({info})")
@@ -75,10 +68,12 @@ def _checked(name: str, info: int) -> None:
 def add_syrk(lower: Array, block: Array, *, of_rows: bool) -> Array:
     """Add ``block @ block.T`` (``of_rows``) or ``block.T @ block`` to a lower triangle, in place.
 
+    BLAS's syrk computes only one triangle, which is half the work of a general product.
+
     Parameters
     ----------
     lower : ndarray, (k, k)
-        What lies above the diagonal is left alone.
+        Values above the diagonal are not changed.
     block : ndarray of the same dtype, C-contiguous
         (k, b) with ``of_rows``, (b, k) without.
     """
@@ -98,7 +93,7 @@ def cholesky(a: Array) -> Array:
     Raises
     ------
     numpy.linalg.LinAlgError
-        Where it has none.
+        Where the matrix is not positive definite.
     """
     a = np.asfortranarray(a)
     n = a.shape[0]
@@ -121,7 +116,7 @@ def solve_lower(factor: Array, right: Array) -> Array:
 
 def _solved(name: str, how: tuple[str, ...], factor: Array, right: Array) -> Array:
     dtype = np.result_type(factor, right, np.float32)
-    a, b = np.asfortranarray(factor, dtype=dtype), _own(right, dtype)
+    a, b = np.asfortranarray(factor, dtype=dtype), np.array(right, dtype=dtype, order="F")
     n, m = a.shape[0], b.shape[1] if b.ndim == 2 else 1
     if n and m:
         _checked(name, _call(name, dtype, *how, n, m, a, n, b, n, 0))
@@ -134,7 +129,7 @@ def eigh(a: Array) -> tuple[Array, Array]:
     Returns
     -------
     values : ndarray, (n,)
-        Rising.
+        In ascending order.
     vectors : ndarray, (n, n)
         In columns.
 
@@ -152,10 +147,10 @@ def eigh(a: Array) -> tuple[Array, Array]:
         return values, a
     size, whole = np.zeros(1, a.dtype), np.zeros(1, np.intc)
     _checked("syevd", _call("syevd", a.dtype, "V", "L", n, a, n, values, size, -1, whole, -1, 0))
-    # What float32 can't hold is rounded down by some versions: the documented least counts.
+    # Some versions round the size down where float32 cannot hold it: take at least the documented minimum.
     length = max(int(np.nextafter(size[0], size.dtype.type(np.inf))), 1 + 6 * n + 2 * n * n)
     if length > _MOST:
-        raise ValueError(f"a matrix of {n} rows is too large for LAPACK's eigenvalues")
+        raise ValueError(f"a matrix of {n} rows is too large for LAPACK's eigenvalue routine")
     work, iwork = np.empty(length, a.dtype), np.empty(max(int(whole[0]), 3 + 5 * n), np.intc)
     info = _call("syevd", a.dtype, "V", "L", n, a, n, values, work, length, iwork, len(iwork), 0)
     _checked("syevd", info)

@@ -1,8 +1,7 @@
-"""Where the ridge's matrices lie and are multiplied: numpy's BLAS and LAPACK, or torch on a device.
+"""Where the ridge's matrices are stored and multiplied: numpy's BLAS and LAPACK, or torch on a device.
 
-The rest of the room writes its formulas once, with what numpy's arrays and torch's tensors share
-(``@``, ``+``, ``*``, ``.T``, slices, ``sum``), and asks a :class:`Backend` for everything else. Arrays that
-enter and leave the room are numpy's.
+The formulas of this package are written once, with what numpy arrays and torch tensors share (``@``, ``+``,
+``*``, ``.T``, slices, ``sum``); a :class:`Backend` does the rest. Functions take and return numpy arrays.
 
 ========  ==========================================  ============================================
 backend   Gram matrix, factor, solutions              products with targets
@@ -16,20 +15,21 @@ torch     numpy, where the device is Apple's MPS:     on the device, float32
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import blas
 
 from bidsapp.decoding import _lapack
-from bidsapp.decoding._products import add_products, largest_eigenvalue
 
 if TYPE_CHECKING:
     import torch
 
-#: An array of the backend's: numpy.ndarray or torch.Tensor.
+#: An array of the backend: numpy.ndarray or torch.Tensor.
 Matrix = Any
-#: Multiplications below which a device is not worth the way there and back (a second of two CPU cores).
+#: With fewer multiplications (a second on two CPU cores), copying to a device costs more than it saves.
 DEVICE_WORTH = 1e11
 
 
@@ -40,18 +40,18 @@ class Backend(Protocol):
     ----------
     name : str
     factorises : bool
-        Whether Gram matrices are made and factorised here; if not, numpy does that part.
+        Whether Gram matrices are computed and factorised here; if not, numpy does that part.
     """
 
     name: str
     factorises: bool
 
     def put(self, a: npt.NDArray[Any]) -> Matrix:
-        """Bring a numpy array here, of the same dtype."""
+        """Copy a numpy array to the backend, with the same dtype."""
         ...
 
     def take(self, a: Matrix) -> npt.NDArray[Any]:
-        """Bring an array back to numpy."""
+        """Copy an array back to numpy."""
         ...
 
     def zeros(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> Matrix:
@@ -61,21 +61,21 @@ class Backend(Protocol):
     def add_products(self, gram: Matrix, block: Matrix, *, of_rows: bool) -> Matrix:
         """Add ``block @ block.T`` (``of_rows``) or ``block.T @ block`` to ``gram``, in place.
 
-        Only the lower triangle of ``gram`` need be right, here and below.
+        Here and below, only the lower triangle of ``gram`` needs to be right.
         """
         ...
 
     def largest_eigenvalue(self, gram: Matrix) -> float:
-        """Estimate the largest eigenvalue."""
+        """Estimate the largest eigenvalue, from below."""
         ...
 
     def cholesky(self, gram: Matrix, alpha: float) -> Matrix:
-        """Give L, lower triangular, of ``gram + alpha I = L L^T``; ``gram`` is left as it is.
+        """Give L, lower triangular, of ``gram + alpha I = L L^T``; ``gram`` is not changed.
 
         Raises
         ------
         ValueError
-            Where rounding leaves the matrix without one.
+            Where the matrix is not positive definite in this precision.
         """
         ...
 
@@ -88,12 +88,23 @@ class Backend(Protocol):
         ...
 
     def eigh(self, gram: Matrix) -> tuple[Matrix, Matrix]:
-        """Give eigenvalues (k,), rising, and eigenvectors (k, k) in columns; ``gram`` may be overwritten."""
+        """Give eigenvalues (k,), ascending, and eigenvectors in columns; ``gram`` may be overwritten."""
         ...
 
 
+def _power_iteration(multiply: Callable[[Matrix], Matrix], start: Matrix, norm: Callable[..., Any]) -> float:
+    """Estimate a matrix's largest eigenvalue from below, closely enough to judge its condition."""
+    vector = start
+    for _ in range(12):
+        length = float(norm(vector))
+        if length == 0:
+            return 0.0
+        vector = multiply(vector / length)
+    return float(norm(vector))
+
+
 class NumpyBackend:
-    """BLAS and LAPACK by numpy, and those of scipy for what takes long (:mod:`bidsapp.decoding._lapack`)."""
+    """numpy's BLAS and LAPACK, and scipy's for long calls (:mod:`bidsapp.decoding._lapack`)."""
 
     name = "numpy"
     factorises = True
@@ -107,16 +118,18 @@ class NumpyBackend:
         return a  # type: ignore[no-any-return]
 
     def zeros(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> Matrix:
-        """Make a matrix of zeros, column-major as LAPACK wants it."""
+        """Make a matrix of zeros, column-major as LAPACK needs it."""
         return np.zeros(shape, dtype=dtype, order="F")
 
     def add_products(self, gram: Matrix, block: Matrix, *, of_rows: bool) -> Matrix:
         """Add a block's products to the lower triangle (syrk: half the work of a general product)."""
-        return add_products(gram, block, of_rows=of_rows)
+        return _lapack.add_syrk(gram, block, of_rows=of_rows)
 
     def largest_eigenvalue(self, gram: Matrix) -> float:
         """Estimate the largest eigenvalue by power iteration."""
-        return largest_eigenvalue(gram)
+        symv = blas.ssymv if gram.dtype == np.float32 else blas.dsymv
+        start = np.random.default_rng(0).normal(size=(gram.shape[0],)).astype(gram.dtype)
+        return _power_iteration(lambda v: symv(1.0, gram, v, lower=1), start, np.linalg.norm)
 
     def cholesky(self, gram: Matrix, alpha: float) -> Matrix:
         """Factorise ``gram + alpha I``."""
@@ -143,10 +156,7 @@ class NumpyBackend:
 class TorchBackend:
     """Torch's linear algebra on one device.
 
-    Parameters
-    ----------
-    device : {"cpu", "cuda", "mps"}
-        With an index where there are several (``cuda:1``).
+    ``device`` is "cpu", "cuda" or "mps", with an index where there are several (``cuda:1``).
     """
 
     def __init__(self, device: str) -> None:
@@ -179,16 +189,11 @@ class TorchBackend:
         return gram.addmm_(block, block.T) if of_rows else gram.addmm_(block.T, block)
 
     def largest_eigenvalue(self, gram: Matrix) -> float:
-        """Estimate the largest eigenvalue by power iteration, as numpy's does."""
-        start = np.random.default_rng(0).normal(size=(gram.shape[0],))
-        vector, value = self.put(start).to(gram.dtype), 0.0
-        for _ in range(12):
-            norm = float(vector.norm())
-            if norm == 0:
-                return 0.0
-            vector = gram @ (vector / norm)
-            value = float(vector.norm())
-        return value
+        """Estimate the largest eigenvalue by power iteration."""
+        import torch
+
+        start = self.put(np.random.default_rng(0).normal(size=(gram.shape[0],))).to(gram.dtype)
+        return _power_iteration(lambda v: gram @ v, start, torch.linalg.vector_norm)
 
     def cholesky(self, gram: Matrix, alpha: float) -> Matrix:
         """Factorise ``gram + alpha I``."""
@@ -227,8 +232,7 @@ NUMPY = NumpyBackend()
 def choose_backend(device: str, multiplications: float) -> Backend:
     """Choose where to compute.
 
-    The CPU is numpy's in every case, so that its results are one machine's own. A device is taken
-    where the work is large enough to pay for the way there.
+    On the CPU it is always numpy. A device is chosen where the work is large enough to pay for copying.
 
     Parameters
     ----------
@@ -236,10 +240,6 @@ def choose_backend(device: str, multiplications: float) -> Backend:
         As resolved from ``--device``: "cuda" or "mps", else the CPU.
     multiplications : float
         Of the largest product, such as new images x training images x targets.
-
-    Returns
-    -------
-    Backend
     """
     if device.partition(":")[0] not in ("cuda", "mps") or multiplications < DEVICE_WORTH:
         return NUMPY

@@ -1,4 +1,4 @@
-"""A fitted ridge as two factors: few numbers, which bear rounding well.
+"""A fitted ridge as two factors, which are small and tolerate rounding.
 
 With ``Gram + alpha I = L L^T`` (n x n where images are fewer than voxels: "dual"; else p x p), predictions
 are
@@ -9,10 +9,10 @@ are
     primal    P = L^-T       (p, p)      C = L^-1 X^T Y    (p, d)
 
 with X and Y about their means. ``C`` is as large as the dual coefficients ``(K + alpha I)^-1 Y`` or the
-weights, costs half their work (one triangle is solved instead of two), and may be rounded: a rounding of
-C by a share e of a column's size changes predictions by about the same share e, whatever the Gram
-matrix's condition, since the length of ``(x - mean(x)) P`` is bounded by the penalty. Of the dual
-coefficients the same rounding would be magnified by the condition.
+weights, but costs half the work (one triangular solve instead of two) and may be rounded: rounding C by a
+share e of a column's size changes predictions by about the same share, whatever the condition of the Gram
+matrix, since the length of ``(x - mean(x)) P`` is bounded by the penalty. The same rounding of the dual
+coefficients would be amplified by the condition.
 """
 
 from __future__ import annotations
@@ -24,27 +24,20 @@ import numpy as np
 import numpy.typing as npt
 
 from bidsapp.decoding.decoder import RidgeDecoder
+from bidsapp.decoding.gram import blocks
 from bidsapp.decoding.streaming import TargetBlock
 
 Array = npt.NDArray[np.float32]
 
-#: Up to this condition the factor is used in float32: its own condition is the square root, and the error
-#: of C relative to its size then stays below 1e-4.
+#: Up to this condition the factor is used in float32: its own condition is the square root, so the error of
+#: C relative to its size stays below 1e-4.
 _MAX_CONDITION = 1e5
-#: C is stored as integers up to this, times a factor a column.
+#: C is stored as integers up to this, times one factor per column.
 LEVELS = 32767
 
 
 class CompactForm:
-    """The factors of a fit, made block by block.
-
-    Parameters
-    ----------
-    decoder : RidgeDecoder
-        Of the training responses.
-    alpha : float
-        Penalty.
-    """
+    """The factors of a fit with one penalty, made block by block."""
 
     def __init__(self, decoder: RidgeDecoder, alpha: float) -> None:
         self._gram = decoder.gram
@@ -62,7 +55,7 @@ class CompactForm:
         self.n_features = decoder.n_features
 
     def projection(self) -> Iterator[tuple[slice, Array]]:
-        """Give P by blocks of voxels: which, and their rows of P, float32 (b, rank)."""
+        """Give P by blocks of voxels: the voxels, and their rows of P, float32 (b, rank)."""
         for voxels in self._gram.column_blocks():
             if self._gram.is_dual:
                 right = self._gram.columns(voxels, self._dtype)
@@ -74,7 +67,7 @@ class CompactForm:
             yield voxels, np.ascontiguousarray(solved.T, dtype=np.float32)
 
     def coefficients(self, block: TargetBlock) -> Array:
-        """Give C of some targets, transposed: float32 (b, rank), a row a target."""
+        """Give C of some targets, transposed: float32 (b, rank), one row per target."""
         right = self._backend.put(block.centred.astype(self._dtype, copy=False))
         if not self._gram.is_dual:
             right = self._backend.put(self._gram.project(right, self._dtype))
@@ -83,11 +76,7 @@ class CompactForm:
 
 
 def quantise(coefficients: Array) -> tuple[npt.NDArray[np.int16], Array]:
-    """Round each row to 16-bit integers times a factor of its own.
-
-    Parameters
-    ----------
-    coefficients : ndarray of float32, (b, rank)
+    """Round each row of ``coefficients`` (b, rank) to 16-bit integers times a factor of its own.
 
     Returns
     -------
@@ -106,15 +95,13 @@ def quantise(coefficients: Array) -> tuple[npt.NDArray[np.int16], Array]:
     return scaled.astype(np.int16), factors
 
 
-def parts_of(n_rows: int, row_bytes: int, block_bytes: int = 1 << 27) -> Iterator[slice]:
-    """Cut rows into blocks of about ``block_bytes``."""
-    step = max(1, block_bytes // max(1, row_bytes))
-    for start in range(0, n_rows, step):
-        yield slice(start, min(start + step, n_rows))
+def row_blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
+    """Cut the rows of a float32 matrix into blocks of about 128 MiB."""
+    return blocks(n_rows, n_columns, 1 << 25)
 
 
 def features(x: npt.NDArray[Any], mean: npt.NDArray[np.float64], projection: Any) -> Array:
-    """Give the product of responses about their training mean and P, float32 (m, rank).
+    """Multiply responses about their training mean by P: float32 (m, rank).
 
     Parameters
     ----------
@@ -127,7 +114,7 @@ def features(x: npt.NDArray[Any], mean: npt.NDArray[np.float64], projection: Any
     """
     n_voxels, rank = projection.shape
     out = np.zeros((x.shape[0], rank), dtype=np.float32)
-    for voxels in parts_of(n_voxels, 4 * rank):
+    for voxels in row_blocks(n_voxels, rank):
         centred = (x[:, voxels] - mean[voxels]).astype(np.float32)
         out += centred @ np.asarray(projection[voxels])
     return out

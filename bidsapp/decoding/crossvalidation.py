@@ -1,20 +1,20 @@
 """The penalty of a group of targets, by exact leave-one-out or k-fold errors from one eigendecomposition.
 
-A group of targets (all dimensions of one latent) shares one penalty: the one with the smallest mean
-squared error of held-out predictions, over images and dimensions, as scikit-learn's ``RidgeCV``
-chooses it for many targets. No model is refitted. With H the matrix that maps targets to fitted values
-(intercept included), the errors of the images F of a fold, had they been left out, are
+All dimensions of one target share one penalty: the one with the smallest mean squared error of held-out
+predictions, over images and dimensions, as scikit-learn's ``RidgeCV`` chooses it for many targets. No model
+is refitted. With H the matrix that maps targets to fitted values (intercept included), the errors of the
+images F of a fold, had they been left out, are
 
     e_F = (I - H_FF)^-1 (Y - H Y)_F,
 
-and what is needed of them is the sum of their squares. With U and S the eigenvectors and eigenvalues of
-the Gram matrix of x, and R = I - U diag(S / (S + alpha)) U^T, it is
+and only the sum of their squares is needed. With U and S the eigenvectors and eigenvalues of the Gram
+matrix of x, and R = I - U diag(S / (S + alpha)) U^T, it is
 
     trace of (I - H_FF)^-1 [R G R]_FF (I - H_FF)^-1,    G = Y Y^T (targets about their means).
 
-G is gathered once, by blocks of targets, and is (n, n) however many targets there are. So after
-the eigendecomposition each penalty costs one product of (n, n) matrices, and the folds' small solves.
-Leave-one-out is a fold of each row.
+G is summed once, over blocks of targets, and is (n, n) however many targets there are. So after the
+eigendecomposition each penalty costs one product of (n, n) matrices, and the folds' small solves.
+In leave-one-out, each fold is one row.
 
 Source of the k-fold form: the block version of Hastie, Tibshirani & Friedman, The Elements of Statistical
 Learning, 2nd ed., eq. 7.64 (by the Woodbury identity; exact for a ridge with intercept).
@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bidsapp.decoding._products import mirror
 from bidsapp.decoding.backends import Matrix
 from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.decoding.streaming import Sliceable, TargetBlocks
@@ -37,14 +36,14 @@ from bidsapp.decoding.streaming import Sliceable, TargetBlocks
 
 @dataclass(frozen=True)
 class Selection:
-    """What was tried for a group of targets, and what was chosen.
+    """The penalties tried for a target, and the one chosen.
 
     Attributes
     ----------
     alphas : tuple of float
     errors : tuple of float
-        Mean squared error of held-out predictions for each, over images and dimensions; empty where a single
-        penalty left no choice.
+        Mean squared error of held-out predictions for each, over images and dimensions; empty where only
+        one penalty was given.
     """
 
     alphas: tuple[float, ...]
@@ -52,7 +51,7 @@ class Selection:
 
     @property
     def alpha(self) -> float:
-        """The penalty with the smallest error; of equal ones the largest."""
+        """The penalty with the smallest error; the largest one among ties."""
         if not self.errors:
             return self.alphas[0]
         best = min(self.errors)
@@ -63,8 +62,8 @@ class Selection:
 class _Rotated:
     """Products of the targets, G, as the formulas need them.
 
-    ``inner`` is U^T G U. Where U does not span all images (the primal form), the parts of the targets that
-    no voxel reaches count too: ``outer`` is G U, and ``products`` is G.
+    ``inner`` is U^T G U. Where U does not span all images (the primal form), the rest of the targets counts
+    too: ``outer`` is G U, and ``products`` is G.
     """
 
     inner: Matrix
@@ -73,7 +72,7 @@ class _Rotated:
 
 
 class AlphaSearch:
-    """Held-out errors of penalties, for any number of groups of targets.
+    """Held-out errors of penalties, for any number of targets.
 
     Memory is four (n, n) matrices in the precision that the smallest penalty needs.
 
@@ -84,21 +83,21 @@ class AlphaSearch:
     alphas : sequence of float
         Penalties to try, > 0.
     n_folds : int or None
-        Folds of consecutive rows, of as equal a size as can be; None for leave-one-out.
+        Folds of consecutive rows, as equal in size as possible; None for leave-one-out.
 
     Raises
     ------
     ValueError
-        For no penalty, one that is not positive or too small, or folds that can't be.
+        For no penalty, one that is not positive or too small, or an impossible number of folds.
     """
 
     def __init__(self, decoder: RidgeDecoder, alphas: Sequence[float], n_folds: int | None = None) -> None:
         self.alphas = tuple(float(a) for a in alphas)
         n = decoder.n_samples
         if not self.alphas:
-            raise ValueError("no alpha was given")
+            raise ValueError("give at least one alpha")
         if n_folds is not None and not 2 <= n_folds <= n:
-            raise ValueError(f"{n_folds} folds asked for {n} rows: from 2 to as many as rows")
+            raise ValueError(f"{n_folds} folds cannot be made from {n} rows; choose between 2 and {n}")
         parts = np.array_split(np.arange(n), n_folds or n)
         self._folds = [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
         self._is_dual = decoder.is_dual
@@ -126,32 +125,28 @@ class AlphaSearch:
         block: int | None = None,
         what: str = "",
     ) -> Selection:
-        """Find the errors of penalties for a group of targets.
+        """Compute the errors of penalties for one target.
 
         Parameters
         ----------
         y : array-like or HDF5 dataset of float, (n, d)
             Read in blocks of dimensions.
         alphas : sequence of float, optional
-            Some of the penalties given before; all by default.
+            A subset of the penalties given before; all by default.
         block : int, optional
             Dimensions at once.
         what : str, optional
-            Title of the progress shown.
-
-        Returns
-        -------
-        Selection
+            Title of the progress bar.
 
         Raises
         ------
         ValueError
-            For targets of another number of rows or not finite, or a penalty so small that the fit
-            passes through the training targets.
+            For targets with another number of rows or values that are not finite, or a penalty so small
+            that the fit passes through the training targets.
         """
         n, d = y.shape
         if n != self._vectors.shape[0]:
-            raise ValueError(f"targets of shape {(n, d)} given for {self._vectors.shape[0]} training rows")
+            raise ValueError(f"targets have shape {(n, d)}; expected {self._vectors.shape[0]} training rows")
         chosen = self.alphas if alphas is None else tuple(float(a) for a in alphas)
         if not set(chosen) <= set(self.alphas):
             raise ValueError(f"alphas {chosen} are not among {self.alphas}")
@@ -164,7 +159,7 @@ class AlphaSearch:
             centred = (part.values - part.mean).astype(self._dtype)
             gram = self._backend.add_products(gram, self._backend.put(centred), of_rows=True)
         products = self._backend.take(gram)
-        mirror(products)
+        _fill_upper(products)
         outer = self._backend.put(products) @ self._vectors
         inner = self._vectors.T @ outer
         return _Rotated(inner) if self._is_dual else _Rotated(inner, outer, products)
@@ -193,3 +188,12 @@ class AlphaSearch:
             solved = np.linalg.solve(rest, np.linalg.solve(rest, squares.astype(np.float64)).T)
             total += float(np.trace(solved))
         return total
+
+
+def _fill_upper(lower: npt.NDArray[Any], step: int = 1024) -> None:
+    """Copy a square matrix's lower triangle to its upper one, in place, by blocks of columns."""
+    for start in range(0, lower.shape[0], step):
+        here = slice(start, start + step)
+        corner = lower[here, here]
+        corner[...] = np.tril(corner) + np.tril(corner, -1).T
+        lower[here, start + step :] = lower[start + step :, here].T

@@ -1,14 +1,14 @@
 """Ridge regression with one factorisation for all targets.
 
-The targets of a reconstruction (VDVAE latents, CLIP tokens) number in the hundred thousands, the
-images in the thousands. Ridge predictions are linear in the training targets,
+The targets of a reconstruction (VDVAE latents, CLIP tokens) have hundreds of thousands of dimensions; images
+number in the thousands. Ridge predictions are linear in the training targets,
 
     prediction = mean(Y) + A (Y - mean(Y)),    A = K_new (K + alpha I)^-1,
 
 with K the Gram matrix of the centred training responses and K_new the products of the centred new and
-training responses. ``A`` (new images x training images) does not depend on the targets, so it is found
-once for each alpha, and predicting any number of targets is one matrix product, done in blocks of
-targets (:mod:`bidsapp.decoding.streaming`). No weights (voxels x targets) are formed.
+training responses. ``A`` (new images x training images) does not depend on the targets: it is computed once
+per alpha, and any number of targets is predicted by one matrix product, in blocks
+(:mod:`bidsapp.decoding.streaming`). No weights (voxels x targets) are computed.
 
 Source of the leave-one-out form: Hastie, Tibshirani & Friedman, The Elements of Statistical Learning,
 2nd ed., eq. 7.64 (linear smoothers).
@@ -24,37 +24,28 @@ import numpy.typing as npt
 
 from bidsapp.decoding.backends import NUMPY, Backend, Matrix
 from bidsapp.decoding.gram import MAX_CONDITION, CentredGram, Precision
-from bidsapp.decoding.streaming import predict_blocks
 
 
 def alpha_name(alpha: float) -> str:
-    """Name a penalty in files: all its digits, so that no two share a name."""
+    """Name a penalty in files, with all its digits, so that no two share a name."""
     return repr(float(alpha)).removesuffix(".0")
 
 
 class RidgeDecoder:
     """The part of a ridge regression that all alphas and all targets share.
 
-    The Gram matrix is formed in the cheaper of the two spaces: (n, n) where n <= p ("dual"), (p, p)
-    otherwise ("primal"). Beside ``x_train``, which is kept by reference (a memory map may be given),
-    memory is two matrices of that size and one block of x.
+    See :class:`~bidsapp.decoding.gram.CentredGram` for memory, and for the errors raised.
 
     Parameters
     ----------
     x_train : array-like of float32, (n, p)
-        Training responses (images x voxels). They need not be centred.
+        Training responses (images x voxels), which need not be centred; kept by reference.
     precision : {"auto", "float32", "float64"}
-        Of the Gram matrix and its factor. "auto" takes float64 where the Gram matrix is small (at
-        most 1024 rows) or, for the alpha asked, too badly conditioned for float32 (condition number
-        above 1e3), else float32. Either way predictions agree with float64 within 1e-4 of their
-        scale; an alpha too small for that is refused.
+        Of the Gram matrix and its factor. "auto" is float64 where the Gram matrix is small (at most 1024
+        rows) or, for the given alpha, too badly conditioned for float32 (condition above 1e3); else
+        float32. Predictions agree with float64 within 1e-4 of their scale; an alpha too small for that is
+        refused.
     backend : Backend
-        See :mod:`bidsapp.decoding.backends`.
-
-    Raises
-    ------
-    ValueError
-        For fewer than two rows, or values that are not finite.
     """
 
     def __init__(
@@ -84,10 +75,8 @@ class RidgeDecoder:
         """Mean of every voxel over the training rows, (p,)."""
         return self.gram.mean
 
-    predict_blocks = staticmethod(predict_blocks)
-
     def operator(self, x_new: npt.ArrayLike, alpha: float, *, rounded: bool = True) -> npt.NDArray[Any]:
-        """Give the matrix that turns training targets into predictions.
+        """Compute the matrix that turns training targets into predictions.
 
         Parameters
         ----------
@@ -96,40 +85,36 @@ class RidgeDecoder:
         alpha : float
             Penalty on the squared weights, > 0 (scikit-learn's ``Ridge(alpha)``).
         rounded : bool
-            False keeps the precision of the factor.
+            If false, keep the precision of the factor.
 
         Returns
         -------
         ndarray of float32, (m, n)
-            ``A``, for :meth:`predict_blocks`; float64 where the condition is above 1e3, which tells
-            ``predict_blocks`` to check itself.
+            ``A``, for ``predict_blocks``; float64 where the condition is above 1e3, so that
+            ``predict_blocks`` checks its accuracy.
 
         Raises
         ------
         ValueError
-            For another number of voxels, values that are not finite, an alpha that can't be used.
+            For another number of voxels, values that are not finite, or an alpha that is too small.
         """
         return next(iter(self.operators(x_new, [alpha], rounded=rounded)))
 
     def operators(
         self, x_new: npt.ArrayLike, alphas: Sequence[float], *, rounded: bool = True
     ) -> Iterator[npt.NDArray[Any]]:
-        """Give the operators of several penalties in turn; products with ``x_new`` are made once.
+        """Compute the operators of several penalties in turn, with the products of ``x_new`` made once.
 
-        Parameters
-        ----------
-        x_new, rounded
-            As in :meth:`operator`.
-        alphas : sequence of float
+        Arguments, results and errors are those of :meth:`operator`.
         """
         new = np.asarray(x_new)
         if new.ndim != 2 or new.shape[1] != self.n_features:
-            raise ValueError(f"new x of shape {new.shape} given, (m, {self.n_features}) needed")
+            raise ValueError(f"new responses have shape {new.shape}; expected (m, {self.n_features})")
         if not np.isfinite(new).all():
-            raise ValueError("new x holds NaN or infinite values")
+            raise ValueError("new responses contain NaN or infinite values")
         products, dtype = None, None
         for alpha in alphas:
-            self.gram.factor(alpha)  # which settles the precision
+            self.gram.factor(alpha)  # fixes the precision
             if self.is_dual and (products is None or dtype != self.gram.dtype):
                 dtype = self.gram.dtype
                 products = self.gram.products_with(new, dtype)
@@ -137,30 +122,29 @@ class RidgeDecoder:
             yield self._rounded(operator, alpha) if rounded else operator
 
     def loo_operator(self, alpha: float, rows: npt.ArrayLike | None = None) -> npt.NDArray[Any]:
-        """Give the matrix of exact leave-one-out predictions of training rows.
+        """Compute the matrix of exact leave-one-out predictions of training rows.
 
-        Row i predicts training row i from a ridge with intercept fitted to all the others, at the
-        cost of a solve instead of n refits: with H the matrix that maps targets to fitted values,
-        ``(H - diag H) / (1 - diag H)``. (What was done to x before, such as z-scoring with all rows,
-        is not redone.)
+        Row i predicts training row i from a ridge with intercept fitted to all the others, at the cost of a
+        solve instead of n refits: with H the matrix that maps targets to fitted values, it is
+        ``(H - diag H) / (1 - diag H)``. (What was done to x before, such as z-scoring with all rows, is not
+        redone.)
 
         Parameters
         ----------
         alpha : float
-            As in :meth:`operator`.
         rows : array-like of int, (k,), optional
-            Training rows to predict; all by default, which needs an (n, n) result.
+            Training rows to predict; all by default, which gives an (n, n) result.
 
         Returns
         -------
         ndarray of float32 (or float64, as in :meth:`operator`), (k, n)
-            For :meth:`predict_blocks`; entries at the row itself are 0.
+            For ``predict_blocks``; entries at the row itself are 0.
         """
         n = self.n_samples
         index = np.arange(n) if rows is None else np.arange(n)[np.asarray(rows)]
         place = np.arange(index.size)
         if self.is_dual:
-            # Of centred fits, H = I - alpha (K + alpha I)^-1, which spares the products with K.
+            # For centred fits H = I - alpha (K + alpha I)^-1, which avoids the products with K.
             self.gram.factor(alpha)
             units = np.zeros((n, index.size), dtype=self.gram.dtype, order="F")
             units[index, place] = 1
@@ -178,12 +162,9 @@ class RidgeDecoder:
         return self._rounded(hat, alpha)
 
     def weights(self, y: npt.ArrayLike, alpha: float) -> npt.NDArray[Any]:
-        """Give the weights (not needed to predict), (p, d), in the precision of the factor.
+        """Compute the weights (p, d) for targets y (n, d), in the precision of the factor.
 
-        Parameters
-        ----------
-        y : array-like, (n, d)
-        alpha : float
+        Predictions do not need them.
         """
         right = self._centred(y, alpha)
         dtype = self.gram.dtype
@@ -193,10 +174,10 @@ class RidgeDecoder:
         return self._backend.take(self.gram.solve(projected, alpha))
 
     def _centred(self, y: npt.ArrayLike, alpha: float) -> Matrix:
-        """Bring targets about their mean to the backend, in the precision that alpha needs."""
+        """Copy targets about their mean to the backend, in the precision that alpha needs."""
         targets = np.asarray(y)
         if targets.ndim != 2 or targets.shape[0] != self.n_samples:
-            raise ValueError(f"targets of shape {targets.shape} given for {self.n_samples} training rows")
+            raise ValueError(f"targets have shape {targets.shape}; expected ({self.n_samples}, d)")
         self.gram.factor(alpha)
         centred = targets - targets.mean(axis=0, dtype=np.float64)
         return self._backend.put(centred.astype(self.gram.dtype))
@@ -204,7 +185,7 @@ class RidgeDecoder:
     def _operator(
         self, x_new: npt.NDArray[Any], alpha: float, products: Matrix | None = None
     ) -> npt.NDArray[Any]:
-        """Make an operator; in dual form from the products of ``x_new`` and x."""
+        """Compute an operator; in dual form from the products of ``x_new`` and x."""
         self.gram.factor(alpha)
         if products is not None:
             return self._backend.take(self.gram.solve(products.T, alpha)).T
@@ -213,7 +194,7 @@ class RidgeDecoder:
         return self.gram.project_back(self.gram.solve(right, alpha), dtype).T
 
     def _rounded(self, operator: npt.NDArray[Any], alpha: float) -> npt.NDArray[Any]:
-        """Round to float32, unless the condition says that more digits may be needed."""
+        """Round to float32, unless the condition calls for more digits."""
         if self.gram.condition(alpha) > MAX_CONDITION[np.dtype("f4")]:
             return operator.astype(np.float64, copy=False)
         return operator.astype(np.float32)

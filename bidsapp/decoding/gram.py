@@ -1,13 +1,12 @@
-"""The Gram matrix of centred responses: what all penalties and all targets of a ridge share.
+"""The Gram matrix of centred responses, which all penalties and all targets of a ridge share.
 
 It is formed in the cheaper of the two spaces, (n, n) where n <= p ("dual"), (p, p) otherwise ("primal"), by
-blocks of x, in float32 where that is accurate enough and in float64 where it is not. Centring x (and y)
-is the same as an unpenalised intercept.
+blocks of x, in float32 where that is accurate enough and in float64 elsewhere. Centring x (and y) is
+equivalent to an unpenalised intercept.
 
-Accuracy: rounding disturbs the Gram matrix by about ``eps * largest eigenvalue``, and what is solved with
-it, relative to ``alpha``, by ``eps * condition`` with ``condition = largest eigenvalue / alpha``. So float32
-(eps 6e-8) keeps 1e-4 up to a condition of 1e3, float64 (eps 1.1e-16) up to 1e12; beyond that a fit is
-refused.
+Accuracy: rounding disturbs the Gram matrix by about ``eps * largest eigenvalue``, and solutions, relative to
+``alpha``, by ``eps * condition`` with ``condition = largest eigenvalue / alpha``. So float32 (eps 6e-8) keeps
+1e-4 up to a condition of 1e3, float64 (eps 1.1e-16) up to 1e12; beyond that a fit is refused.
 """
 
 from __future__ import annotations
@@ -18,12 +17,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bidsapp.decoding._products import blocks, column_means
 from bidsapp.decoding.backends import NUMPY, Backend, Matrix
 
 Precision = Literal["auto", "float32", "float64"]
 
-#: With "auto", a Gram matrix of at most this many rows is made in float64 at once: it costs little.
+#: With "auto", a Gram matrix of at most this many rows is in float64 from the start: it costs little.
 SMALL = 1024
 #: Largest condition for which a precision keeps predictions within 1e-4 of their scale.
 MAX_CONDITION = {np.dtype("f4"): 1e3, np.dtype("f8"): 1e12}
@@ -31,18 +29,25 @@ MAX_CONDITION = {np.dtype("f4"): 1e3, np.dtype("f8"): 1e12}
 BLOCK = 1 << 24
 
 
+def blocks(length: int, other: int, n_elements: int) -> Iterator[slice]:
+    """Cut ``range(length)`` so that a block times ``other`` has about ``n_elements`` elements."""
+    step = max(1, n_elements // max(1, other))
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
+
+
 class CentredGram:
     """Gram matrix of ``x`` about its mean, its last factor, and products with ``x``.
 
-    Beside ``x``, which is kept by reference (a memory map may be given), memory is two matrices of
-    the Gram matrix's size and one block of x.
+    ``x`` is kept by reference (a memory map may be given). Memory is two matrices of the Gram matrix's
+    size and one block of x.
 
     Parameters
     ----------
     x : array-like of float, (n, p)
     precision : {"auto", "float32", "float64"}
     backend : Backend
-        Where the matrices lie.
+        Where the matrices are stored.
 
     Raises
     ------
@@ -53,13 +58,17 @@ class CentredGram:
     def __init__(self, x: npt.ArrayLike, precision: Precision = "auto", backend: Backend = NUMPY) -> None:
         x = x if isinstance(x, np.ndarray) else np.asarray(x)
         if x.ndim != 2 or x.shape[0] < 2 or x.shape[1] < 1:
-            raise ValueError(f"x of shape {x.shape} given, (n >= 2, p >= 1) needed")
+            raise ValueError(f"x has shape {x.shape}; expected (n >= 2, p >= 1)")
         if precision not in ("auto", "float32", "float64"):
             raise ValueError(f"precision {precision!r} is not one of auto, float32, float64")
         self.x = x
-        self.mean = column_means(x, BLOCK)
+        total = np.zeros(x.shape[1])
+        for rows in blocks(x.shape[0], x.shape[1], BLOCK):
+            total += x[rows].sum(axis=0, dtype=np.float64)
+        #: Mean of each column, float64 (p,).
+        self.mean: npt.NDArray[np.float64] = total / x.shape[0]
         if not np.isfinite(self.mean).all():
-            raise ValueError("x holds NaN or infinite values")
+            raise ValueError("x contains NaN or infinite values")
         self.backend = backend if backend.factorises else NUMPY
         self._precision: Precision = precision
         small = min(x.shape) <= SMALL
@@ -75,25 +84,25 @@ class CentredGram:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Precision of the Gram matrix as it is now; a smaller alpha may raise it."""
+        """Current precision of the Gram matrix; a smaller alpha may raise it."""
         return self._dtype
 
     def condition(self, alpha: float) -> float:
-        """Largest eigenvalue over alpha: only rounding of what all eigenvalues share matters."""
+        """Largest eigenvalue over alpha, which bounds the effect of rounding."""
         if self._largest is None:
             self._largest = self.backend.largest_eigenvalue(self._matrix())
         return self._largest / alpha
 
-    def prepare(self, alpha: float) -> None:
-        """Make the Gram matrix in a precision that is enough for this alpha.
+    def ensure_precision(self, alpha: float) -> None:
+        """Raise the precision of the Gram matrix, if needed, to one that is enough for this alpha.
 
         Raises
         ------
         ValueError
-            For an alpha that is not a positive number, or too small for the precision.
+            For an alpha that is not a positive number, or is too small for the precision.
         """
         if not (np.isfinite(alpha) and alpha > 0):
-            raise ValueError(f"alpha must be a positive number, {alpha} given")
+            raise ValueError(f"alpha must be a positive number, not {alpha}")
         condition = self.condition(alpha)
         limit = MAX_CONDITION[self._dtype]
         if condition > limit and self._precision == "auto" and self._dtype == np.float32:
@@ -102,16 +111,16 @@ class CentredGram:
         if condition > limit:
             raise ValueError(
                 f"alpha {alpha:g} is too small for {self._dtype}: the Gram matrix's largest eigenvalue is "
-                f"{condition * alpha:.3g}, so take at least {condition * alpha / limit:.3g}"
+                f"{condition * alpha:.3g}, so choose an alpha of at least {condition * alpha / limit:.3g}"
             )
 
     def factor(self, alpha: float) -> Matrix:
-        """Cholesky factor of (Gram + alpha I), lower; that of the last alpha is kept."""
+        """Cholesky factor of (Gram + alpha I), lower triangular; the last alpha's is kept."""
         alpha = float(alpha)
         if self._factor is not None and self._factor[0] == alpha:
             return self._factor[1]
-        self.prepare(alpha)
-        self._factor = None  # before the next is made, so that two never lie in memory
+        self.ensure_precision(alpha)
+        self._factor = None  # frees its memory before the next is made
         self._factor = (alpha, self.backend.cholesky(self._matrix(), alpha))
         return self._factor[1]
 
@@ -120,11 +129,11 @@ class CentredGram:
         return self.backend.solve(self.factor(alpha), right)
 
     def eigh(self, smallest_alpha: float) -> tuple[Matrix, Matrix]:
-        """Eigenvalues, rising, and eigenvectors, accurate for penalties from ``smallest_alpha`` on.
+        """Eigenvalues, ascending, and eigenvectors, accurate for penalties of at least ``smallest_alpha``.
 
-        The Gram matrix's memory is used for it, so a factor asked for later makes it anew.
+        They overwrite the Gram matrix, which is computed again if a factor is needed later.
         """
-        self.prepare(float(smallest_alpha))
+        self.ensure_precision(float(smallest_alpha))
         self._factor = None
         gram, self._gram = self._matrix(), None
         return self.backend.eigh(gram)
@@ -148,7 +157,7 @@ class CentredGram:
     def project_back(self, weights: Matrix, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Give x times weights (p, d): (n, d)."""
         out = np.empty((self.x.shape[0], weights.shape[1]), dtype=dtype)
-        for rows in self.row_blocks():
+        for rows in blocks(self.x.shape[0], self.x.shape[1], BLOCK):
             out[rows] = self.backend.take(self.rows(rows, dtype) @ weights)
         return out
 
@@ -164,12 +173,8 @@ class CentredGram:
         """Cut the columns of x into blocks."""
         return blocks(self.x.shape[1], self.x.shape[0], BLOCK)
 
-    def row_blocks(self) -> Iterator[slice]:
-        """Cut the rows of x into blocks."""
-        return blocks(self.x.shape[0], self.x.shape[1], BLOCK)
-
     def _matrix(self) -> Matrix:
-        """Give the Gram matrix, made now where it is not there; only its lower triangle is filled."""
+        """Give the Gram matrix, computed when first needed; only its lower triangle is filled."""
         if self._gram is None:
             size = min(self.x.shape)
             gram = self.backend.zeros((size, size), self._dtype)
@@ -177,7 +182,7 @@ class CentredGram:
                 for columns in self.column_blocks():
                     gram = self.backend.add_products(gram, self.columns(columns, self._dtype), of_rows=True)
             else:
-                for rows in self.row_blocks():
+                for rows in blocks(self.x.shape[0], self.x.shape[1], BLOCK):
                     gram = self.backend.add_products(gram, self.rows(rows, self._dtype), of_rows=False)
             self._gram = gram
         return self._gram

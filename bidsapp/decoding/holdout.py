@@ -1,15 +1,14 @@
-"""Predictions of new rows by ridges that leave out groups of training rows, from the one factorisation.
+"""Predictions of new rows by ridges that leave out groups of training rows, from one factorisation.
 
 Let ``B`` map training targets to the predictions of new rows (intercept included), ``H`` to the fitted
-values of the training rows, and let S be the rows left out. A ridge that is fitted to the other rows is the
-ridge of all rows whose targets in S are replaced by their held-out predictions, since these lie on it and
-pull it nowhere. Their errors are ``e_S = (I - H_SS)^-1 ((I - H) Y)_S`` (as in
-:mod:`bidsapp.decoding.crossvalidation`), so
+values of the training rows, and let S be the rows left out. The ridge fitted to the other rows equals the
+ridge of all rows whose targets in S are replaced by their held-out predictions, which it fits exactly. The
+errors of these are ``e_S = (I - H_SS)^-1 ((I - H) Y)_S`` (as in :mod:`bidsapp.decoding.crossvalidation`), so
 
     prediction without S = B Y - B_S e_S = (B - B_S (I - H_SS)^-1 (I - H)_S) Y,
 
-where the columns of S vanish. It is exact, and costs a solve with as many right sides as S has rows in place
-of a new factorisation. (What was done to x before, such as z-scoring with all rows, is not redone.)
+where the columns of S vanish. It is exact, and costs a solve with as many right-hand sides as S has rows
+instead of a new factorisation. (What was done to x before, such as z-scoring with all rows, is not redone.)
 """
 
 from __future__ import annotations
@@ -26,23 +25,11 @@ Matrix = npt.NDArray[np.float64]
 
 
 def residual_rows(decoder: RidgeDecoder, alpha: float, rows: npt.NDArray[np.intp]) -> Matrix:
-    """Give rows of ``I - H``: what maps training targets to what the fit of all rows leaves of them.
-
-    Parameters
-    ----------
-    decoder : RidgeDecoder
-        Of n training rows.
-    alpha : float
-    rows : ndarray of int, (k,)
-
-    Returns
-    -------
-    ndarray of float64, (k, n)
-    """
+    """Compute rows of ``I - H``, which maps training targets to residuals: float64 (k, n)."""
     n, gram = decoder.n_samples, decoder.gram
     place = np.arange(rows.size)
     if decoder.is_dual:
-        # Of centred fits, I - H = alpha (K + alpha I)^-1, which spares the products with K.
+        # For centred fits I - H = alpha (K + alpha I)^-1, which avoids the products with K.
         gram.factor(alpha)
         units = np.zeros((n, rows.size), dtype=gram.dtype, order="F")
         units[rows, place] = 1
@@ -62,7 +49,7 @@ def holdout_operator(
     left_out: Sequence[npt.NDArray[np.intp]],
     group: npt.NDArray[np.int64],
 ) -> Matrix:
-    """Give the matrix that predicts each new row from the training rows that its group may use.
+    """Compute the matrix that predicts each new row from the training rows that its group may use.
 
     Parameters
     ----------
@@ -71,31 +58,31 @@ def holdout_operator(
     x_new : ndarray of float, (m, p)
         New responses.
     alpha : float
-        Penalty of all fits; it is not changed for the rows left out.
+        Penalty of all fits, whatever rows are left out.
     left_out : sequence of ndarray of int
-        For each group the training rows that are left out, each once; there may be none.
+        For each group, the training rows that are left out, if any.
     group : ndarray of int, (m,)
-        Group of each new row: its place in ``left_out``.
+        Group of each new row: an index into ``left_out``.
 
     Returns
     -------
     ndarray of float64, (m, n)
-        Rows sum to 1, so that it can be given to ``predict_blocks``; entries of rows left out are 0.
+        Rows sum to 1, as ``predict_blocks`` needs; entries of rows left out are 0.
 
     Raises
     ------
     ValueError
-        Where fewer than two training rows remain, a group is not there, or the fit passes through the
+        Where fewer than two training rows remain, a group is unknown, or the fit passes through the
         training targets.
     """
     n = decoder.n_samples
     if group.shape != (len(x_new),) or not np.isin(group, np.arange(len(left_out))).all():
-        raise ValueError(f"groups of {group.shape[0]} rows given for {len(x_new)}, of {len(left_out)} groups")
+        raise ValueError(f"group must give each of {len(x_new)} rows one of {len(left_out)} groups")
     out: Matrix = decoder.operator(x_new, alpha, rounded=False).astype(np.float64) + 1 / n
     for number in np.unique(group):
         rows = np.asarray(left_out[number], dtype=np.intp)
         if n - rows.size < 2:
-            raise ValueError(f"group {number} leaves {n - rows.size} of {n} training rows")
+            raise ValueError(f"group {number} leaves only {n - rows.size} of {n} training rows")
         if not rows.size:
             continue
         rest = residual_rows(decoder, alpha, rows)
@@ -110,10 +97,10 @@ def holdout_operator(
 
 
 def about_own_mean(operator: Matrix, left_out: Sequence[npt.NDArray[np.intp]], group: Any) -> Matrix:
-    """Take from each row of an operator the mean of the training rows that it uses.
+    """Subtract from each row of an operator the mean of the training rows that it uses.
 
-    What is left predicts how a target departs from what the fit knows as ordinary. Without it a fit that
-    leaves out a cluster would be counted off for an intercept that lies away from that cluster.
+    Predictions are then departures from what the fit has seen on average. Otherwise a fit without a cluster
+    would be penalised for an intercept that is far from that cluster.
     """
     found = operator.copy()
     n = operator.shape[1]

@@ -5,8 +5,8 @@
 ...     responses = model.responses(volumes)       # (images, X, Y, Z) -> (images, voxels)
 ...     targets = model.predict(responses)         # {"vdvae": (images, 91168), ...}
 
-``responses`` are in the units of the betas that the model was fitted to, repeats averaged. The file's
-layout is in :mod:`bidsapp.decoding.model_writer`.
+Responses have the units of the betas that the model was fitted to, averaged over repeats. For the layout of
+the file see :mod:`bidsapp.decoding.model_writer`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from bidsapp.decoding.compact import features, parts_of
+from bidsapp.decoding.compact import features, row_blocks
 from bidsapp.decoding.model_writer import FORMAT, VERSION
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.storage.hdf5 import DAMAGED, find_array
@@ -28,18 +28,18 @@ Array = npt.NDArray[np.float32]
 
 
 class RidgeModel:
-    """An open model file; a context manager that closes it.
+    """An open model file; as a context manager, it closes the file.
 
-    Predictions are made a block of dimensions at a time: memory is the result, the features
-    (images x components) and a block of coefficients.
+    Predictions are made in blocks of dimensions: memory is the result, the features (images x components)
+    and a block of coefficients.
 
     Attributes
     ----------
     path : Path
     targets : tuple of str
-        Names of what it predicts.
+        Names of the targets that it predicts.
     voxel_index : ndarray of int64, (v,)
-        Places of the voxels in the volume, counted in Fortran order.
+        Positions of the voxels in the volume, flattened in Fortran order.
     volume_shape : tuple of int
     """
 
@@ -47,7 +47,7 @@ class RidgeModel:
         self.path = path
         self._file = file
         if file.attrs.get("format") != FORMAT or int(file.attrs.get("version", 0)) != VERSION:
-            raise _bad(path, f"is no model file of this version ({FORMAT}, {VERSION})")
+            raise _bad(path, f"this is not a model file of this version ({FORMAT}, {VERSION})")
         index = self._find(file, "voxel_index", 1)
         self.volume_shape = tuple(int(n) for n in index.attrs["shape"])
         self.voxel_index = np.asarray(index[:], dtype=np.int64)
@@ -57,7 +57,7 @@ class RidgeModel:
         )
         size = int(np.prod(self.volume_shape))
         if len(self.volume_shape) != 3 or not ((self.voxel_index >= 0) & (self.voxel_index < size)).all():
-            raise _bad(path, f"names voxels outside its volume of shape {self.volume_shape}")
+            raise _bad(path, f"it has voxels outside its volume of shape {self.volume_shape}")
         self.targets = tuple(sorted(self._group(file, "targets")))
 
     def __enter__(self) -> Self:
@@ -80,9 +80,9 @@ class RidgeModel:
         return float(self._target(target).attrs["alpha"])
 
     def error(self, target: str) -> tuple[float, float]:
-        """Give the largest and the typical error that was measured when the file was written.
+        """Give the largest and the typical error measured when the file was written.
 
-        Relative to the spread of a dimension's predictions over test images.
+        They are relative to the spread of a dimension's predictions over test images.
         """
         attributes = self._target(target).attrs
         return float(attributes["largest_error"]), float(attributes["typical_error"])
@@ -100,7 +100,7 @@ class RidgeModel:
         """
         array = np.asarray(volumes)
         if array.ndim not in (3, 4) or array.shape[-3:] != self.volume_shape:
-            raise ValueError(f"volumes of shape {array.shape} given, (..., {self.volume_shape}) needed")
+            raise ValueError(f"volumes have shape {array.shape}; expected (images, *{self.volume_shape})")
         x, y, z = np.unravel_index(self.voxel_index, self.volume_shape, order="F")
         taken: npt.NDArray[Any] = array.reshape(-1, *self.volume_shape)[:, x, y, z]
         return taken
@@ -118,14 +118,14 @@ class RidgeModel:
         Parameters
         ----------
         responses : array-like, (m, voxels)
-            In the units of the betas, an image a row.
+            In the units of the betas, one row per image.
         targets : sequence of str, optional
-            Which; all by default.
+            All by default.
         zscored : bool
-            The responses are z-scored by the training images' mean and standard deviation already.
+            The responses are already z-scored by the training images' mean and standard deviation.
         calibrated : bool
-            Give predictions the mean and spread of the training targets, where the file has the constants
-            (with the calibration train-cv); without them the ridge's own predictions are given.
+            Give predictions the mean and spread of the training targets, if the file has the constants
+            (calibration train-cv); otherwise predictions are those of the ridge.
 
         Returns
         -------
@@ -134,15 +134,15 @@ class RidgeModel:
         Raises
         ------
         ValueError
-            For another number of voxels, values that are not finite, an unknown target.
+            For another number of voxels, values that are not finite, or an unknown target.
         AppError
             Exit code 65 for a damaged file.
         """
         x = np.asarray(responses)
         if x.ndim != 2 or x.shape[1] != self.n_voxels:
-            raise ValueError(f"responses of shape {x.shape} given, (images, {self.n_voxels}) needed")
+            raise ValueError(f"responses have shape {x.shape}; expected (images, {self.n_voxels})")
         if not np.isfinite(x).all():
-            raise ValueError("the responses hold NaN or infinite values")
+            raise ValueError("the responses contain NaN or infinite values")
         if not zscored:
             x = ((x - self._mean) / self._std).astype(np.float32)
         made: dict[str, Array] = {}
@@ -156,15 +156,10 @@ class RidgeModel:
         return made
 
     def weights(self, target: str, dims: slice = slice(None)) -> Array:
-        """Give weights of some dimensions for z-scored responses, float32 (dims, voxels).
+        """Give the weights of some dimensions for z-scored responses, float32 (dims, voxels).
 
-        Those saved with ``--save-weights`` where they are, else made from the coefficients.
-
-        Parameters
-        ----------
-        target : str
-        dims : slice
-            Which dimensions; those of a whole target can be large.
+        They are read from the file if it was written with ``--save-weights``, else computed. Those of all
+        dimensions can be large.
         """
         group = self._target(target)
         if "weights" in group:
@@ -173,7 +168,7 @@ class RidgeModel:
         coefficients = self._coefficients(group, dims)
         projection = self._projection(str(group.attrs["projection"]))
         out = np.empty((len(coefficients), self.n_voxels), dtype=np.float32)
-        for voxels in parts_of(self.n_voxels, 4 * coefficients.shape[1]):
+        for voxels in row_blocks(self.n_voxels, coefficients.shape[1]):
             out[:, voxels] = coefficients @ np.asarray(projection[voxels]).T
         return out
 
@@ -184,7 +179,7 @@ class RidgeModel:
             raise _bad(self.path, f"{group.name} has {rank} components, its projection {new.shape[1]}")
         mean = np.asarray(self._find(group, "mean", 1, (n_dims,))[:])
         out = np.empty((len(new), n_dims), dtype=np.float32)
-        for dims in parts_of(n_dims, 4 * rank):
+        for dims in row_blocks(n_dims, rank):
             out[:, dims] = new @ self._coefficients(group, dims).T
         out += mean
         if calibrated and "calibration_scale" in group:
@@ -204,12 +199,12 @@ class RidgeModel:
         projection = self._find(self._group(self._file, "projections"), key, 2)
         if projection.shape[0] != self.n_voxels:
             rows = projection.shape[0]
-            raise _bad(self.path, f"projections/{key} has {rows} rows for {self.n_voxels} voxels")
+            raise _bad(self.path, f"projections/{key} has {rows} rows, but there are {self.n_voxels} voxels")
         return projection
 
     def _target(self, name: str) -> Any:
         if name not in self.targets:
-            raise ValueError(f"{self.path} predicts no {name!r}; it predicts {', '.join(self.targets)}")
+            raise ValueError(f"{self.path}: no target {name!r}; choose from {', '.join(self.targets)}")
         return self._group(self._group(self._file, "targets"), name)
 
     def _group(self, parent: Any, name: str) -> Any:
@@ -217,13 +212,13 @@ class RidgeModel:
 
         link = parent.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink) or not isinstance(parent[name], h5py.Group):
-            raise _bad(self.path, f"has no group {name!r} in {parent.name}")
+            raise _bad(self.path, f"the group {name!r} is missing in {parent.name}")
         return parent[name]
 
     def _find(self, parent: Any, name: str, n_axes: int, shape: tuple[int, ...] | None = None) -> Any:
         array = find_array(parent, self.path, name, n_axes)
         if shape is not None and array.shape != shape:
-            raise _bad(self.path, f"{parent.name}/{name} has the shape {array.shape}, {shape} needed")
+            raise _bad(self.path, f"{parent.name}/{name} has shape {array.shape}; expected {shape}")
         return array
 
 
@@ -243,17 +238,17 @@ def load(path: str | os.PathLike[str]) -> RidgeModel:
     Raises
     ------
     AppError
-        Exit code 66 for a missing file, 65 for one that is damaged or no model file.
+        Exit code 66 for a missing file, 65 for one that is damaged or not a model file.
     """
     import h5py
 
     where = Path(path)
     if not where.is_file():
-        raise AppError(f"{where}: there is no such file.", exit_code=ExitCode.NO_INPUT, path=where)
+        raise AppError(f"{where}: no such file.", exit_code=ExitCode.NO_INPUT, path=where)
     try:
         file = h5py.File(where, "r", locking=False)
     except DAMAGED as error:
-        raise _bad(where, f"is no readable HDF5 file, or is truncated ({error})") from error
+        raise _bad(where, f"the file is not HDF5, or is truncated ({error})") from error
     try:
         return RidgeModel(where, file)
     except AppError:
@@ -261,8 +256,9 @@ def load(path: str | os.PathLike[str]) -> RidgeModel:
         raise
     except DAMAGED as error:
         file.close()
-        raise _bad(where, f"is damaged ({error})") from error
+        raise _bad(where, f"the file is damaged ({error})") from error
 
 
 def _bad(path: Path, what: str) -> AppError:
-    return AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA, path=path)
+    text = f"{path}: {what}. Give another model file, or write it again."
+    return AppError(text, exit_code=ExitCode.BAD_DATA, path=path)

@@ -1,9 +1,9 @@
-"""Write the model file: what predicts targets of new responses, without training data or refitting.
+"""Write the model file, which predicts targets of new responses without training data or refitting.
 
 Layout (HDF5), with v voxels, r = min(training images, v) components and d dimensions of a target:
 
 ===============================  ================  ================================================
-``voxel_index``                  int64 (v,)        places in the volume; attributes order and shape
+``voxel_index``                  int64 (v,)        positions in the volume; attributes order, shape
 ``voxel_mean``, ``voxel_std``    float64 (v,)      of the training responses, to z-score new ones
 ``train_mean``                   float64 (v,)      mean of the z-scored training responses, nearly 0
 ``projections/<alpha>``          float32 (v, r)    P
@@ -19,9 +19,8 @@ With x new responses, z-scored: targets = ``mean + ((x - train_mean) @ P) @ C``,
 :mod:`bidsapp.decoding.model_file`, which reads it.
 
 Attributes of a target: ``alpha``; ``projection``, the name of its P; ``largest_error`` and
-``typical_error``: how far predictions from this file lie from the run's own, measured on up to 64 test
-images, relative to the spread of a dimension's predictions over them (largest of all, and root mean
-square).
+``typical_error`` (root mean square): the difference between predictions from this file and the run's own on
+up to 64 test images, relative to the spread of a dimension's predictions over them.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bidsapp.decoding.compact import CompactForm, features, parts_of, quantise
+from bidsapp.decoding.compact import CompactForm, features, quantise, row_blocks
 from bidsapp.decoding.decoder import RidgeDecoder, alpha_name
 from bidsapp.decoding.streaming import Sliceable, TargetBlock, TargetBlocks
 from bidsapp.records import Mask
@@ -44,7 +43,7 @@ from bidsapp.storage.hdf5 import write_hdf5
 LOG = logging.getLogger("bidsapp")
 
 FORMAT, VERSION = "bidsapp-recon ridge model", 2
-#: Test images that predictions from the file are checked on.
+#: Test images on which predictions from the file are checked.
 _CHECKED = 64
 #: Largest error, relative to a dimension's spread, that 16-bit coefficients may have.
 TOLERANCE = 1e-3
@@ -77,11 +76,11 @@ class FittedTarget:
     y : array-like or HDF5 dataset of float, (n, d)
         Training targets.
     raw : array-like of float32, (m, d)
-        The run's predictions of the test images, not calibrated: what the file is checked against.
+        The run's uncalibrated predictions of the test images, against which the file is checked.
     scale, shift : ndarray of float64, (d,), or None
         Calibration.
     about : mapping
-        Further attributes.
+        Further attributes of its group in the file.
     """
 
     alpha: float
@@ -92,42 +91,46 @@ class FittedTarget:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_model(
-    path: Path,
-    decoder: RidgeDecoder,
-    voxels: VoxelScaling,
-    targets: Mapping[str, FittedTarget],
-    x_test: npt.NDArray[np.float32],
-    *,
-    save_weights: bool = False,
-    block: int | None = None,
-    key: str = "",
-) -> None:
+@dataclass(frozen=True)
+class FittedModel:
+    """A fit with all its targets.
+
+    Attributes
+    ----------
+    decoder : RidgeDecoder
+        Of the z-scored training responses.
+    voxels : VoxelScaling
+    targets : mapping of str to FittedTarget
+        Targets with the same alpha share P.
+    x_test : ndarray of float32, (m, v)
+        Z-scored test responses.
+    """
+
+    decoder: RidgeDecoder
+    voxels: VoxelScaling
+    targets: Mapping[str, FittedTarget]
+    x_test: npt.NDArray[np.float32]
+
+
+def write_model(path: Path, model: FittedModel, *, save_weights: bool = False, key: str = "") -> None:
     """Write the model file, a block of targets at a time.
 
     Parameters
     ----------
     path : Path
-        The file, replaced where it is there (give a temporary path).
-    decoder : RidgeDecoder
-        Of the z-scored training responses.
-    voxels : VoxelScaling
-    targets : mapping of str to FittedTarget
-        Those of one alpha share P.
-    x_test : ndarray of float32, (m, v)
-        Z-scored test responses.
+        An existing file is overwritten (give a temporary path).
+    model : FittedModel
     save_weights : bool
-        Write the weights too, (d, v) of float32 a target.
-    block : int, optional
-        Dimensions at once (see ``TargetBlocks``).
+        Also write the weights, float32 (d, v) per target.
     key : str, optional
-        Says what the file is made from, for :func:`made_from`.
+        Identifies what the file is made from, for :func:`made_from`.
 
     Raises
     ------
     OSError
         Where the disk is full.
     """
+    decoder, voxels, targets = model.decoder, model.voxels, model.targets
     with write_hdf5(path) as (file, check):
         file.attrs["format"], file.attrs["version"], file.attrs["made_from"] = FORMAT, VERSION, key
         file["voxel_index"] = voxels.mask.flat_index
@@ -135,8 +138,8 @@ def write_model(
         file["voxel_index"].attrs["shape"] = voxels.mask.shape
         file["voxel_mean"], file["voxel_std"] = voxels.mean, voxels.std
         file["train_mean"] = decoder.x_mean
-        checked = np.asarray(x_test[:_CHECKED])
-        # By alpha, so that each factor is made once.
+        checked = np.asarray(model.x_test[:_CHECKED])
+        # Ordered by alpha, so that each factor is computed once.
         for alpha in sorted({t.alpha for t in targets.values()}):
             form = CompactForm(decoder, alpha)
             key = alpha_name(alpha)
@@ -149,7 +152,7 @@ def write_model(
                 if target.alpha == alpha:
                     writer = _TargetWriter(file.create_group(f"targets/{name}"), target, form, new)
                     writer.group.attrs["projection"] = key
-                    for part in TargetBlocks(target.y, block, f"model file, {name} (blocks of dimensions)"):
+                    for part in TargetBlocks(target.y, what=f"model file, {name} (blocks of dimensions)"):
                         writer.add(part)
                         if save_weights:
                             writer.add_weights(part, projection)
@@ -158,7 +161,7 @@ def write_model(
 
 
 def made_from(path: Path) -> str | None:
-    """Give the key that a model file was written under; None for a file that is missing or damaged."""
+    """Give the key with which a model file was written; None if it is missing or damaged."""
     import h5py
 
     try:
@@ -169,7 +172,7 @@ def made_from(path: Path) -> str | None:
 
 
 class _TargetWriter:
-    """Writes one target's coefficients and keeps account of their error."""
+    """Writes one target's coefficients and measures their error."""
 
     def __init__(self, group: Any, target: FittedTarget, form: CompactForm, new: npt.NDArray[Any]) -> None:
         self.group, self._target, self._form, self._new = group, target, form, new
@@ -186,7 +189,7 @@ class _TargetWriter:
                 group[f"calibration_{key}"] = np.asarray(constants, dtype=np.float64)
 
     def add(self, part: TargetBlock) -> None:
-        """Write a block; the first one shows whether 16 bits are enough for this target."""
+        """Write a block; the first one decides whether 16 bits are enough for this target."""
         self._coefficients = self._form.coefficients(part)
         levels, factors = quantise(self._coefficients)
         if part.columns.start == 0:
@@ -214,12 +217,12 @@ class _TargetWriter:
         if "weights" not in self.group:
             self.group.create_dataset("weights", (self._n_dims, self._form.n_features), "f4")
         weights = np.empty((len(self._coefficients), self._form.n_features), dtype=np.float32)
-        for voxels in parts_of(self._form.n_features, 4 * self._form.rank):
+        for voxels in row_blocks(self._form.n_features, self._form.rank):
             weights[:, voxels] = self._coefficients @ np.asarray(projection[voxels]).T
         self.group["weights"][part.columns] = weights
 
     def finish(self, name: str) -> None:
-        """Note the errors that were measured."""
+        """Write the errors that were measured."""
         self.group.attrs["largest_error"] = self._largest
         self.group.attrs["typical_error"] = float(np.sqrt(self._squares / max(1, self._count)))
         if self._largest > TOLERANCE:

@@ -1,4 +1,4 @@
-"""Decoding quality before any picture: how well targets are predicted, and how well they could be."""
+"""Decoding quality before any image is made: how well targets are predicted, and could be predicted."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from bidsapp.decoding.streaming import Predictor, Sliceable, TargetBlocks
 Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
 
-#: A dimension whose spread is below this share of its size varies by rounding only.
+#: A dimension whose spread is below this share of its magnitude varies by rounding only.
 _CONSTANT = 1e-6
-#: Similarities that differ by less tie: those of equal targets differ by float32's rounding only.
+#: Similarities that differ by less are ties: those of equal targets differ by float32 rounding.
 _TIE = 1e-6
 
 
@@ -32,7 +32,7 @@ class LatentScores:
         ``1 - sum((y - p)**2) / sum((y - mean(y))**2)``, the mean being that of the test images; NaN
         where the truth does not vary.
     ceiling : ndarray of float64, (dims,), or None
-        See :func:`ceiling_of`.
+        See :func:`noise_ceiling`.
     to_test, to_training : ndarray of float64, (n, n) and (n, m)
         Similarity of each prediction to the targets of test and training images: Pearson correlation
         over dimensions, each taken about its mean over the training images.
@@ -61,7 +61,7 @@ def score_latents(
     predicted, true : array-like of float, (n, dims)
         The ridge's predictions, not calibrated, and the test images' targets; read by columns.
     training : array-like or HDF5 dataset of float, (m, dims)
-        Training targets, read by columns; nothing of their size is held.
+        Training targets, read by columns.
     halves : pair of ndarray of float, (k, m), optional
         Operators of the halves of test images' repeats (``RidgeDecoder.operator``).
     block : int, optional
@@ -71,11 +71,12 @@ def score_latents(
     Raises
     ------
     ValueError
-        Where shapes differ.
+        Where shapes do not match.
     """
     n, d = predicted.shape
     if tuple(true.shape) != (n, d) or training.shape[1] != d:
-        raise ValueError(f"predictions {(n, d)}, targets {true.shape}, training targets {training.shape}")
+        shapes = f"predictions {(n, d)}, targets {true.shape}, training targets {training.shape}"
+        raise ValueError(f"shapes do not match: {shapes}")
     r, r2 = np.full(d, np.nan), np.full(d, np.nan)
     ceiling = None if halves is None else np.full(d, np.nan)
     predictors = [] if halves is None else [Predictor(half, backend) for half in halves]
@@ -88,7 +89,7 @@ def score_latents(
         r2[columns] = _explained(p, y)
         if ceiling is not None:
             first, second = (predictor.predict(part) for predictor in predictors)
-            ceiling[columns] = ceiling_of(first, second)
+            ceiling[columns] = noise_ceiling(first, second)
         about = (p - part.mean).astype(np.float32)
         to_test.add(about, (y - part.mean).astype(np.float32))
         to_training.add(about, part.centred)
@@ -114,13 +115,13 @@ def column_correlation(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Vector:
     return np.asarray(np.clip(r, -1.0, 1.0))
 
 
-def ceiling_of(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Vector:
-    """Give the correlation with the truth that the reliability of predictions allows.
+def noise_ceiling(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Vector:
+    """Compute the highest correlation with the truth that the reliability of predictions allows.
 
-    From predictions of the two halves of each test image's repeats: their correlation over images, r,
-    is stepped up by Spearman and Brown's formula to the reliability of the prediction from all repeats,
-    ``2 r / (1 + r)``; its square root bounds the correlation with any noise-free value (attenuation,
-    Spearman 1904). It is a bound for this decoder on these voxels, not for any decoder.
+    The predictions from two halves of each test image's repeats correlate over images with r. By the
+    Spearman-Brown formula, the reliability of the prediction from all repeats is ``2 r / (1 + r)``; its
+    square root bounds the correlation with any noise-free value (attenuation, Spearman 1904). The bound
+    holds for this decoder on these voxels, not for any decoder.
 
     Parameters
     ----------
@@ -129,7 +130,7 @@ def ceiling_of(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Vector:
     Returns
     -------
     ndarray of float64, (dims,)
-        Between 0 and 1; 0 where halves do not agree, NaN where a prediction does not vary.
+        Between 0 and 1; 0 where the halves do not agree, NaN where a prediction does not vary.
     """
     r = column_correlation(first, second)
     r = np.where(np.isnan(r), np.nan, np.clip(r, 0.0, 1.0))
@@ -137,14 +138,9 @@ def ceiling_of(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Vector:
 
 
 class Similarity:
-    """Pearson correlation over columns of each row of one array with each of another, block by block.
+    """Pearson correlation, over columns, of the n rows of one array with the m of another, block by block.
 
     Products are float32, their sums over blocks float64.
-
-    Parameters
-    ----------
-    n, m : int
-        Rows of the two.
     """
 
     def __init__(self, n: int, m: int) -> None:
@@ -153,7 +149,7 @@ class Similarity:
         self._d = 0
 
     def add(self, a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> None:
-        """Take in further columns, (n, k) and (m, k)."""
+        """Add further columns, (n, k) and (m, k)."""
         self._dot += a @ b.T
         for sums, squares, x in zip(self._sums, self._squares, (a, b), strict=True):
             sums += x.sum(1, dtype=np.float64)
@@ -171,32 +167,32 @@ class Similarity:
         return np.asarray(np.clip(found, -1.0, 1.0))
 
 
-class Places(NamedTuple):
-    """Where each prediction's own target stands among others: see :func:`rank_among`."""
+class Ranks(NamedTuple):
+    """Rank of each prediction's own target among others: see :func:`rank_among`."""
 
     rank: Vector
     first: Vector
 
 
-def rank_among(own: Vector, others: Matrix) -> Places:
-    """Give the place of each prediction's own target among others (1: more similar than all).
+def rank_among(own: Vector, others: Matrix) -> Ranks:
+    """Rank each prediction's own target among others (1: more similar than all others).
 
     Parameters
     ----------
     own : ndarray of float64, (n,)
         Similarity of each prediction to its own target.
     others : ndarray of float64, (n, m)
-        To the targets that it competes with.
+        Similarity to the other targets.
 
     Returns
     -------
-    Places
-        ``rank``, (n,): a tie (a stimulus with the same caption has the same text target) counts one half.
-        ``first``, (n,): 1 where the rank is 1, and 1 / k where k targets tie for the first place.
+    Ranks
+        ``rank``, (n,): a tie counts one half (stimuli with the same caption have the same text target).
+        ``first``, (n,): 1 where the rank is 1, and 1 / k where k targets tie for it.
     """
     above = np.count_nonzero(others > own[:, None] + _TIE, axis=1)
     ties = np.count_nonzero(others >= own[:, None] - _TIE, axis=1) - above
-    return Places(1 + above + ties / 2, (above == 0) / (1 + ties))
+    return Ranks(1 + above + ties / 2, (above == 0) / (1 + ties))
 
 
 def _spread(squares: Vector, sums: Vector, d: int) -> Vector:

@@ -1,14 +1,15 @@
-"""What regions contribute to predictions: synthetic activations, and responses with voxels set to their mean.
+"""Contributions of regions to predictions: synthetic activations, and voxels set to their mean.
 
-Predictions are linear in the responses, so a region's part needs no refit and no weights of all targets.
+Predictions are linear in the responses, so a region's contribution needs no refit and no weights of all
+targets.
 
 *Synthetic activation*: a response of 1 in a region's voxels and 0 elsewhere, passed through the ridge
 weights W = X^T (K + alpha I)^-1 Y (X and Y about their means), is the operator of that response times Y.
 
 *Part of the voxels*: two-way identification compares, for a prediction p = x W, the correlations with true
 targets z_i. With z_i about its mean over dimensions and of length 1, the correlation is p . z_i up to a
-factor that p alone decides, so only ``x (W z_i)`` is needed. ``W Z^T`` (voxels x test images) is itself the
-weights of a ridge, for the targets ``Y Z^T`` (training images x test images); with it, any set of voxels
+factor that depends on p alone, so only ``x (W z_i)`` is needed. ``W Z^T`` (voxels x test images) is itself
+the weights of a ridge, for the targets ``Y Z^T`` (training images x test images). With it, any set of voxels
 costs one product of ``x[:, set]`` and ``(W Z^T)[set]``, and hundreds of random sets can be compared.
 """
 
@@ -26,7 +27,7 @@ from bidsapp.decoding.streaming import Predictor, Sliceable, TargetBlocks
 
 Array = npt.NDArray[np.float32]
 
-#: A target whose spread is below this share of a training target's varies by rounding only.
+#: A target whose spread is below this share of the training targets' varies by rounding only.
 _CONSTANT = 1e-6
 
 
@@ -37,13 +38,12 @@ def synthetic_targets(
     calibrated_norm: float = 0.0,
     backend: Backend = NUMPY,
 ) -> Array:
-    """Give the targets of synthetic activations, brought to a fixed length.
+    """Compute the targets of synthetic activations, scaled to a fixed length.
 
-    As the code published with Brain-Diffuser does (``roi_generate_features.py``): what the weights make of
-    the activation is scaled to ``norm``, then the intercept is added. With ``calibrated_norm``, each
-    dimension then gets the mean and spread over training images from its mean and spread over the
-    activations, and the whole is scaled to that length; this compares regions, so a single one is left as it
-    is.
+    As in the code published with Brain-Diffuser (``roi_generate_features.py``), the activation times the
+    weights is scaled to ``norm``, then the intercept is added. With ``calibrated_norm``, each dimension's
+    mean and spread over the activations are replaced by those over training images, and the result is
+    scaled to that length. This compares regions, so a single one is not calibrated.
 
     Parameters
     ----------
@@ -52,8 +52,8 @@ def synthetic_targets(
     y : array-like or HDF5 dataset of float, (n, d)
         Training targets.
     norm : float
-        Euclidean length over all dimensions; 0: as far from their mean as training targets are (root mean
-        square).
+        Euclidean length over all dimensions; 0 for the training targets' own (root mean square distance
+        from their mean).
     calibrated_norm : float
         0 for no calibration.
     backend : Backend
@@ -79,7 +79,7 @@ def synthetic_targets(
 
 
 def _of_length(rows: npt.NDArray[Any], length: float) -> npt.NDArray[np.float64]:
-    """Scale each row to a length; rows of zeros stay."""
+    """Scale each row to a length; rows of zeros stay zero."""
     size = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     return np.asarray(rows * (length / np.where(size > 0, size, 1.0)))
 
@@ -87,7 +87,7 @@ def _of_length(rows: npt.NDArray[Any], length: float) -> npt.NDArray[np.float64]
 def similarity_weights(
     decoder: RidgeDecoder, y: Sliceable, true: Sliceable, alpha: float
 ) -> npt.NDArray[Any]:
-    """Give the weights from voxels to the similarity with each test image's target.
+    """Compute the weights from voxels to the similarity with each test image's target.
 
     Parameters
     ----------
@@ -101,8 +101,8 @@ def similarity_weights(
     -------
     ndarray of float, (p, m)
         ``x @ weights``, x about the training mean, is the covariance over dimensions of the prediction and
-        each test target, both about the training mean, over the latter's spread; 0 for a target that lies
-        on that mean, or has no spread about it.
+        each test target, both about the training mean, divided by the target's spread; 0 for a target
+        without spread about that mean.
     """
     n, m = y.shape[0], true.shape[0]
     d = y.shape[1]
@@ -139,12 +139,13 @@ def part_similarity(
     Returns
     -------
     ndarray of float64, (m, m)
-        Up to a positive factor of each column; that of all voxels minus that of some is that of the others.
+        Up to a positive factor per column. It is additive: that of all voxels minus that of some voxels is
+        that of the others.
     """
     return np.asarray((x[:, inside] @ weights[inside]).T, dtype=np.float64)
 
 
 def with_ties(similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Round to 5 decimals of each column's largest: equal targets tie, rather than differ by rounding."""
+    """Round to 5 decimals of each column's largest value, so that equal targets tie."""
     size = np.abs(similarity).max(axis=0)
     return np.asarray(np.round(similarity / np.where(size > 0, size, 1.0), 5))

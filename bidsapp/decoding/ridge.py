@@ -1,9 +1,8 @@
-"""Ridge regression of many targets as estimators of scikit-learn, for arrays at hand.
+"""Ridge regression of many targets, as estimators in the style of scikit-learn for arrays in memory.
 
-The pipeline uses what they are made of, :class:`~bidsapp.decoding.decoder.RidgeDecoder`,
-:class:`~bidsapp.decoding.crossvalidation.AlphaSearch` and
-:func:`~bidsapp.decoding.streaming.predict_blocks`, which read and write targets in blocks; it does not import
-scikit-learn, and this module does.
+The pipeline does not import scikit-learn; it uses :class:`~bidsapp.decoding.decoder.RidgeDecoder`,
+:class:`~bidsapp.decoding.crossvalidation.AlphaSearch` and :mod:`bidsapp.decoding.streaming`, on which these
+estimators are built, and which read and write targets in blocks.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.decoding.gram import Precision
 from bidsapp.decoding.streaming import predict_blocks
 
-__all__ = ["Ridge", "RidgeCV", "RidgeDecoder"]
+__all__ = ["Ridge", "RidgeCV"]
 
 _DTYPES = (np.float64, np.float32)
 
@@ -33,7 +32,7 @@ class _RidgeEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
     alpha_: float
 
     def _take(self, X: npt.ArrayLike, y: npt.ArrayLike) -> None:
-        """Check the training data and form the Gram matrix's owner."""
+        """Check the training data and make the decoder."""
         checked: tuple[Any, Any] = validate_data(
             self, X, y, dtype=_DTYPES, ensure_min_samples=2, multi_output=True, y_numeric=True
         )
@@ -41,7 +40,7 @@ class _RidgeEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         self._single = targets.ndim == 1
         self._y = targets[:, None] if self._single else targets
         self._double = targets.dtype not in (np.float16, np.float32)
-        # Who gives double precision expects it back; float32 is what is meant to be large.
+        # Double precision in, double precision out; large data are expected to be float32.
         whole = self._double and self.precision == "auto"
         self.decoder_ = RidgeDecoder(responses, precision="float64" if whole else self.precision)
 
@@ -105,7 +104,7 @@ class Ridge(_RidgeEstimator):
     decoder_ : RidgeDecoder
     n_features_in_ : int
     coef_, intercept_ : ndarray
-        Made when asked for; predictions do without.
+        Computed when asked for; predictions do not need them.
 
     Examples
     --------

@@ -13,7 +13,7 @@ from bidsapp.bids.outputs import OutputTree, write_model_sidecar
 from bidsapp.config import RunConfig
 from bidsapp.decoding.backends import choose_backend
 from bidsapp.decoding.decoder import RidgeDecoder
-from bidsapp.decoding.model_writer import FittedTarget, VoxelScaling, made_from
+from bidsapp.decoding.model_writer import FittedModel, FittedTarget, VoxelScaling, made_from
 from bidsapp.decoding.model_writer import write_model as write
 from bidsapp.report import RidgePenalty
 from bidsapp.storage.atomic import atomic_path
@@ -61,8 +61,8 @@ def write_model(found: Reconstruction, tree: OutputTree, config: RunConfig, sour
     backend = choose_backend(config.device, float(len(x)) ** 2 * sum(t.y.shape[1] for t in targets.values()))
     path.unlink(missing_ok=True)  # first, or the disk would have to hold both
     with atomic_path(path) as temporary:
-        decoder = RidgeDecoder(x, backend=backend)
-        write(temporary, decoder, voxels, targets, test, save_weights=config.save_weights, key=key)
+        model = FittedModel(RidgeDecoder(x, backend=backend), voxels, targets, test)
+        write(temporary, model, save_weights=config.save_weights, key=key)
     write_model_sidecar(
         tree,
         {

@@ -12,9 +12,9 @@ import numpy as np
 from bidsapp.config import RunConfig
 from bidsapp.data.targets import StoredTargets
 from bidsapp.decoding.backends import Backend, choose_backend
-from bidsapp.decoding.calibrated import predict_calibrated
 from bidsapp.decoding.crossvalidation import AlphaSearch, Selection
 from bidsapp.decoding.decoder import RidgeDecoder, alpha_name
+from bidsapp.decoding.streaming import Predictor, TargetBlocks, predict_calibrated
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.pipeline.records import NULL, Fit
 from bidsapp.seeds import seed_for
@@ -153,14 +153,12 @@ def predict_and_calibrate(
             shape = (predict.shape[0], y.shape[1])
             made = {key: ArrayOnDisk(folder / f"{key}.npy", shape) for key in (name, f"{name}_raw")}
             constants = predict_calibrated(
-                predict,
-                loo,
-                y,
+                Predictor(predict, backends[name]),
+                Predictor(loo, backends[name]) if method == "train-cv" else None,
+                TargetBlocks(y, what=f"predicting {name}, {condition} (blocks of dimensions)"),
                 method,
                 raw=made[f"{name}_raw"],
                 calibrated=made[name],
-                backend=backends[name],
-                what=f"predicting {name}, {condition} (blocks of dimensions)",
             )
             arrays |= {key: array.read() for key, array in made.items()}
             if constants is not None:

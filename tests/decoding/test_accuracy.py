@@ -106,7 +106,7 @@ def test_a_penalty_below_the_precision_is_refused(precision, share):
     x, x_new = plain(np.random.default_rng(0))
     decoder = RidgeDecoder(x, precision=precision)
     largest = decoder.gram.condition(1.0)
-    with pytest.raises(ValueError, match=r"too small for float.*take at least"):
+    with pytest.raises(ValueError, match=r"too small for float.*of at least"):
         decoder.operator(x_new, largest * share)
     assert np.isfinite(decoder.operator(x_new, largest * share * 1e3)).all()
 

@@ -9,10 +9,9 @@ import pytest
 
 from bidsapp.config import RunConfig, load_recipe
 from bidsapp.decoding import calibration, streaming
-from bidsapp.decoding.calibrated import predict_calibrated
 from bidsapp.decoding.crossvalidation import Selection
 from bidsapp.decoding.decoder import RidgeDecoder
-from bidsapp.decoding.streaming import predict_blocks
+from bidsapp.decoding.streaming import Predictor, TargetBlocks, predict_blocks, predict_calibrated
 from bidsapp.errors import AppError
 from bidsapp.pipeline.decoding import fit_ridge, predict_and_calibrate
 from bidsapp.pipeline.records import BRAIN, NULL, Fit
@@ -40,7 +39,9 @@ def operators():
 def predicted(operators, method: str, block: int | None = None):
     predict, loo, y = operators
     raw, calibrated = (np.full((12, y.shape[1]), np.nan, np.float32) for _ in range(2))
-    constants = predict_calibrated(predict, loo, y, method, raw=raw, calibrated=calibrated, block=block)
+    constants = predict_calibrated(
+        Predictor(predict), Predictor(loo), TargetBlocks(y, block), method, raw=raw, calibrated=calibrated
+    )
     return raw, calibrated, constants
 
 
@@ -64,11 +65,14 @@ def test_the_other_methods(operators):
     with pytest.raises(ValueError, match="guess"):
         predicted(operators, "guess")
     predict, loo, y = operators
-    one = np.empty((1, y.shape[1]), np.float32)
+    whole, held_out = TargetBlocks(y), Predictor(loo)
+    one = {key: np.empty((1, y.shape[1]), np.float32) for key in ("raw", "calibrated")}
     with pytest.raises(AppError, match="at least two"):
-        predict_calibrated(predict[:1], loo, y, "transductive", raw=one, calibrated=one)
+        predict_calibrated(Predictor(predict[:1]), None, whole, "transductive", **one)
     with pytest.raises(ValueError, match="shape"):
-        predict_calibrated(predict, loo, y[:7], "none", raw=one, calibrated=one)
+        predict_calibrated(Predictor(predict), held_out, TargetBlocks(y[:7]), "none", **one)
+    with pytest.raises(ValueError, match="held-out"):
+        predict_calibrated(Predictor(predict), None, whole, "train-cv", **one)
 
 
 @pytest.mark.parametrize("method", ["train-cv", "transductive", "none"])

@@ -133,7 +133,7 @@ def test_of_equal_errors_the_largest_penalty():
 
 def test_what_cannot_be_searched_is_refused():
     x, y = data(12, 20)
-    for alphas, match in (((), "no alpha"), ((1.0, 0.0), "alpha"), ((1.0, np.nan), "alpha")):
+    for alphas, match in (((), "at least one alpha"), ((1.0, 0.0), "alpha"), ((1.0, np.nan), "alpha")):
         with pytest.raises(ValueError, match=match):
             AlphaSearch(RidgeDecoder(x), alphas)
     for folds in (0, 1, 13):

@@ -55,7 +55,7 @@ def test_targets_of_the_rows_left_out_do_not_matter():
 
 def test_what_can_not_be_left_out_is_refused():
     x, _, x_new, _, group = data(30, 50)
-    with pytest.raises(ValueError, match="leaves 1 of 30"):
+    with pytest.raises(ValueError, match="leaves only 1 of 30"):
         holdout_operator(RidgeDecoder(x), x_new, 3.0, [np.arange(29)] * 3, group)
     with pytest.raises(ValueError, match="of 2 groups"):
         holdout_operator(RidgeDecoder(x), x_new, 3.0, [np.arange(3)] * 2, group)

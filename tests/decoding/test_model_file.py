@@ -1,4 +1,4 @@
-"""The model file predicts new responses as the run did, and refuses what is no model file."""
+"""The model file predicts new responses as the run did, and refuses other files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import h5py
 import numpy as np
 import pytest
 
-from bidsapp.decoding import gram
+from bidsapp.decoding import gram, streaming
 from bidsapp.decoding.compact import CompactForm, quantise
 from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.decoding.model_file import load
-from bidsapp.decoding.model_writer import TOLERANCE, FittedTarget, VoxelScaling, made_from, write_model
+from bidsapp.decoding.model_writer import (
+    TOLERANCE,
+    FittedModel,
+    FittedTarget,
+    VoxelScaling,
+    made_from,
+    write_model,
+)
 from bidsapp.decoding.streaming import TargetBlocks, predict_blocks
 from bidsapp.errors import AppError
 from bidsapp.records import Mask
@@ -41,7 +48,11 @@ def make(folder, n=50, p=90, *, alphas=(20.0, 300.0), strong=0.0, save_weights=F
     path = folder / "model.h5"
     inside = np.isin(np.arange(np.prod(SHAPE)), index).reshape(SHAPE, order="F")
     voxels = VoxelScaling(Mask(inside, np.eye(4)), mean, std)
-    write_model(path, decoder, voxels, targets, test, save_weights=save_weights, block=block)
+    with pytest.MonkeyPatch.context() as patch:
+        if block:  # dimensions at once
+            patch.setattr(streaming, "BLOCK", 2 * n)
+            patch.setattr(streaming, "WIDTH", block)
+        write_model(path, FittedModel(decoder, voxels, targets, test), save_weights=save_weights)
     return path, test, test * std + mean, expected, targets, decoder
 
 
@@ -187,7 +198,7 @@ def test_what_can_not_be_predicted_is_refused(tmp_path):
             model.predict(test[:, :5])
         with pytest.raises(ValueError, match="NaN"):
             model.predict(np.where(test > 2, np.nan, test))
-        with pytest.raises(ValueError, match="no 'sound'"):
+        with pytest.raises(ValueError, match="no target 'sound'"):
             model.predict(test, ["sound"])
 
 
@@ -284,10 +295,10 @@ def test_missing_and_foreign_files_are_refused(tmp_path):
         load(tmp_path / "none.h5")
     assert caught.value.exit_code == 66
     (tmp_path / "text.h5").write_text("not HDF5")
-    with pytest.raises(AppError, match="no readable HDF5") as caught:
+    with pytest.raises(AppError, match="not HDF5") as caught:
         load(tmp_path / "text.h5")
     assert caught.value.exit_code == 65
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = [1]
-    with pytest.raises(AppError, match="no model file"):
+    with pytest.raises(AppError, match="not a model file"):
         load(tmp_path / "other.h5")

@@ -49,9 +49,9 @@ def test_the_ceiling_is_what_a_perfect_decoder_with_noise_reaches(rng):
     noise = np.array([0.1, 0.5, 1.0, 3.0])
     first, second = (signal + noise * rng.standard_normal(signal.shape) for _ in range(2))
     reached = quality.column_correlation((first + second) / 2, signal)
-    np.testing.assert_allclose(quality.ceiling_of(first, second), reached, atol=0.02)
+    np.testing.assert_allclose(quality.noise_ceiling(first, second), reached, atol=0.02)
     np.testing.assert_allclose(reached, 1 / np.sqrt(1 + noise**2 / 2), atol=0.02)
-    assert (quality.ceiling_of(first, -second) == 0).all()
+    assert (quality.noise_ceiling(first, -second) == 0).all()
 
 
 def test_the_ceiling_comes_from_the_halves_own_predictions(rng):

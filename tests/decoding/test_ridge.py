@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bidsapp.decoding import gram as module
-from bidsapp.decoding.ridge import Ridge, RidgeDecoder
+from bidsapp.decoding.decoder import RidgeDecoder
+from bidsapp.decoding.ridge import Ridge
+from bidsapp.decoding.streaming import predict_blocks
 
 
 def _data(n: int, p: int, d: int, m: int = 9, seed: int = 0, offset: float = 3.0):
@@ -70,7 +72,7 @@ def test_leave_one_out_equals_refits(n, p, alpha, precision):
 
     x, y, _ = _data(n, p, 3)
     decoder = RidgeDecoder(x, precision=precision)
-    got = decoder.predict_blocks(decoder.loo_operator(alpha), y)
+    got = predict_blocks(decoder.loo_operator(alpha), y)
     x, y = x.astype(np.float64), y.astype(np.float64)
     for i in range(n):
         rest = np.arange(n) != i
@@ -103,13 +105,11 @@ def test_property_operator_and_offsets(n, p, alpha, offset, seed):
     decoder = RidgeDecoder(x.astype(np.float64))
     operator = decoder.operator(x_new, alpha)
     np.testing.assert_allclose(operator.sum(axis=1), 0, atol=1e-5)
-    got = decoder.predict_blocks(operator, y)
+    got = predict_blocks(operator, y)
     np.testing.assert_allclose(got, _normal_equations(x, y, x_new, alpha), rtol=1e-4, atol=1e-4)
     moved = RidgeDecoder(x.astype(np.float64) + offset).operator(x_new.astype(np.float64) + offset, alpha)
     np.testing.assert_allclose(moved, operator, atol=1e-5)
-    np.testing.assert_allclose(
-        decoder.predict_blocks(operator, y + np.float32(offset)), got + offset, atol=1e-4
-    )
+    np.testing.assert_allclose(predict_blocks(operator, y + np.float32(offset)), got + offset, atol=1e-4)
 
 
 def test_float32_within_its_accuracy_and_switch_to_float64(monkeypatch):
@@ -119,7 +119,7 @@ def test_float32_within_its_accuracy_and_switch_to_float64(monkeypatch):
         decoder = RidgeDecoder(x)
         for alpha, dtype in ((1e4, np.float32), (100.0, np.float32), (1e-2, np.float64)):
             expected = _normal_equations(x, y, x_new, alpha)
-            got = decoder.predict_blocks(decoder.operator(x_new, alpha), y)
+            got = predict_blocks(decoder.operator(x_new, alpha), y)
             assert decoder.gram.factor(alpha).dtype == dtype
             assert np.abs(got - expected).max() < 1e-4 * expected.std()
         loo = decoder.loo_operator(100.0)
@@ -146,12 +146,12 @@ def test_blocks_of_targets(tmp_path, dtype):
     expected = _normal_equations(x, y, x_new, 4.0)
     scale = expected.std()
     for block in (None, 1, 5, 17, 100):
-        got = RidgeDecoder.predict_blocks(operator, y, block=block)
+        got = predict_blocks(operator, y, block=block)
         assert np.abs(got - expected).max() < 1e-5 * scale
     with h5py.File(tmp_path / "y.h5", "w") as file:
         file["y"] = y
         out = file.create_dataset("out", (9, 17), dtype="f4")
-        assert RidgeDecoder.predict_blocks(operator, file["y"], block=4, out=out) is out
+        assert predict_blocks(operator, file["y"], block=4, out=out) is out
         assert np.abs(out[:] - expected).max() < 1e-5 * scale
 
 
@@ -203,7 +203,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="shape"):
         decoder.operator(x_new[:, :5], 1.0)
     with pytest.raises(ValueError, match="shape"):
-        decoder.predict_blocks(decoder.operator(x_new, 1.0), y[:5])
+        predict_blocks(decoder.operator(x_new, 1.0), y[:5])
     with pytest.raises(ValueError, match="inconsistent numbers"):
         Ridge().fit(x, y[:5])
     with pytest.raises(ValueError, match="precision"):

@@ -11,7 +11,7 @@ from bidsapp.cli import main
 from bidsapp.config import RunConfig, load_recipe
 from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.decoding.holdout import holdout_operator
-from bidsapp.decoding.model_writer import FittedTarget, VoxelScaling, write_model
+from bidsapp.decoding.model_writer import FittedModel, FittedTarget, VoxelScaling, write_model
 from bidsapp.decoding.regions import part_similarity, similarity_weights
 from bidsapp.decoding.streaming import predict_blocks
 from bidsapp.models import costs
@@ -194,7 +194,8 @@ def test_the_size_of_a_model_file_is_foreseen(n, p, save_weights, tmp_path):
         for name, alpha, dims in (("a", 10.0, slice(0, 700)), ("b", 20.0, slice(700, 2000)))
     }
     voxels = VoxelScaling(Mask(np.ones((p, 1, 1), bool), np.eye(4)), np.zeros(p), np.ones(p))
-    write_model(tmp_path / "m.h5", decoder, voxels, targets, x[:5], save_weights=save_weights)
+    model = FittedModel(decoder, voxels, targets, x[:5])
+    write_model(tmp_path / "m.h5", model, save_weights=save_weights)
     expected = model_file_bytes(n, p, 2000, 2, save_weights=save_weights)
     assert (tmp_path / "m.h5").stat().st_size == pytest.approx(expected, rel=0.06)
 

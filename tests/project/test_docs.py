@@ -18,7 +18,7 @@ import pytest
 import bidsapp
 from bidsapp.cli.words import normalise
 from bidsapp.decoding.decoder import RidgeDecoder
-from bidsapp.decoding.model_writer import FittedTarget, VoxelScaling, write_model
+from bidsapp.decoding.model_writer import FittedModel, FittedTarget, VoxelScaling, write_model
 from bidsapp.decoding.streaming import predict_blocks
 from bidsapp.records import Mask
 
@@ -79,7 +79,7 @@ def model_file(folder: Path) -> dict[str, object]:
     voxels = VoxelScaling(Mask(np.ones(shape, bool), np.eye(4)), np.zeros(60), np.ones(60))
     path = folder / "out/sub-01/func/sub-01_task-nsdcore_desc-ridge_model.h5"
     path.parent.mkdir(parents=True)
-    write_model(path, decoder, voxels, {"vdvae": target}, x)
+    write_model(path, FittedModel(decoder, voxels, {"vdvae": target}, x))
     return {"volumes": rng.standard_normal((2, *shape))}
 
 

@@ -23,7 +23,6 @@ NOT_YET_REVISED = {
     ".",
     "analyses",
     "bids",
-    "decoding",
     "models",
     "outputs",
     "participant",

@@ -98,10 +98,11 @@ def app(**options: Any) -> int:
         click.echo(write_citation(config))
         return ExitCode.OK
     from bidsapp.participant.level import run_participants
-    from bidsapp.planning.check import plan
+    from bidsapp.planning.check import check_run
+    from bidsapp.planning.describe import describe_run
 
     if options["dry_run"]:
-        click.echo(as_shown(plan(config).describe(config)))
+        click.echo(as_shown(describe_run(check_run(config), config)))
         return ExitCode.OK
     code, _ = run_participants(config)
     return code

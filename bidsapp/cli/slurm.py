@@ -27,7 +27,7 @@ from bidsapp.slurm.resources import asks_for_gpu, is_time, most_shards
 
 if TYPE_CHECKING:
     from bidsapp.config import RunConfig
-    from bidsapp.planning.check import Plan
+    from bidsapp.planning.check import CheckedRun
     from bidsapp.planning.estimate import ResourceEstimate
     from bidsapp.slurm.chain import Launch
 
@@ -179,7 +179,7 @@ def slurm(**options: Any) -> int:
     _refuse_misplaced(run, gpu=asks_for_gpu(gres), sif=options["sif"])
     settings = make_config({**run.params, "n_cpus": options["cpus"], "mem": options["mem"]})
     settings = replace(settings, work_dir=Path(os.path.abspath(settings.work_dir)))
-    planned, needed = _plan(settings, gpu=asks_for_gpu(gres))
+    checked, needed = _check(settings, gpu=asks_for_gpu(gres))
     _warn_of_idle_shards(options["shards"], needed)
     steps = chain(
         Run(
@@ -191,7 +191,7 @@ def slurm(**options: Any) -> int:
             shards=options["shards"],
             first_options=[["--force", stage] for stage in settings.force],
         ),
-        _launch(run, settings, planned, options),
+        _launch(run, settings, checked, options),
         Requested(options["cpus"], options["time"], options["mem"], gres, options["group_partition"]),
     )
     site = Site(
@@ -241,19 +241,21 @@ def _refuse_misplaced(run: click.Context, *, gpu: bool, sif: Path | None) -> Non
         raise AppError(f"--sif {sif}: the file does not exist.", exit_code=ExitCode.NO_INPUT, path=sif)
 
 
-def _plan(settings: RunConfig, *, gpu: bool) -> tuple[Plan, dict[str, ResourceEstimate]]:
+def _check(settings: RunConfig, *, gpu: bool) -> tuple[CheckedRun, dict[str, ResourceEstimate]]:
     """Check the input as ``--dry-run`` does, and estimate for the device of the nodes."""
-    from bidsapp.planning.check import plan
-    from bidsapp.planning.estimate import needs
+    from bidsapp.planning.check import check_run
+    from bidsapp.planning.estimate import estimate_resources
 
     if not gpu:
         # Nodes on which no GPU is requested have none, even if this machine does.
         here = replace(settings, device="cpu" if settings.device == "auto" else settings.device)
-        planned = plan(here)
-        return planned, planned.needs
-    planned = plan(replace(settings, device="cpu", dtype="auto", memory=None))
+        checked = check_run(here)
+        return checked, {label: subject.estimate for label, subject in checked.subjects.items()}
+    checked = check_run(replace(settings, device="cpu", dtype="auto", memory=None))
     there = replace(settings, device="cuda")
-    return planned, {label: needs(there, sizes) for label, sizes in planned.sizes.items()}
+    return checked, {
+        label: estimate_resources(there, subject.sizes) for label, subject in checked.subjects.items()
+    }
 
 
 def _options(run: click.Context, settings: RunConfig, *, gpu: bool) -> list[list[str]]:
@@ -278,22 +280,22 @@ def _models_dir(run: click.Context, settings: RunConfig) -> Path | None:
     return None if settings.recipe.models.location == "package" else default_models_dir().absolute()
 
 
-def _launch(run: click.Context, settings: RunConfig, planned: Plan, options: dict[str, Any]) -> Launch:
+def _launch(run: click.Context, settings: RunConfig, checked: CheckedRun, options: dict[str, Any]) -> Launch:
     """Describe how the app starts on a node, and what it has to see there."""
     from bidsapp.slurm.binds import binds, linked_to
     from bidsapp.slurm.chain import Launch
 
     if options["sif"] is None:
         return Launch(sys.executable)
-    read = [settings.bids_dir, planned.dataset.root, planned.stimuli.folder.parent, *options["bind"]]
+    read = [settings.bids_dir, checked.dataset.root, checked.stimuli.folder.parent, *options["bind"]]
     read += [settings.captions, settings.filters, recipe_file(settings.recipe_given), settings.split_file]
     read += [_models_dir(run, settings), *settings.derivatives.values()]
     folders = [Path(os.path.abspath(path)) for path in read if path is not None]
     # {subject} in a split's path: the folder above the first part that depends on it.
     folders = [next(p for p in (f, *f.parents) if "{subject}" not in str(p)) for f in folders]
-    for dataset in (settings.bids_dir, planned.dataset.root, *settings.derivatives.values()):
+    for dataset in (settings.bids_dir, checked.dataset.root, *settings.derivatives.values()):
         folders += linked_to(Path(os.path.abspath(dataset)))
-    masks = [path for subject in planned.dataset.subjects for path in subject.masks.values()]
+    masks = [path for subject in checked.dataset.subjects for path in subject.masks.values()]
     folders += [Path(os.path.abspath(path)).parent for path in masks]
     found = binds(folders, [Path(os.path.abspath(settings.output_dir)), settings.work_dir])
     return Launch(sys.executable, Path(os.path.abspath(options["sif"])), tuple(found))

@@ -23,7 +23,7 @@ from bidsapp.storage.text import read_json, write_text
 
 if TYPE_CHECKING:
     from bidsapp.models.suite import Models
-    from bidsapp.planning.check import Plan
+    from bidsapp.planning.check import CheckedRun
 
 
 class Completion:
@@ -33,20 +33,20 @@ class Completion:
     ----------
     tree : OutputTree
         Of the subject.
-    planned : Plan
+    run : CheckedRun
     models : Models
     config : RunConfig
         With the device and number format that are used.
     """
 
-    def __init__(self, tree: OutputTree, planned: Plan, models: Models, config: RunConfig) -> None:
+    def __init__(self, tree: OutputTree, run: CheckedRun, models: Models, config: RunConfig) -> None:
         self.tree = tree
         name = f"task-{tree.task}_done.json" if tree.task else "done.json"
         self.path = tree.path("log_dir", run_id="x").parent / name
         self._models = models
         self._networks = config.recipe.metrics.networks
-        subject, split = planned.dataset.subject(tree.subject), planned.splits[tree.subject]
-        stimuli, regions = planned.stimuli, planned.region_files(tree.subject, config)
+        subject, split = run.subjects[tree.subject].inputs, run.subjects[tree.subject].split
+        stimuli, regions = run.stimuli, run.region_files(tree.subject, config)
         images = {stimuli.path(i) for i in (*split.train, *split.test)}
         tables = [stimuli.table, *([stimuli.captions_path] if stimuli.captions_path else [])]
         self.inputs = flat_inputs(

@@ -1,17 +1,14 @@
-"""The participant level: from single-trial betas to reconstructed images and their scores.
+"""From single-trial betas to reconstructed images and their scores.
 
 :func:`reconstruct` reads as the methods section of Brain-Diffuser (Ozcelik & VanRullen 2023,
-arXiv 2303.05334). What is run once, and under which conditions again, is in :mod:`bidsapp.pipeline.images`;
-what is written, in :mod:`bidsapp.outputs.subject`.
+arXiv 2303.05334). The steps are in :mod:`bidsapp.pipeline`, the checks of them in :mod:`bidsapp.analyses`;
+:mod:`bidsapp.outputs.subject` writes the results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from bidsapp.analyses import ladder
 from bidsapp.analyses.checks import gather_evidence
@@ -36,21 +33,19 @@ from bidsapp.pipeline.records import (
     Start,
 )
 from bidsapp.pipeline.responses import average_over_repeats, mask_betas, split_test_halves, zscore_by_training
-from bidsapp.records import Mask, Split, SubjectInputs
 from bidsapp.storage.stages import StageResult, Stages
 
 if TYPE_CHECKING:
-    from bidsapp.data.stimuli import StimulusSet
     from bidsapp.models.suite import Models
+    from bidsapp.planning.check import CheckedRun
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedSubject:
     """Everything before stage 2 of one subject.
 
     Attributes
     ----------
-    mask : Mask
     averaged : StageResult
         Mean response to each image.
     done : Decoded
@@ -60,9 +55,10 @@ class Prepared:
     seeds : dict of str to Refinement
         Further seeds of the generator.
     regions : RegionsStart or None
+    seed : int
+        Of the run.
     """
 
-    mask: Mask
     averaged: StageResult
     done: Decoded
     rows: tuple[int, ...]
@@ -73,7 +69,7 @@ class Prepared:
 
     @property
     def refinements(self) -> tuple[Refinement, ...]:
-        """All that stage 2 is to be run on, in the order in which it is."""
+        """Every condition that stage 2 is run on, in this order."""
         done = self.done
         brain = Refinement(Condition(BRAIN, done.latents, done.split.test, self.seed), done.first)
         rungs = [rung.refinement for rung in self.rungs.values() if rung.refinement]
@@ -81,30 +77,26 @@ class Prepared:
         return (brain, *rungs, *self.seeds.values(), *regions)
 
 
-def prepare(
-    stages: Stages,
-    subject: SubjectInputs,
-    mask: Mask,
-    split: Split,
-    stimuli: StimulusSet,
-    models: Models,
-    config: RunConfig,
-    regions: Mapping[str, np.ndarray] | None = None,
-) -> Prepared:
-    """Do all that comes before stage 2; arguments are those of :func:`reconstruct`.
+def prepare_stage2(
+    run: CheckedRun, label: str, stages: Stages, models: Models, config: RunConfig
+) -> PreparedSubject:
+    """Run everything before stage 2 for a subject.
 
     Raises
     ------
     NotThere
-        Where ``stages`` only look for what is there.
+        If ``stages`` only look for results, and one is missing.
     """
+    subject, split = run.subjects[label].inputs, run.subjects[label].split
+
     # Responses: voxels of the region of interest, repeats averaged, z-scored by the training images.
+    mask = run.subjects[label].mask
     betas = mask_betas(stages, subject, mask, config.n_cpus)
     averaged = average_over_repeats(stages, betas, subject, split)
     responses = zscore_by_training(stages, averaged)
 
-    # Targets: VDVAE latents, CLIP-Vision and CLIP-Text tokens of every stimulus.
-    train, test, targets_key = targets_of_stimuli(config.work_dir, stimuli, models, split)
+    # Targets: VDVAE latents, CLIP image and text tokens of every stimulus.
+    train, test, targets_key = targets_of_stimuli(config.work_dir, run.stimuli, models, split)
 
     # Decoding: ridge regression, one factorisation for all targets; predictions calibrated.
     penalties = choose_alphas(stages, responses, train, targets_key, config)
@@ -116,95 +108,68 @@ def prepare(
     latents = predict_and_calibrate(fit, config, BRAIN)
     quality = score_predictions(fit, latents, config)
 
-    # Images: stage 1 decodes the VDVAE's latents; of the test images, and of what they are compared with:
-    # the ladder's rungs from chance to the true latents, and what options add.
+    # Stage 1: images from the VDVAE's latents, of the test images, of the ladder's rungs from chance to the
+    # true latents, and of what options add.
     brain = Condition(BRAIN, latents, split.test, config.seed)
-    first = first_stage(stages, brain, subject.label, models)
+    first = first_stage(stages, brain, label, models)
     done = Decoded(subject, split, betas, halves, responses, fit, latents, quality, first)
-    return Prepared(
-        mask=mask,
+    return PreparedSubject(
         averaged=averaged,
         done=done,
         rows=rows,
         rungs=ladder.start_rungs(done, rows, models, config),
         seeds=start_seeds(done, rows, models, config),
-        regions=start_regions(done, mask, regions or {}, models, config),
+        regions=start_regions(done, mask, run.regions(label, config), models, config),
         seed=config.seed,
     )
 
 
-def reconstruct(
-    subject: SubjectInputs,
-    mask: Mask,
-    split: Split,
-    stimuli: StimulusSet,
-    models: Models,
-    config: RunConfig,
-    regions: Mapping[str, np.ndarray] | None = None,
-) -> Reconstruction:
-    """Reconstruct a subject's test images.
-
-    Parameters
-    ----------
-    subject : SubjectInputs
-    mask : Mask
-        The voxels to decode.
-    split : Split
-        Training and test stimuli that the subject saw.
-    stimuli : StimulusSet
-    models : Models
-    config : RunConfig
-    regions : mapping of str to ndarray of bool, (x, y, z), optional
-        What ``--roi-analysis`` decodes one at a time.
-
-    Returns
-    -------
-    Reconstruction
-    """
-    stages = Stages(config.work_dir / f"sub-{subject.label}", config.force)
+def reconstruct(run: CheckedRun, label: str, models: Models, config: RunConfig) -> Reconstruction:
+    """Reconstruct and score the test images of the subject of a label."""
+    subject, stimuli = run.subjects[label], run.stimuli
+    stages = Stages(config.work_dir / f"sub-{label}", config.force)
 
     # Responses, targets, decoding, and stage 1.
-    ready = prepare(stages, subject, mask, split, stimuli, models, config, regions)
-    done, rows = ready.done, ready.rows
+    prepared = prepare_stage2(run, label, stages, models, config)
+    done, rows = prepared.done, prepared.rows
 
-    # Images: stage 2 refines stage 1 under the predicted tokens.
-    finals = {
-        work.condition.name: second_stage(stages, work, subject.label, models) for work in ready.refinements
-    }
+    # Stage 2: latent diffusion from the stage-1 images, guided by the predicted tokens.
+    finals = {work.condition.name: second_stage(stages, work, label, models) for work in prepared.refinements}
     first, second = done.first, finals[BRAIN]
-    shown = shown_images(stimuli, split.test)
+    shown = shown_images(stimuli, done.split.test)
     scored = [ladder.score_images(stage["images"], shown, models, config) for stage in (first, second)]
-    pictures = {BRAIN: Pictures(split.test, first["images"], second["images"], *scored)}
+    pictures = {BRAIN: Pictures(done.split.test, first["images"], second["images"], *scored)}
 
     # Checks: the control ladder from chance to the true latents, and what may inflate scores.
     ladder_shown = shown[list(rows)]
-    images = ladder.rung_images(done, rows, ready.rungs, finals)
+    images = ladder.rung_images(done, rows, prepared.rungs, finals)
     if images and config.recipe.controls.ladder:
         images |= ladder.reference_images(done, rows, ladder_shown, stimuli)
     rungs = ladder.score_rungs(images, ladder_shown, models, config)
-    ids = tuple(split.test[row] for row in rows)
+    ids = tuple(done.split.test[row] for row in rows)
     for condition in (NULL, ORACLE):
         if condition in rungs:
             pictures[condition] = Pictures.of_rung(ids, rungs[condition])
     table = ladder.tabulate(rungs, config.seed)
     evidence = gather_evidence(done, second, stimuli, models, table, config)
 
-    # The final images by each published protocol. What options add: the same images under further seeds of
-    # the generator; whole clusters left out; regions one at a time.
+    # The stage-2 images by the other published protocols, and what options add: further seeds of the
+    # generator, whole clusters left out, regions one at a time.
+    seeds = prepared.seeds
     evidence = replace(
         evidence,
         protocols=score_by_each(scored[1], second["images"], shown, models, config),
-        generator_seeds=compare_seeds(rungs.get(BRAIN), ready.seeds, finals, ladder_shown, models, config),
+        generator_seeds=compare_seeds(rungs.get(BRAIN), seeds, finals, ladder_shown, models, config),
         cluster_holdout=hold_out_clusters(done, models, config),
-        roi_analysis=analyse_regions(done, ready.regions, finals, config),
+        roi_analysis=analyse_regions(done, prepared.regions, finals, config),
     )
 
     return Reconstruction(
-        subject=subject,
-        mask=ready.mask,
-        split=split,
+        subject=subject.inputs,
+        mask=subject.mask,
+        split=subject.split,
         stimuli=shown,
-        responses=ready.averaged,
+        responses=prepared.averaged,
         zscored=done.responses,
         penalties=dict(done.fit.penalties),
         ridge=done.fit.ridge,

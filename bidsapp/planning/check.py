@@ -1,14 +1,15 @@
-"""Check everything a run depends on before anything is computed, and say what it will do."""
+"""Everything a run depends on, checked before anything is computed."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bidsapp.config import RunConfig
 from bidsapp.errors import ExitCode, Problem, ProblemCollector, did_you_mean
-from bidsapp.planning.estimate import ResourceEstimate, Sizes, needs, value_bytes
+from bidsapp.planning.estimate import ResourceEstimate, Sizes, estimate_resources, value_bytes
 from bidsapp.recipes import Recipe
 from bidsapp.records import Mask, Split, SubjectInputs
 from bidsapp.storage.files import bytes_there
@@ -31,105 +32,98 @@ _STORED = 2
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A dataset that passed all checks, and what will be done with it."""
+class CheckedSubject:
+    """One subject's inputs that passed all checks, and what computing with them takes."""
+
+    inputs: SubjectInputs
+    split: Split
+    mask: Mask
+    sizes: Sizes
+    estimate: ResourceEstimate
+
+
+@dataclass(frozen=True)
+class CheckedRun:
+    """A dataset that passed all checks; its subjects by label, in the order in which they are run."""
 
     dataset: Dataset
     stimuli: StimulusSet
-    splits: dict[str, Split]
-    masks: dict[str, Mask]
-    sizes: dict[str, Sizes]
-    needs: dict[str, ResourceEstimate]
+    subjects: dict[str, CheckedSubject]
     device: str
 
     def regions(self, label: str, config: RunConfig) -> dict[str, npt.NDArray[np.bool_]]:
-        """Read the regions of ``--roi-analysis`` of a subject, (x, y, z) each; none without that option."""
+        """Read a subject's regions for ``--roi-analysis``, (x, y, z) each; none without that option."""
         from bidsapp.bids.regions import region_masks
 
-        return region_masks(self.dataset, label, self.masks[label].shape) if config.roi_analysis else {}
+        if not config.roi_analysis:
+            return {}
+        return region_masks(self.dataset, label, self.subjects[label].mask.shape)
 
     def region_files(self, label: str, config: RunConfig) -> list[Path]:
-        """Give the images that ``--roi-analysis`` may take regions from (none without it), sorted."""
+        """Give the images that ``--roi-analysis`` may take regions from, sorted; none without that option."""
         if not config.roi_analysis:
             return []
         each = self.dataset.region_files.get(label, {}).values()
         return sorted({f.path for files in each for f in files if f.get("suffix") in ("mask", "dseg")})
 
-    def describe(self, config: RunConfig) -> str:
-        """Say the plan in words; see :func:`bidsapp.planning.describe.describe`."""
-        from bidsapp.planning.describe import describe
 
-        return describe(self, replace(config, device=self.device))
-
-
-def plan(config: RunConfig) -> Plan:
-    """Find the inputs and check all of them before anything is computed.
+def check_run(config: RunConfig) -> CheckedRun:
+    """Find the inputs and check all of them, before anything is computed.
 
     Raises
     ------
     AppError
-        Where one thing is wrong, as the check that found it says it.
+        If one thing is wrong, as the check that found it reports it.
     InputProblems
-        With every problem that was found.
+        With every problem found.
     """
     if not config.bids_dir.is_dir():  # a mistyped path: nothing else is worth a message
         from bidsapp.bids.inputs import open_dataset
 
         open_dataset(config.bids_dir)
     found = ProblemCollector()
-    device = _check_machine(config, found)
+    config = replace(config, device=_check_machine(config, found))
     dataset, stimuli = _open_inputs(config, found)
     splits = _make_splits(config, dataset, stimuli, found) if dataset and stimuli else {}
-    masks: dict[str, Mask] = {}
-    if dataset is not None:
-        from bidsapp.bids.preflight import check
-
-        complete = splits if len(splits) == len(dataset.subjects) else None
-        wrong = {problem.path for problem in found.problems}
-        readable = stimuli is None or str(stimuli.captions_path) not in wrong
-        captions = readable and "clip_text" in config.recipe.target_names
-        found.add(
-            check(
-                dataset,
-                stimuli,
-                complete,
-                captions=captions,
-                min_noise_ceiling=config.min_noise_ceiling,
-            )
-        )
-        masks = _check_contents(config, dataset, stimuli, splits, found)
+    masks = _check_dataset(config, dataset, stimuli, splits, found) if dataset else {}
     _check_models(config, found)
-    sizes, needed = {}, {}
-    if dataset is not None:
-        ready = [s for s in dataset.subjects if s.label in splits and s.label in masks]
-        here = replace(config, device=device)
-        sizes = {s.label: _sizes(s, splits[s.label], masks[s.label], here) for s in ready}
-        if stimuli is not None and not found.problems:
-            shown = {label: _stimulus_bytes(stimuli, splits[label].test) for label in sizes}
-            sizes = {label: replace(size, stimulus_bytes=shown[label]) for label, size in sizes.items()}
-        if config.roi_analysis and not found.problems:
-            within = {label: _region_voxels(dataset, label, masks[label]) for label in sizes}
-            sizes = {label: replace(size, region_voxels=within[label]) for label, size in sizes.items()}
-        needed = {label: needs(here, size) for label, size in sizes.items()}
-        found.add(_memory_problems(needed, config))
-        found.add(_space_problems(needed, config, found.problems))
+    sound = not found.problems
+    subjects = {}
+    for inputs in dataset.subjects if dataset else ():
+        label = inputs.label
+        if label in splits and label in masks:
+            sizes = _sizes(inputs, splits[label], masks[label], config)
+            if dataset and stimuli and sound:
+                shown = _stimulus_bytes(stimuli, splits[label].test)
+                regions = _region_voxels(dataset, label, masks[label]) if config.roi_analysis else ()
+                sizes = replace(sizes, stimulus_bytes=shown, region_voxels=regions)
+            estimate = estimate_resources(config, sizes)
+            subjects[label] = CheckedSubject(inputs, splits[label], masks[label], sizes, estimate)
+    estimates = [subject.estimate for subject in subjects.values()]
+    found.add(_memory_problems(estimates, config))
+    found.add(_space_problems(estimates, config, found.problems))
     found.raise_any()
     assert dataset is not None
     assert stimuli is not None
-    _warn_of_memory(needed, config)
+    _warn_of_memory(estimates, config)
     chosen = config.split_variant is not None
     for note in dict.fromkeys(n for split in splits.values() for n in split_notes(split, chosen)):
         LOG.warning(note)
-    if dataset.generated_by != "bidsapp-recon demo" and config.recipe.models.location == "package":
+    if trained_on_other_images(dataset, config.recipe):
         LOG.warning(
-            "The embedded models know drawn scenes only; on photographs they show that the pipeline runs, "
-            "not what the brain data hold."
+            "The embedded models were trained on drawn scenes only. On photographs they show that the "
+            "pipeline runs, not what the brain data hold."
         )
-    return Plan(dataset, stimuli, splits, masks, sizes, needed, device)
+    return CheckedRun(dataset, stimuli, subjects, config.device)
+
+
+def trained_on_other_images(dataset: Dataset, recipe: Recipe) -> bool:
+    """Whether the recipe's models know drawn scenes only, and the stimuli are not the demo's."""
+    return dataset.generated_by != "bidsapp-recon demo" and recipe.models.location == "package"
 
 
 def _check_machine(config: RunConfig, found: ProblemCollector) -> str:
-    """Give the device that will be used; the CPU where the one asked for is not there."""
+    """Give the device that will be used; the CPU if the one asked for does not exist."""
     from bidsapp.models.devices import choose_device, choose_dtype
 
     with found.at("--device"):
@@ -141,7 +135,7 @@ def _check_machine(config: RunConfig, found: ProblemCollector) -> str:
 
 
 def _open_inputs(config: RunConfig, found: ProblemCollector) -> tuple[Dataset | None, StimulusSet | None]:
-    """Open the dataset and its stimuli, each even where something is wrong with the other."""
+    """Open the dataset and its stimuli, each even if something is wrong with the other."""
     from bidsapp.bids.folders import check_folders
     from bidsapp.bids.inputs import open_dataset
     from bidsapp.bids.validator import validate_input
@@ -187,36 +181,32 @@ def _make_splits(
     return splits
 
 
-def _check_contents(
+def _check_dataset(
     config: RunConfig,
     dataset: Dataset,
     stimuli: StimulusSet | None,
     splits: dict[str, Split],
     found: ProblemCollector,
 ) -> dict[str, Mask]:
-    """Look into betas and images as far as is quick, where nothing is known to be wrong with them.
+    """Check headers and tables, then look into the files that they found nothing wrong with.
 
-    Gives the mask of each subject whose images are right.
+    Returns the mask of each subject whose images are right.
     """
-    from bidsapp.bids.voxels import choose_voxels
-    from bidsapp.data.sampling import check_magnitudes, sample_session
+    from bidsapp.bids.preflight import check
 
     wrong = {problem.path for problem in found.problems}
-    masks = {}
+    readable = stimuli is None or str(stimuli.captions_path) not in wrong
+    captions = readable and "clip_text" in config.recipe.target_names
+    complete = splits if len(splits) == len(dataset.subjects) else None
+    ceiling = config.min_noise_ceiling
+    found.add(check(dataset, stimuli, complete, captions=captions, min_noise_ceiling=ceiling))
+    wrong = {problem.path for problem in found.problems}
+    masks: dict[str, Mask] = {}
     for subject in dataset.subjects:
-        label, images = (
-            subject.label,
-            {str(path) for path in (*subject.masks.values(), subject.noise_ceiling)},
-        )
-        if not subject.masks or images & wrong or not subject.sessions:
-            continue
-        with found.at(config.bids_dir, subject=label):
-            masks[label] = choose_voxels(dataset, label, config.min_noise_ceiling)
-            sessions = [s for s in subject.sessions if str(s.betas) not in wrong]
-            looks = [sample_session(session, masks[label]) for session in sessions]
-            problems = [p for problems, _ in looks for p in problems]
-            problems += check_magnitudes(sessions, [magnitude for _, magnitude in looks])
-            found.add(replace(p, subject=label) for p in problems)
+        images = {str(path) for path in (*subject.masks.values(), subject.noise_ceiling)}
+        if subject.masks and subject.sessions and not images & wrong:
+            with found.at(config.bids_dir, subject=subject.label):
+                _check_betas(config, dataset, subject, masks, found)
     if stimuli is not None:
         shown = {i for u in dataset.subjects for s in u.sessions for i in s.stimulus_ids}
         used = {i for split in splits.values() for i in (*split.train, *split.test)} or shown
@@ -224,26 +214,37 @@ def _check_contents(
     return masks
 
 
-def split_notes(split: Split, chosen: bool = True) -> list[str]:
-    """Say what of a split file a user should know.
+def _check_betas(
+    config: RunConfig,
+    dataset: Dataset,
+    subject: SubjectInputs,
+    masks: dict[str, Mask],
+    found: ProblemCollector,
+) -> None:
+    """Choose a subject's voxels and sample its betas there, which takes milliseconds per session."""
+    from bidsapp.bids.voxels import choose_voxels
+    from bidsapp.data.sampling import check_magnitudes, sample_session
 
-    Parameters
-    ----------
-    split : Split
-    chosen : bool
-        Whether the user chose its variant.
-    """
+    wrong = {problem.path for problem in found.problems}
+    mask = masks[subject.label] = choose_voxels(dataset, subject.label, config.min_noise_ceiling)
+    sessions = [s for s in subject.sessions if str(s.betas) not in wrong]
+    samples = [sample_session(session, mask) for session in sessions]
+    problems = [problem for problems, _ in samples for problem in problems]
+    problems += check_magnitudes(sessions, [magnitude for _, magnitude in samples])
+    found.add(replace(p, subject=subject.label) for p in problems)
+
+
+def split_notes(split: Split, chosen: bool = True) -> list[str]:
+    """Note what a user should know about a split file; ``chosen`` is whether they chose its variant."""
     notes = []
     if split.n_variants > 1 and not chosen:
         more = f"of {split.n_variants}; --split-variant chooses another."
-        notes.append(f"{split.file}: this is variant {split.variant} {more}")
+        notes.append(f"{split.file}: using variant {split.variant} {more}")
     if split.unknown:
         n = len(split.unknown)
         some = ", ".join(split.unknown[:5]) + (" ..." if n > 5 else "")
-        left = (
-            f"{n} of its ids {'are' if n > 1 else 'is'} not among the dataset's stimuli and left out: {some}"
-        )
-        notes.append(f"{split.file}: {left}")
+        left_out = f"{n} of its ids {'are' if n > 1 else 'is'} not among the dataset's stimuli"
+        notes.append(f"{split.file}: {left_out} and left out: {some}")
     return notes
 
 
@@ -257,7 +258,7 @@ def _check_models(config: RunConfig, found: ProblemCollector) -> None:
 
 
 def evaluation_networks(recipe: Recipe) -> dict[str, NetworkUse]:
-    """Networks of the recipe's published protocol, as the recipe chooses; none of the native protocol's."""
+    """Give the networks that the recipe chooses from its published protocol; none for the native one."""
     from bidsapp.metrics.protocols import published_protocols
 
     protocol = published_protocols().get(recipe.metrics.protocol)
@@ -265,7 +266,7 @@ def evaluation_networks(recipe: Recipe) -> dict[str, NetworkUse]:
 
 
 def unknown_names(recipe: Recipe) -> list[Problem]:
-    """Find the protocol or the evaluation networks that a recipe names and that do not exist."""
+    """Find the protocol or the evaluation networks in a recipe that do not exist."""
     from bidsapp.metrics.protocols import published_protocols
     from bidsapp.metrics.scoring import PROTOCOLS
     from bidsapp.models.judges.evalnets import NATIVE_NETWORKS
@@ -273,13 +274,12 @@ def unknown_names(recipe: Recipe) -> list[Problem]:
     name, protocols = recipe.metrics.protocol, published_protocols()
     where = f"recipe {recipe.name}"
     if name not in PROTOCOLS:
-        fix = f"set metrics.protocol in the recipe to one of {', '.join(PROTOCOLS)}"
-        hint = did_you_mean(name, PROTOCOLS)
-        return [Problem(where, f"there is no protocol {name!r}.{hint}", fix)]
+        fix = f"Set metrics.protocol in the recipe to one of {', '.join(PROTOCOLS)}."
+        return [Problem(where, f"Unknown protocol {name!r}.{did_you_mean(name, PROTOCOLS)}", fix)]
     known = tuple(protocols[name].networks) if name in protocols else NATIVE_NETWORKS
-    fix = f"choose metrics.networks of the protocol {name!r} from {', '.join(known)}"
+    fix = f"Choose metrics.networks of the protocol {name!r} from {', '.join(known)}."
     unknown = [n for n in recipe.metrics.networks if n not in known]
-    what = f"the protocol {name!r} has no network"
+    what = f"The protocol {name!r} has no network"
     return [Problem(where, f"{what} {n!r}.{did_you_mean(n, known)}", fix) for n in unknown]
 
 
@@ -303,7 +303,7 @@ def _sizes(subject: SubjectInputs, split: Split, mask: Mask, config: RunConfig) 
 
 
 def _region_voxels(dataset: Dataset, label: str, mask: Mask) -> tuple[int, ...]:
-    """Voxels of each region that ``--roi-analysis`` decodes."""
+    """Count the voxels of each region that ``--roi-analysis`` decodes."""
     from bidsapp.analyses.regions import voxels_of
     from bidsapp.bids.regions import region_masks
 
@@ -313,45 +313,42 @@ def _region_voxels(dataset: Dataset, label: str, mask: Mask) -> tuple[int, ...]:
 
 
 def _stimulus_bytes(stimuli: StimulusSet, ids: tuple[str, ...]) -> int:
-    """Bytes of a test image as it is read: of the first, since a dataset's images are mostly of one size."""
+    """Bytes of a test stimulus: of the first, since a dataset's images are mostly of one size."""
     height, width = stimuli.size(ids[0])
     return 3 * height * width
 
 
-def _memory_problems(needed: dict[str, ResourceEstimate], config: RunConfig) -> list[Problem]:
-    """Refuse a run that is known not to fit, rather than leave it to the system to kill it."""
-    most = max((n.memory for n in needed.values()), default=0)
+def _memory_problems(estimates: Iterable[ResourceEstimate], config: RunConfig) -> list[Problem]:
+    """Refuse a run that does not fit, before the system kills it."""
+    most = max((e.memory for e in estimates), default=0)
     if config.memory is None or most <= config.memory:
         return []
     what = f"--mem {as_text(config.memory)} is too little: a subject needs about {as_text(most)}."
     return [Problem("--mem", what, "Give more, or a smaller region of interest (--roi).", ExitCode.TRY_AGAIN)]
 
 
-def _warn_of_memory(needed: dict[str, ResourceEstimate], config: RunConfig) -> None:
-    """Say beforehand that the system may end the run; what it needs is an estimate, so it is not refused."""
-    most, there = max((n.memory for n in needed.values()), default=0), available_memory()
-    if config.memory is None and there is not None and most > there:
+def _warn_of_memory(estimates: Iterable[ResourceEstimate], config: RunConfig) -> None:
+    """Warn that the system may end the run; the need is an estimate, so the run is not refused."""
+    most, available = max((e.memory for e in estimates), default=0), available_memory()
+    if config.memory is None and available is not None and most > available:
         LOG.warning(
             "A subject needs about %s of memory, but %s is available: the system may end this run without a "
             "message. Give it more, or choose a smaller region of interest (--roi).",
             as_text(most),
-            as_text(there),
+            as_text(available),
         )
 
 
 def _space_problems(
-    needed: dict[str, ResourceEstimate], config: RunConfig, known: list[Problem]
+    estimates: list[ResourceEstimate], config: RunConfig, known: list[Problem]
 ) -> list[Problem]:
-    """Refuse a run that the disk has no room for; what earlier runs left in the work folder is counted in."""
+    """Refuse a run that the disk has no room for; files of earlier runs in the work folder count as room."""
     from bidsapp.bids.folders import RequiredSpace, check_space
 
     folders = {str(config.output_dir), str(config.work_dir)}
-    if not needed or folders & {problem.path for problem in known}:
+    if not estimates or folders & {problem.path for problem in known}:
         return []
-    work = sum(n.disk for n in needed.values()) - bytes_there(config.work_dir)
-    output = sum(n.output for n in needed.values())
-    wanted = [
-        RequiredSpace(config.work_dir, "work", max(0, work)),
-        RequiredSpace(config.output_dir, "output", output),
-    ]
-    return check_space(wanted)
+    work = sum(e.disk for e in estimates) - bytes_there(config.work_dir)
+    output = sum(e.output for e in estimates)
+    work_space = RequiredSpace(config.work_dir, "work", max(0, work))
+    return check_space([work_space, RequiredSpace(config.output_dir, "output", output)])

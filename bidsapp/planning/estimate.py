@@ -8,50 +8,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bidsapp.config import RunConfig, ladder_size
-from bidsapp.planning import option_costs, work_sizes
-
-#: Interpreter, libraries and small models, in bytes: measured on the demo, rounded up.
-BASE_MEMORY = 1_500_000_000
-
-
-#: A report with its pictures and tables, in bytes: measured on the demo, rounded up.
-_REPORT = 4_000_000
-
+from bidsapp.config import RANDOM_SETS, RunConfig, cluster_count, ladder_size
+from bidsapp.planning.footprint import (
+    BASE_MEMORY,
+    FLOAT32,
+    held_out_rows,
+    model_file_bytes,
+    n_penalties,
+    peak_memory,
+    work_bytes,
+)
 
 RATES = Path(__file__).with_name("rates.toml")
-
-
-_INT16, _FLOAT32, _FLOAT64 = 2, 4, 8
-
-
-#: From this many training images on, the Gram matrix is float32 (bidsapp.decoding.gram), unless it is badly
-#: conditioned for the penalty.
-_LARGE = 1024
-
-
-#: Dimensions worked on at once (bidsapp.decoding.streaming), and how many arrays of that size there are when
-#: predicting (read, centred, the next of both) and when writing the model file.
-_WIDTH, _PREDICTING, _WRITING = 4096, 4, 8
+#: Bytes of a report with its images and tables: measured on the demo, rounded up.
+_REPORT = 4_000_000
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a subject's needs follow from.
+    """Sizes of one subject's data, which an estimate follows from.
 
     Attributes
     ----------
     n_sessions, n_trials, n_train, n_test, n_voxels : int
     betas_bytes : int
-        Betas of all sessions, inflated.
+        Betas of all sessions, decompressed.
     targets : mapping of str to int
-        Values of each target.
+        Dimensions of each target.
     sides : tuple of int
-        Pixels of a side of stage 1's and stage 2's square images; 0 where not known.
+        Pixels of a side of stage 1's and stage 2's square images; 0 if not known.
     image_cost : int
-        Bytes of memory that one image of stage 2 takes while it is made.
+        Bytes of memory that one image takes during stage 2.
     stimulus_bytes : int
-        Bytes of one test image as it was shown; they are in memory together while images are compared.
+        Bytes of one test stimulus; all are in memory together while images are compared.
     region_voxels : tuple of int
         Voxels of each region that ``--roi-analysis`` decodes.
     """
@@ -83,21 +72,21 @@ class ResourceEstimate:
     memory : int
         Bytes at the peak.
     disk : int
-        Bytes in the work folder at most, the targets of its stimuli among them, without what optional
-        analyses keep.
+        Bytes in the work folder at most, including the targets of its stimuli, without what optional analyses
+        keep.
     output : int
-        Bytes in the output folder, ``model_file`` among them.
+        Bytes in the output folder, including ``model_file``.
     model_file : int
     vram : int
         Bytes of the models' parameters on an accelerator; 0 on the CPU.
     image_cost : int
         Bytes of memory (of the accelerator, if there is one) that each image of a batch takes.
     seconds : dict of str to float or None
-        Rough time of each part of the run; None where it was not measured on such a device.
+        Rough time of each part of the run; None if it was not measured on such a device.
     images : int
         Images of stage 2, all conditions together.
     at_once : int
-        Images of a block of stage 2; 0 where the accelerator's free memory decides it.
+        Images of a block of stage 2; 0 if the accelerator's free memory decides.
     """
 
     memory: int
@@ -112,144 +101,90 @@ class ResourceEstimate:
 
     @property
     def total_seconds(self) -> float | None:
-        """Rough time of the whole, None where a part is not known."""
+        """Rough time of the whole run, None if that of a part is not known."""
         known = [s for s in self.seconds.values() if s is not None]
         return sum(known) if len(known) == len(self.seconds) else None
 
 
-def needs(config: RunConfig, sizes: Sizes) -> ResourceEstimate:
-    """Estimate what one subject needs.
-
-    Parameters
-    ----------
-    config : RunConfig
-        Its device is one that exists, not "auto".
-    sizes : Sizes
-
-    Returns
-    -------
-    ResourceEstimate
-        Memory is the base, the models' parameters where they do not come with the package, and the largest of
-        four moments. Three are with the training responses: the ridge (the Gram matrix and its factor, the
-        operators of a penalty), the predictions (the same operators and blocks of targets), and the model
-        file (Gram matrix, factor and blocks); they do not grow with the number of targets beyond a block. The
-        fourth is a batch of images, on the CPU (the recipe's, halved where ``--mem`` asks for it), while the
-        images that were shown are in memory. Options have moments of their own
-        (:func:`bidsapp.planning.option_costs.moments`).
-    """
-    penalties = len({alpha for t in config.recipe.targets.values() for alpha in t.alphas})
-    n_train, n_test, n_voxels = sizes.n_train, sizes.n_test, sizes.n_voxels
-    rows = min(n_train, config.recipe.calibration.max_rows)
-    side = min(n_train, n_voxels)
-    gram = 2 * side**2 * (_FLOAT32 if side > _LARGE else _FLOAT64)
-    operators = (n_test + rows) * n_train * _FLOAT32
-    responses = n_train * n_voxels * _FLOAT32
-    largest = max(sizes.targets.values(), default=0)
-    block = n_train * min(_WIDTH, largest) * _FLOAT32
-    predicting = 2 * operators + _PREDICTING * block
-    moments = [responses + m for m in (gram + 3 * operators, predicting, gram + _WRITING * block)]
-    moments += [
-        responses + m for m in option_costs.moments(config, n_train, n_test, n_voxels, gram, 2 * block)
-    ]
+def estimate_resources(config: RunConfig, sizes: Sizes) -> ResourceEstimate:
+    """Estimate what one subject needs; the device of ``config`` is one that exists, not "auto"."""
     parameters = _parameter_bytes(config)
-    batch = at_once = 0
-    if config.device == "cpu":
-        at_once = _images_at_once(config, n_test, BASE_MEMORY + parameters, sizes.image_cost)
-        batch = sizes.image_cost * at_once
-    moments.append(batch + n_test * sizes.stimulus_bytes)
+    on_cpu = config.device == "cpu"
+    at_once = _images_at_once(config, sizes, BASE_MEMORY + parameters) if on_cpu else 0
+    images = images_made(config, sizes.n_test, len(sizes.region_voxels))
     dims = sum(sizes.targets.values())
-    n_ladder = ladder_size(config, n_test)
-    stored = {name: config.recipe.targets[name].stored for name in sizes.targets}
-    on_disk = work_sizes.response_bytes(sizes.n_trials, n_train, n_test, n_voxels)
-    on_disk += penalties * work_sizes.operator_bytes(n_train, n_test, rows, n_ladder)
-    on_disk += work_sizes.target_bytes(n_train + n_test, sizes.targets, stored)
-    on_disk += work_sizes.latent_bytes(dims, len(sizes.targets), n_train, n_test, n_ladder)
-    on_disk += work_sizes.overhead_bytes(sizes.n_sessions, penalties)
-    images = images_made(config, n_test, len(sizes.region_voxels))
-    pictures = images * sizes.image_bytes
-    model = model_file_bytes(n_train, n_voxels, dims, penalties, save_weights=config.save_weights)
+    model = model_file_bytes(
+        sizes.n_train, sizes.n_voxels, dims, n_penalties(config), save_weights=config.save_weights
+    )
     return ResourceEstimate(
-        memory=BASE_MEMORY + parameters + max(moments),
-        # One condition's pictures are there twice for a moment: in blocks and together.
-        disk=on_disk + pictures + n_test * sizes.image_bytes,
-        # Pixels as they are: PNG makes less of them, by how much the images themselves decide.
-        output=n_test * sizes.image_bytes + model + _REPORT,
+        memory=peak_memory(config, sizes, parameters, at_once),
+        # For a moment the images of one condition exist twice: in blocks and together.
+        disk=work_bytes(config, sizes) + (images + sizes.n_test) * sizes.image_bytes,
+        # Raw pixels: how much smaller a PNG is depends on the images.
+        output=sizes.n_test * sizes.image_bytes + model + _REPORT,
         model_file=model,
-        vram=0 if config.device == "cpu" else parameters,
+        vram=0 if on_cpu else parameters,
         image_cost=sizes.image_cost,
-        seconds=_seconds(config, sizes, rows, penalties),
+        seconds=_seconds(config, sizes),
         images=images,
         at_once=at_once,
     )
 
 
-def _images_at_once(config: RunConfig, n_test: int, held: int, cost: int) -> int:
-    """Images of stage 2 at once on the CPU: batches are made to fit (bidsapp.models.batching)."""
-    batch = min(config.recipe.diffusion.batch, n_test)
-    while config.memory is not None and batch > 1 and held + batch * cost > config.memory:
+def _images_at_once(config: RunConfig, sizes: Sizes, held: int) -> int:
+    """Images of stage 2 at once on the CPU: batches are halved to fit (bidsapp.models.batching)."""
+    batch = min(config.recipe.diffusion.batch, sizes.n_test)
+    while config.memory is not None and batch > 1 and held + batch * sizes.image_cost > config.memory:
         batch //= 2
     return batch
 
 
-def model_file_bytes(
-    n_train: int, n_voxels: int, n_dims: int, n_penalties: int, *, save_weights: bool = False
-) -> int:
-    """Size of a model file, within a hundredth (layout: bidsapp.decoding.model_writer).
-
-    Parameters
-    ----------
-    n_train, n_voxels : int
-    n_dims : int
-        Dimensions of all targets together.
-    n_penalties : int
-        Different penalties, each of which has a projection.
-    save_weights : bool
-        With ``--save-weights``.
-    """
-    rank = min(n_train, n_voxels)
-    size = n_penalties * n_voxels * rank * _FLOAT32 + n_dims * (rank * _INT16 + 2 * _FLOAT32 + 2 * _FLOAT64)
-    return size + 4 * n_voxels * _FLOAT64 + (n_dims * n_voxels * _FLOAT32 if save_weights else 0)
-
-
 def images_made(config: RunConfig, n_test: int, n_regions: int = 0) -> int:
-    """Count the images of stage 2: test images, those of the ladder, and options'."""
+    """Count the images of stage 2: the test images, the ladder's, and those of options."""
     controls = config.recipe.controls
     rungs = controls.null + controls.oracle
     if controls.ladder:
         rungs += 2 * controls.oracle  # true tokens and true stage 1; other rungs have stage 1 only
     n = ladder_size(config, n_test)
     ladder = rungs * n + controls.ladder if n > 1 else 0
-    return n_test + ladder + option_costs.further_images(config, n_test, n_regions)
+    return n_test + ladder + images_of_options(config, n_test, n_regions)
+
+
+def images_of_options(config: RunConfig, n_test: int, n_regions: int) -> int:
+    """Count the images that options add: the ladder's under each further seed, and one per region."""
+    n = ladder_size(config, n_test)
+    seeds = (config.generator_seeds - 1) * n if n > 1 else 0
+    return seeds + (n_regions if config.roi_analysis else 0)
 
 
 def value_bytes(config: RunConfig) -> int:
     """Bytes of a value in the models: 2 in half precision, which ``--dtype auto`` takes on CUDA."""
     half = config.dtype in ("float16", "bfloat16") or (config.dtype == "auto" and config.device == "cuda")
-    return _INT16 if half else _FLOAT32
+    return 2 if half else FLOAT32
 
 
 def _parameter_bytes(config: RunConfig) -> int:
-    """Bytes of the models' parameters; those of the package are in the base."""
+    """Bytes of the models' parameters; those of the package are part of the base."""
     if config.recipe.models.location == "package":
         return 0
     millions = _rates()["models"].get(config.recipe.diffusion.kind, {}).get("millions", 0)
     return int(millions * 1e6 * value_bytes(config))
 
 
-def _seconds(config: RunConfig, sizes: Sizes, rows: int, penalties: int) -> dict[str, float | None]:
-    """Time of each part, from counts of operations and bytes, and of images, at the rates of the table."""
+def _seconds(config: RunConfig, sizes: Sizes) -> dict[str, float | None]:
+    """Time of each part, from counts of operations, bytes and images, at the rates of the table."""
     rates, models = _rates()["cpu"], _model_rates(config)
     faster = config.n_cpus / float(rates["cores"])
-    n, p, n_test = sizes.n_train, sizes.n_voxels, sizes.n_test
+    n, p, n_test, penalties = sizes.n_train, sizes.n_voxels, sizes.n_test, n_penalties(config)
+    rows = n_test + held_out_rows(config, n)
     side, dims = min(n, p), sum(sizes.targets.values())
     conditions = 1 + config.recipe.controls.null
 
     def products(operations: float) -> float:
         return operations / (float(rates["product"]) * faster)
 
-    gram = products(2 * side**2 * max(n, p) + penalties * (side**3 / 3 + 2 * side**2 * (n_test + rows)))
-    predictions = products(conditions * 2.0 * (n_test + rows) * n * dims)
-    coefficients = products(2.0 * side**2 * dims) + side * dims * _FLOAT32 / rates["write"]
+    gram = products(2 * side**2 * max(n, p) + penalties * (side**3 / 3 + 2 * side**2 * rows))
+    coefficients = products(2.0 * side**2 * dims) + side * dims * FLOAT32 / rates["write"]
     at_once = max(1, min(config.n_cpus, sizes.n_sessions))
     regions = len(sizes.region_voxels)
     made, steps = images_made(config, n_test, regions), config.recipe.diffusion
@@ -257,21 +192,38 @@ def _seconds(config: RunConfig, sizes: Sizes, rows: int, penalties: int) -> dict
         "betas": sizes.betas_bytes / (rates["inflate"] * at_once),
         "targets": models and (n + n_test) * models["target"] / faster,
         "ridge": gram,
-        "latents": predictions,
+        "latents": products(conditions * 2.0 * rows * n * dims),
         "stage 1": models and made * models["stage1"] / faster,
         "stage 2": models
         and made * (models["fixed"] + int(steps.steps * steps.strength) * models["step"]) / faster,
         "scores": models and 2 * (made - regions * config.roi_analysis) * models["score"] / faster,
     }
     if config.cluster_holdout or config.roi_analysis:
-        counted = option_costs.operations(config, n, n_test, p, dims, penalties, sizes.region_voxels)
-        parts["options"] = products(counted)
+        parts["options"] = products(_operations_of_options(config, sizes))
     parts["outputs"] = coefficients
     return {name: None if seconds is None else float(seconds) for name, seconds in parts.items()}
 
 
+def _operations_of_options(config: RunConfig, sizes: Sizes) -> float:
+    """Multiplications and additions of the analyses that options add, besides their images."""
+    n, m, p = float(sizes.n_train), float(sizes.n_test), float(sizes.n_voxels)
+    side, dims, penalties = min(n, p), sum(sizes.targets.values()), n_penalties(config)
+    factorise = 2 * side**2 * max(n, p) + penalties * side**3 / 3
+    total = 0.0
+    if config.cluster_holdout and (k := cluster_count(sizes.n_test)) > 1:
+        each = 2 * side**2 * n + 2 * n * n * (n / k)  # rows of I - H of all clusters, and their solves
+        total += factorise + penalties * 2 * each + 2 * dims * (2 * m * n + 2 * m * m)
+    if config.roi_analysis and sizes.region_voxels:
+        synthetic = 2.0 * len(sizes.region_voxels) * n * dims
+        targets = len(config.recipe.targets)
+        weights = targets * (2 * side**2 * m + 2 * n * p * m) + 2 * n * m * dims
+        random_sets = targets * (RANDOM_SETS + 1) * 2 * m * m * sum(sizes.region_voxels)
+        total += 2 * factorise + synthetic + weights + random_sets
+    return total
+
+
 def _model_rates(config: RunConfig) -> Any:
-    """Give the rates of the recipe's models on the device, None where they were not measured."""
+    """Give the rates of the recipe's models on the device, None if they were not measured."""
     packaged = config.recipe.models.location == "package"
     kind = "embedded" if packaged else config.recipe.diffusion.kind
     return _rates()["models"].get(kind, {}).get(config.device)

@@ -21,8 +21,8 @@ from helpers.fault_runs import Case, Runs, leftovers, small_disk, tree
 
 from bidsapp.config import RunConfig, load_recipe
 from bidsapp.models.suite import EMBEDDED
-from bidsapp.planning.check import plan
-from bidsapp.planning.work_sizes import n_files
+from bidsapp.planning.check import check_run
+from bidsapp.planning.footprint import n_files
 from bidsapp.storage.files import bytes_there
 
 pytestmark = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded weights are not there")
@@ -223,11 +223,15 @@ def test_no_success_where_any_output_is_gone_or_empty_and_the_next_run_mends_it(
 def bounded(case: Case) -> None:
     """The work folder that was kept is not larger than what was foreseen, in bytes and files."""
     config = RunConfig(case.bids, case.folder / "out", case.folder / "work", load_recipe(str(case.recipe)))
-    needs = plan(replace(config, device="cpu", skip_bids_validation=True)).needs
+    checked = check_run(replace(config, device="cpu", skip_bids_validation=True))
     work = case.folder / "work"
     shared = sum(bytes_there(folder) for folder in work.glob("targets-*"))
     own = [bytes_there(work / f"sub-{label}") for label in case.labels]
-    assert sum(own) + shared <= sum(n.disk for n in needs.values()) < 3 * (sum(own) + shared)
+    assert (
+        sum(own) + shared
+        <= sum(subject.estimate.disk for subject in checked.subjects.values())
+        < 3 * (sum(own) + shared)
+    )
     for label in case.labels:
         files = [path for path in (work / f"sub-{label}").rglob("*") if path.is_file()]
         sessions = len(list((work / f"sub-{label}" / "betas").glob("*.npy")))

@@ -12,7 +12,7 @@ import pytest
 from bidsapp.config import RunConfig, load_recipe
 from bidsapp.models.suite import EMBEDDED
 from bidsapp.participant.completion import mask_record
-from bidsapp.planning.check import plan
+from bidsapp.planning.check import check_run
 
 
 def test_a_segmentation_with_another_table_is_another(tmp_path: Path) -> None:
@@ -38,9 +38,9 @@ def test_a_region_that_is_added_counts_with_the_option_that_decodes_it(tiny_data
         skip_bids_validation=True,
     )
     with_regions = replace(config, roi_analysis=True)
-    before = plan(with_regions).region_files("01", with_regions)
+    before = check_run(with_regions).region_files("01", with_regions)
     mask = next(path for path in before if path.name.endswith("_mask.nii.gz"))
     added = mask.with_name(re.sub("label-[^_]+", "label-another", mask.name))
     shutil.copy(mask, added)
-    assert plan(with_regions).region_files("01", with_regions) == sorted([*before, added])
-    assert plan(config).region_files("01", config) == []
+    assert check_run(with_regions).region_files("01", with_regions) == sorted([*before, added])
+    assert check_run(config).region_files("01", config) == []

@@ -16,8 +16,9 @@ from bidsapp import cli
 from bidsapp.config import RECIPES, RunConfig, load_recipe
 from bidsapp.models.suite import EMBEDDED
 from bidsapp.outputs.provenance import write_settings
-from bidsapp.planning import check as planning
-from bidsapp.planning.estimate import needs
+from bidsapp.planning.check import check_run
+from bidsapp.planning.describe import describe_run
+from bidsapp.planning.estimate import estimate_resources
 from bidsapp.storage.stages import NotThere, Stages, Survey
 
 pytestmark = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded weights are not there")
@@ -83,7 +84,7 @@ def test_the_plan_names_what_options_add(bids, tmp_path, capsys):
         # Two further seeds of the ladder's two images, and regions V1 and hV4.
         assert "17 images of 64 x 64, 37 steps (6 of them for options)" in lines["stage 2"]
         assert "30 images" in lines["scores"]
-        assert "too few test images for clusters; 2 regions, each beside 200" in lines["options"]
+        assert "too few test images for clusters; 2 regions, each compared with 200" in lines["options"]
 
 
 def test_what_is_there_is_told(bids, done, capsys):
@@ -133,13 +134,15 @@ def test_an_accelerator_has_memory_of_its_own(bids, tmp_path):
         device="cpu",
         skip_bids_validation=True,
     )
-    made = planning.plan(config)
+    made = check_run(config)
     paper = replace(config, recipe=load_recipe("brain-diffuser"), device="cuda")
-    sizes = {label: replace(size, image_cost=537_000_000) for label, size in made.sizes.items()}
-    needed = {label: needs(paper, size) for label, size in sizes.items()}
-    text = replace(made, device="cuda", sizes=sizes, needs=needed).describe(paper)
+    subjects = {}
+    for label, subject in made.subjects.items():
+        sizes = replace(subject.sizes, image_cost=537_000_000)
+        subjects[label] = replace(subject, sizes=sizes, estimate=estimate_resources(paper, sizes))
+    text = describe_run(replace(made, device="cuda", subjects=subjects), paper)
     assert "Device: cuda" in text
-    assert text.count("cuda: about 3.5 GB of its memory for the models, 537.0 MB for each image in work") == 2
+    assert text.count("cuda: about 3.5 GB of its memory for the models, 537.0 MB per image of a batch") == 2
     assert text.count("time: not known") == 2
 
 

@@ -17,8 +17,8 @@ from bidsapp.decoding.streaming import predict_blocks
 from bidsapp.models import costs
 from bidsapp.models.costs import image_cost, image_sides, target_sizes
 from bidsapp.models.suite import EMBEDDED, Models
-from bidsapp.planning import option_costs
-from bidsapp.planning.estimate import BASE_MEMORY, RATES, Sizes, images_made, model_file_bytes, needs
+from bidsapp.planning.estimate import RATES, Sizes, estimate_resources, images_made
+from bidsapp.planning.footprint import BASE_MEMORY, model_file_bytes, option_moments
 from bidsapp.records import Mask
 from bidsapp.system.units import as_duration, as_text
 
@@ -77,7 +77,7 @@ def _nsd():
 
 
 def test_a_subject_of_the_published_size(tmp_path):
-    found = needs(_config(tmp_path, "brain-diffuser", n_cpus=2), _nsd())
+    found = estimate_resources(_config(tmp_path, "brain-diffuser", n_cpus=2), _nsd())
     weights = 4 * 1763e6
     gram = 2 * 8859**2 * 4
     assert found.memory > weights + gram + 8859 * 15724 * 4
@@ -92,19 +92,19 @@ def test_a_subject_of_the_published_size(tmp_path):
 
 
 def test_more_cpus_take_less_time_and_not_less_memory(tmp_path):
-    two, eight = (needs(_config(tmp_path, "brain-diffuser", n_cpus=n), _nsd()) for n in (2, 8))
+    two, eight = (estimate_resources(_config(tmp_path, "brain-diffuser", n_cpus=n), _nsd()) for n in (2, 8))
     assert eight.total_seconds == pytest.approx(two.total_seconds / 4, rel=0.2)
     assert eight.memory == two.memory
 
 
 def test_times_that_were_not_measured_are_not_told(tmp_path):
     config = replace(_config(tmp_path, "brain-diffuser"), device="cuda")
-    found = needs(config, _nsd())
+    found = estimate_resources(config, _nsd())
     assert found.seconds["stage 2"] is None
     assert found.total_seconds is None
     assert as_duration(found.total_seconds) == "not known"
     assert found.vram == 2 * 1763e6
-    assert needs(replace(config, dtype="float32"), _nsd()).vram == 4 * 1763e6
+    assert estimate_resources(replace(config, dtype="float32"), _nsd()).vram == 4 * 1763e6
 
 
 def test_every_rate_says_where_it_is_from():
@@ -120,19 +120,21 @@ def test_a_batch_of_images_is_counted_where_it_lies(tmp_path):
     sizes = replace(_nsd(), image_cost=10**10)
     cpu = _config(tmp_path, "brain-diffuser")
     batch = cpu.recipe.diffusion.batch * 10**10
-    assert needs(cpu, sizes).memory == pytest.approx(batch, rel=0.5)
-    assert needs(replace(cpu, device="cuda"), sizes).memory < needs(cpu, _nsd()).memory
+    assert estimate_resources(cpu, sizes).memory == pytest.approx(batch, rel=0.5)
+    assert (
+        estimate_resources(replace(cpu, device="cuda"), sizes).memory < estimate_resources(cpu, _nsd()).memory
+    )
 
 
 def test_a_batch_is_halved_where_memory_asks_for_it_and_one_image_has_to_fit(tmp_path):
     sizes = replace(_nsd(), image_cost=10**11)
     config = _config(tmp_path, "embedded")
-    most, least = (needs(replace(config, memory=m), sizes).memory for m in (None, 10**9))
+    most, least = (estimate_resources(replace(config, memory=m), sizes).memory for m in (None, 10**9))
     assert config.recipe.diffusion.batch == 50
     assert most == BASE_MEMORY + 50 * 10**11
     assert least == BASE_MEMORY + 10**11
     for at_once in (25, 12, 6, 3):
-        assert needs(replace(config, memory=BASE_MEMORY + at_once * 10**11), sizes).memory <= (
+        assert estimate_resources(replace(config, memory=BASE_MEMORY + at_once * 10**11), sizes).memory <= (
             BASE_MEMORY + at_once * 10**11
         )
 
@@ -141,7 +143,11 @@ def test_images_that_were_shown_are_in_memory_together(tmp_path):
     sizes = replace(_nsd(), n_test=20_000, stimulus_bytes=3 * 1000**2)
     for device in ("cpu", "cuda"):
         config = replace(_config(tmp_path, "brain-diffuser"), device=device)
-        assert needs(config, sizes).memory > 60e9 > needs(config, replace(sizes, stimulus_bytes=0)).memory
+        assert (
+            estimate_resources(config, sizes).memory
+            > 60e9
+            > estimate_resources(config, replace(sizes, stimulus_bytes=0)).memory
+        )
 
 
 def test_what_an_image_costs_is_what_batches_are_planned_with():
@@ -212,7 +218,7 @@ def test_options_cost_images_memory_and_time(tmp_path):
     asked = {"generator_seeds": 3, "cluster_holdout": True, "roi_analysis": True}
     full = replace(plain, **asked)
     assert images_made(full, 982, 3) - images_made(plain, 982) == 2 * 50 + 3
-    before, after = needs(plain, _nsd()), needs(full, sizes)
+    before, after = estimate_resources(plain, _nsd()), estimate_resources(full, sizes)
     assert "options" not in before.seconds
     assert after.seconds["options"] > before.seconds["ridge"]
     assert after.seconds["stage 2"] - before.seconds["stage 2"] == pytest.approx(103 * (31 + 37 * 27))
@@ -244,7 +250,7 @@ def test_memory_of_options_is_that_of_what_they_hold(tmp_path):
 
     for option, work in (("cluster_holdout", hold_out), ("roi_analysis", regions)):
         config = replace(_config(tmp_path), **{option: True})
-        (foreseen,) = option_costs.moments(config, n, m, p, gram, n * d * 4)
+        (foreseen,) = option_moments(config, Sizes(0, 0, n, m, p), gram, n * d * 4)
         work()  # what is imported at first use does not count
         tracemalloc.start()
         work()

@@ -181,7 +181,7 @@ def test_a_network_of_another_protocol_is_named(bids, models, tmp_path, capsys):
     recipe = write_recipe(tmp_path, metrics={"networks": ["alexnet2", "small_clip"]})
     words = (bids, tmp_path / "out", "participant", "--recipe", recipe, "--skip-bids-validation")
     assert run(*words, "--models-dir", models) == 65
-    assert "the protocol 'bd2023' has no network 'small_clip'" in capsys.readouterr().err
+    assert "The protocol 'bd2023' has no network 'small_clip'" in capsys.readouterr().err
 
 
 def test_a_clip_of_another_size_does_not_judge(models, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ from PIL import Image
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.storage.files import kind_of
 from bidsapp.storage.hdf5 import DAMAGED
+from bidsapp.storage.hdf5_rows import row_length
 
 #: An image with more pixels is treated as a decompression bomb and not decoded.
 MAX_PIXELS = 64_000_000
+#: Longest side, in pixels, and largest ratio of the sides: networks that resize the shorter side to a given
+#: length need memory for the longer one.
+MAX_SIDE, MAX_RATIO = 16_384, 100
 #: Longest image file, in bytes, that is read: twice what the pixels of the largest can take.
 MAX_FILE = 1 << 30
 #: Largest HDF5 chunk, in bytes, that is inflated to read one image.
@@ -97,8 +102,12 @@ class Bricks:
         self.require(path, row)
         images = self._brick(path).images
         try:
+            if self._brick(path).encoded:
+                length = row_length(images, path, row)
+                if length > min(MAX_FILE, path.stat().st_size):
+                    raise _bad(path, f"row {row} declares {length} bytes, more than the file can hold")
             return np.asarray(images[row], np.uint8)
-        except DAMAGED as error:
+        except (*DAMAGED, struct.error) as error:
             raise _bad(path, f"row {row} cannot be read ({error})") from error
 
 
@@ -107,7 +116,7 @@ def _open_brick(path: Path) -> _Brick:
 
     require(path)
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", locking=False)
     except DAMAGED as error:
         raise _bad(path, f"is not a readable HDF5 file ({error})") from error
     try:
@@ -134,8 +143,8 @@ def _find_images(file: Any, path: Path) -> _Brick:
         what = "must hold exactly one array at its top level: uint8 (N, H, W, 3), or N encoded images"
     elif found[0].external or found[0].is_virtual:
         what = "stores its pixels in other files, which is not supported"
-    elif pixels and found[0].shape[1] * found[0].shape[2] > MAX_PIXELS:
-        what = f"declares images of {found[0].shape[2]} x {found[0].shape[1]} pixels, too many to read"
+    elif pixels and size_fault(found[0].shape[2], found[0].shape[1]):
+        what = size_fault(found[0].shape[2], found[0].shape[1])
     elif found[0].chunks and math.prod(found[0].chunks) * found[0].dtype.itemsize > MAX_CHUNK:
         what = f"is stored in chunks of {math.prod(found[0].chunks)} bytes, too large to read one image"
     if what:
@@ -223,8 +232,13 @@ def _opened(path: Path, row: int | None, stored: bytes | None) -> Image.Image:
 
 def size_fault(width: int, height: int) -> str:
     """Return why an image of this size is not decoded, "" if it is."""
+    size = f"declares {width} x {height} pixels"
     if width * height > MAX_PIXELS:
-        return f"declares {width} x {height} pixels, more than the limit of {MAX_PIXELS}"
+        return f"{size}, more than the limit of {MAX_PIXELS}"
+    if max(width, height) > MAX_SIDE:
+        return f"{size}; sides of up to {MAX_SIDE} are read"
+    if max(width, height) > MAX_RATIO * min(width, height):
+        return f"{size}; one side may be at most {MAX_RATIO} times as long as the other"
     return ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bidsapp.data._pixels import MAX_PIXELS, Bricks, decode, require_image, size_of
+from bidsapp.data._pixels import Bricks, decode, require_image, size_fault, size_of
 from bidsapp.data._stimulus_table import Place
 from bidsapp.errors import AppError, Problem
 
@@ -77,6 +77,6 @@ def _ends_well(path: Path) -> bool:
         return False
     if start.startswith(_PNG_START):
         size = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
-        return 0 < size[0] * size[1] <= MAX_PIXELS and end == _PNG_END
-    height, width = size_of(path)
-    return height * width <= MAX_PIXELS and (not start.startswith(_JPEG_START) or end.endswith(_JPEG_END))
+        return min(size) > 0 and not size_fault(*size) and end == _PNG_END
+    size_of(path)
+    return not start.startswith(_JPEG_START) or end.endswith(_JPEG_END)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from hostile.hostile_case import confined
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -167,3 +170,116 @@ def test_other_modes_keep_their_colours(tmp_path: Path, read: Read, mode: str, t
     found = read(tmp_path, stream.getvalue())
     assert np.abs(found.astype(int) - GREY).max() <= tolerance
     assert abs(found.mean() - GREY.mean()) < 2
+
+
+def png(width: int, height: int) -> bytes:
+    """A valid black PNG, of 1 bit per pixel."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((1 + -(-width // 8)) * height))
+    parts = ((b"IHDR", head), (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+SIZES = pytest.mark.parametrize(
+    ("width", "height", "words"),
+    [
+        (4_000_000, 16, "sides of up to 16384"),
+        (1, 64_000_000, "sides of up to 16384"),
+        (16_385, 400, "sides of up to 16384"),
+        (8, 8_000, "100 times"),
+        (16_384, 163, "100 times"),
+        (9_000, 9_000, "the limit of 64000000"),
+    ],
+)
+
+
+@SIZES
+@READERS
+def test_sizes_that_are_refused(tmp_path: Path, read: Read, width: int, height: int, words: str) -> None:
+    with pytest.raises(AppError, match=f"{width} x {height} pixels.*{words}") as caught:
+        read(tmp_path, png(width, height))
+    assert caught.value.exit_code == ExitCode.BAD_DATA
+
+
+@SIZES
+def test_the_check_of_images_refuses_the_same_sizes(
+    tmp_path: Path, width: int, height: int, words: str
+) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(png(width, height))
+    (problem,) = check_images([Place(path)], n_decoded=0)
+    assert words in problem.what
+
+
+@SIZES
+def test_bricks_of_pixels_have_the_same_limits(tmp_path: Path, width: int, height: int, words: str) -> None:
+    path = tmp_path / "brick.hdf5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("imgBrick", (1, height, width, 3), "u1", chunks=(1, 1, 1, 3))
+    with pytest.raises(AppError, match=f"{width} x {height} pixels.*{words}"), Bricks() as bricks:
+        bricks.row(path, 0)
+
+
+@pytest.mark.parametrize("sides", [(16_384, 164), (80, 8_000), (1, 1), (1, 100)])
+def test_long_images_within_the_limits_are_read(tmp_path: Path, sides: tuple[int, int]) -> None:
+    assert from_file(tmp_path, png(*sides)).shape == (*sides[::-1], 3)
+
+
+CLAIMS = pytest.mark.parametrize("length", [4_000_000_000, 100_000])
+
+
+def brick_of_copies(path: Path, content: bytes, **how: Any) -> None:
+    with h5py.File(path, "w", userblock_size=how.pop("userblock_size", 0)) as file:
+        rows = file.create_dataset("images", (4,), h5py.vlen_dtype(np.uint8), **how)
+        for row in range(4):
+            rows[row] = np.frombuffer(content, np.uint8)
+
+
+def refused_before_it_is_read(path: Path, length: int) -> None:
+    words = f"row 3 declares {length} bytes, more than the file can hold"
+    with Bricks() as bricks:
+        for row in range(3):
+            np.testing.assert_array_equal(bricks.row(path, row), COLOURS)
+        with confined(slack=1 << 28), pytest.raises(AppError, match=words) as caught:
+            bricks.row(path, 3)
+    assert caught.value.exit_code == ExitCode.BAD_DATA
+
+
+@CLAIMS
+@pytest.mark.parametrize("userblock_size", [0, 1024])
+def test_a_row_that_claims_more_than_its_file_holds(tmp_path: Path, length: int, userblock_size: int) -> None:
+    """Its length is changed in the file: HDF5 allocates what a row claims before it looks further."""
+    path = tmp_path / "brick.hdf5"
+    brick_of_copies(path, encoded(COLOURS, "PNG"), userblock_size=userblock_size)
+    with h5py.File(path) as file:
+        place = file["images"].id.get_offset() + 3 * 16
+    whole = bytearray(path.read_bytes())
+    whole[place : place + 4] = struct.pack("<I", length)
+    path.write_bytes(whole)
+    refused_before_it_is_read(path, length)
+
+
+@CLAIMS
+@pytest.mark.parametrize("compression", [None, 4])
+def test_a_row_that_claims_too_much_in_a_chunk(tmp_path: Path, length: int, compression: Any) -> None:
+    path = tmp_path / "brick.hdf5"
+    brick_of_copies(path, encoded(COLOURS, "PNG"), chunks=(2,), compression=compression)
+    with h5py.File(path, "r+") as file:
+        rows = file["images"].id
+        mask, raw = rows.read_direct_chunk((2,))
+        raw = zlib.decompress(raw) if compression else raw
+        raw = raw[:16] + struct.pack("<I", length) + raw[20:]
+        rows.write_direct_chunk((2,), zlib.compress(raw) if compression else raw, mask)
+    refused_before_it_is_read(path, length)
+
+
+def test_a_brick_that_another_process_has_locked_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "brick.hdf5"
+    brick_of_copies(path, encoded(COLOURS, "PNG"))
+    with path.open("rb") as stream, Bricks() as bricks:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        np.testing.assert_array_equal(bricks.row(path, 0), COLOURS)

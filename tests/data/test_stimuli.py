@@ -211,7 +211,7 @@ def test_bricks_that_are_refused(tiny_dataset: Make, tmp_path: Path, monkeypatch
     refused("in other files")
     with h5py.File(path, "w") as file:
         file.create_dataset("imgBrick", (2, 100_000, 100_000, 3), np.uint8, chunks=(1, 100, 100, 3))
-    refused("too many to read")
+    refused("more than the limit")
     path.write_bytes(good)
     monkeypatch.setattr(_pixels, "MAX_CHUNK", 100)
     refused("chunks of 3072 bytes")

@@ -152,6 +152,17 @@ def encoded_brick(content: bytes) -> Callable[[h5py.File], object]:
     return fill
 
 
+def claims_too_much(tmp: Path) -> None:
+    """An encoded image whose length, 4 GB, HDF5 would allocate."""
+    in_hdf5(BRICK, encoded_brick(picture("PNG")))(tmp)
+    path = tmp / "bids" / BRICK
+    with h5py.File(path) as file:
+        place = file["images"].id.get_offset()
+    whole = bytearray(path.read_bytes())
+    whole[place : place + 4] = struct.pack("<I", 4_000_000_000)
+    put(path, bytes(whole))
+
+
 def picture(kind: str, size: tuple[int, int] = (8, 8)) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", size).save(stream, kind)
@@ -264,15 +275,19 @@ CASES = {
     ),
     "brick of images too large": Case(
         65,
-        "too many to read",
+        "more than the limit",
         in_hdf5(BRICK, lambda f: f.create_dataset("imgBrick", WIDE, "u1", chunks=(1, 8, 8, 3))),
     ),
     "brick of an encoded bomb": Case(
         65, "decompression bomb", in_hdf5(BRICK, encoded_brick(jpeg(60000, 60000)))
     ),
+    "brick of a row that claims 4 GB": Case(65, "declares 4000000000 bytes", claims_too_much),
     # images
     "PNG of 10 gigapixels": Case(65, "decompression bomb", on(IMAGE, png(100_000, 100_000))),
     "PNG of 80 megapixels": Case(65, "10000 x 8000", on(IMAGE, png(10_000, 8_000))),
+    "PNG of 4,000,000 x 16 pixels": Case(65, "sides of up to", on(IMAGE, png(4_000_000, 16))),
+    "PNG of one column": Case(65, "sides of up to", on(IMAGE, png(1, 64_000_000))),
+    "PNG of a long strip": Case(65, "100 times", on(IMAGE, png(16, 16_000))),
     "PNG whose comment inflates": Case(65, "not a readable image", on(IMAGE, png_with_text())),
     "JPEG of 4 gigapixels": Case(65, "decompression bomb", on(IMAGE, jpeg(65_500, 65_500))),
     "JPEG of 81 megapixels": Case(65, "9000 x 9000", on(IMAGE, jpeg(9_000, 9_000))),

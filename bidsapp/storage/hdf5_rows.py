@@ -1,0 +1,88 @@
+"""Rows of HDF5 arrays, checked before they are read: whether they were written, and how long they are."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def written_rows(array: Any) -> np.ndarray:
+    """Return which rows (first axis) of an array were written completely, bool (rows,).
+
+    HDF5 reads what was never written as zeros. Sparse files, such as a subset of a large array, lack chunks.
+    """
+    n = array.shape[0]
+    if array.chunks is None:
+        return np.full(n, array.id.get_offset() is not None or array.id.get_storage_size() > 0)
+    grid = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
+    if array.id.get_num_chunks() == math.prod(grid):
+        return np.ones(n, np.bool_)
+    starts = [range(0, size, chunk) for size, chunk in zip(array.shape[1:], array.chunks[1:], strict=True)]
+    found = [
+        all(_exists(array, (start, *others)) for others in itertools.product(*starts))
+        for start in range(0, n, array.chunks[0])
+    ]
+    return np.repeat(found, array.chunks[0])[:n]
+
+
+def row_length(array: Any, path: Path, row: int) -> int:
+    """Return the length that a row of a variable-length array declares; reading would allocate it first.
+
+    Parameters
+    ----------
+    array : h5py.Dataset, (rows,)
+    path : Path
+        Its file.
+
+    Raises
+    ------
+    ValueError
+        If the array is stored in a way that hides the length.
+    """
+    import h5py
+
+    # On the disk, a row is its length (4 bytes) and an address of its values.
+    creation, size = array.id.get_create_plist(), array.id.get_type().get_size()
+    if creation.get_layout() == h5py.h5d.CHUNKED:
+        first = row - row % array.chunks[0]
+        if not _exists(array, (first,)):
+            return 0
+        mask, raw = array.id.read_direct_chunk((first,))
+        raw = _unfiltered(raw, mask, creation, size)[(row - first) * size :]
+    elif creation.get_layout() == h5py.h5d.CONTIGUOUS:
+        offset = array.id.get_offset()
+        if offset is None:
+            return 0
+        with path.open("rb") as stream:
+            stream.seek(offset + row * size)
+            raw = stream.read(4)
+    else:
+        raise ValueError("its layout is not supported")
+    length: int = struct.unpack("<I", raw[:4])[0]
+    return length
+
+
+def _exists(array: Any, coordinates: tuple[int, ...]) -> bool:
+    return array.id.get_chunk_info_by_coord(coordinates).byte_offset is not None
+
+
+def _unfiltered(raw: bytes, mask: int, creation: Any, size: int) -> bytes:
+    """Undo a chunk's filters, with HDF5 in memory; its elements have ``size`` bytes."""
+    import h5py
+
+    kind, same = np.dtype(f"V{size}"), h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    same.set_chunk(creation.get_chunk())
+    for index in range(creation.get_nfilters()):
+        if not mask >> index & 1:  # else this chunk skipped the filter
+            same.set_filter(*creation.get_filter(index)[:3])
+    with h5py.File("chunk", "w", driver="core", backing_store=False) as memory:
+        space = h5py.h5s.create_simple(creation.get_chunk())
+        chunk = h5py.h5d.create(memory.id, b"chunk", h5py.h5t.py_create(kind), space, same)
+        chunk.write_direct_chunk((0,), raw)
+        content: bytes = h5py.Dataset(chunk)[:].tobytes()
+    return content

@@ -1,8 +1,8 @@
-"""Blocks of a stage: parts of it, each whole by itself, so that one stage is resumed and shared.
+"""Blocks of a stage: complete parts of it, so that a stage can be resumed and shared among jobs.
 
-A stage whose images do not depend on each other is cut by image, always at the same places: how many
-images go together is chosen once, when the first process begins, and kept beside the blocks. So the bytes
-depend neither on who makes which block nor on how often the work was interrupted.
+A stage whose images are independent is split by image. The block size is chosen once, when the first process
+begins, and stored with the blocks. So the bytes depend neither on which job computes which block nor on how
+often the work was interrupted.
 """
 
 from __future__ import annotations
@@ -34,26 +34,24 @@ _ARRAY, _ABOUT = "images", "about"
 class Blocks:
     """Blocks of one stage in a subject's work folder: ``<stage>.blocks/00000.safetensors`` ...
 
-    Beside them lies ``plan.json``: the key of the stage and how many images a block has. A block holds its
-    array, the stage's key, and the SHA-256 of the array's bytes.
+    ``plan.json`` next to them holds the stage's key and the block size. A block holds its array, the stage's
+    key, and the SHA-256 of the array's bytes.
 
     Parameters
     ----------
     folder : Path
         Work folder of the subject.
-    name : str
-        Of the stage.
-    key : str
-        From :func:`bidsapp.storage.stages.stage_key`.
+    name, key : str
+        Of the stage; see :func:`bidsapp.storage.stages.stage_key`.
     inputs : mapping
-        What the key was made of, for the log.
+        What the key was computed from, for the log.
     n : int
-        Images of the stage.
+        Number of images of the stage.
 
     Attributes
     ----------
     size : int
-        Images in a block (the last may have fewer); 0 until :meth:`begin` or :meth:`begun`.
+        Images per block (the last may have fewer); 0 until :meth:`begin` or :meth:`begun`.
     """
 
     def __init__(self, folder: Path, name: str, key: str, inputs: Mapping[str, Any], n: int) -> None:
@@ -66,11 +64,11 @@ class Blocks:
         return -(-self.n // self.size) if self.size else 0
 
     def rows(self, index: int) -> slice:
-        """Places of a block's images among those of the stage."""
+        """Positions of a block's images among those of the stage."""
         return slice(index * self.size, min((index + 1) * self.size, self.n))
 
     def begun(self) -> bool:
-        """Take up blocks that were begun for the same stage; False where there are none."""
+        """Resume blocks that were begun for the same stage; False if there are none."""
         record = _read_plan(self.folder)
         if record.get("key") != self.key:
             return False
@@ -78,36 +76,35 @@ class Blocks:
         return True
 
     def begin(self, choose: Callable[[], int]) -> None:
-        """Take up blocks that were begun for the same stage, or begin them; one process at a time may.
+        """Resume blocks that were begun for the same stage, or begin them; one process at a time may.
 
-        Parameters
-        ----------
-        choose : callable
-            Gives the number of images of a block; asked where no block is there yet.
+        ``choose`` gives the number of images per block; it is called only if there is no block yet.
         """
         if self.begun() and self._files():
-            LOG.info("%s: %d of %d blocks are there from an earlier run", self.name, self.there(), len(self))
+            LOG.info(
+                "%s: resumed; %d of %d blocks are from an earlier run", self.name, self.there(), len(self)
+            )
             return
         if self.folder.exists():
             old = _read_plan(self.folder)
             if self._files():
-                why = changes(old.get("inputs", {}), self._inputs) or "another version of this app"
-                LOG.info("%s: blocks of an earlier run are removed, changed since: %s", self.name, why)
+                why = changes(old.get("inputs", {}), self._inputs) or "the version of this app"
+                LOG.info("%s: removed the blocks of an earlier run; changed since: %s", self.name, why)
             self.remove()
         self.size = choose()
         record = {"key": self.key, "version": __version__, "size": self.size, "n": self.n}
         write_text(self.folder / _PLAN, json.dumps(record | {"inputs": self._inputs}) + "\n")
 
     def there(self) -> int:
-        """Count the blocks that are there, without reading them."""
+        """Count the blocks on disk, without reading them."""
         return len({path.name for path in self._files()} & {self._file(i).name for i in range(len(self))})
 
     def has(self, index: int) -> bool:
-        """Say whether a block is there, without reading it."""
+        """Whether a block is on disk; it is not read."""
         return self._file(index).is_file()
 
     def find(self, index: int) -> np.ndarray | None:
-        """Read a block; None where it is not there or not as it was written, which the log then says."""
+        """Load a block; None if it is missing or damaged (which is logged)."""
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
@@ -118,40 +115,31 @@ class Blocks:
             content = load(path.read_bytes())
             array, about = content[_ARRAY], json.loads(content[_ABOUT].tobytes())
             if about["key"] != self.key or about["rows"] != [rows.start, rows.stop]:
-                raise ValueError("it is of another stage, or of other images")
+                raise ValueError("it belongs to another stage, or to other images")
             if about["sha256"] != sha256_array(array):
-                raise ValueError("not the checksum that it was written with")
+                raise ValueError("its checksum differs from the recorded one")
             if len(array) != rows.stop - rows.start:
-                raise ValueError("other images than were written")
+                raise ValueError("its number of images differs from the recorded one")
         except (SafetensorError, OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-            LOG.warning("%s: block %d is damaged (%s); computing it again", self.name, index, error)
+            LOG.warning("%s: block %d is damaged (%s); recomputing it", self.name, index, error)
             return None
         return array
 
     def write(self, index: int, array: np.ndarray) -> None:
-        """Write a block, whole or not at all."""
+        """Write a block atomically."""
         from safetensors.numpy import save
 
         array, rows = np.ascontiguousarray(array), self.rows(index)
         about = json.dumps({"key": self.key, "rows": [rows.start, rows.stop], "sha256": sha256_array(array)})
-        # As an array: the format's own place for words keeps no order.
+        # As an array: the format's own metadata have no fixed order.
         content = {_ARRAY: array, _ABOUT: np.frombuffer(about.encode(), dtype=np.uint8)}
         with atomic_path(self._file(index)) as path:
             path.write_bytes(save(content))
 
     def gather(self, path: Path, make: Callable[[int], np.ndarray]) -> np.ndarray:
-        """Put all blocks together in one ``.npy`` file.
+        """Join all blocks in one ``.npy`` file, which is returned memory-mapped, shape (n, ...).
 
-        Parameters
-        ----------
-        path : Path
-        make : callable
-            Computes (and writes) a block, for those that are not there.
-
-        Returns
-        -------
-        ndarray, shape (n, ...)
-            The file, mapped into memory.
+        ``make`` computes (and writes) a block that is missing.
         """
         if not self.n:
             raise ValueError(f"{self.name}: no images")
@@ -168,7 +156,7 @@ class Blocks:
         return make(index) if found is None else found
 
     def remove(self) -> None:
-        """Remove all blocks; the plan first, so that half removed is never taken for begun."""
+        """Remove all blocks; the plan first, so that a half-removed folder never counts as begun."""
         (self.folder / _PLAN).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -180,7 +168,7 @@ class Blocks:
 
 
 def count_blocks(folder: Path, name: str) -> tuple[int, int] | None:
-    """Count a stage's blocks that are there, and all it has; None where none was begun. Reads no block."""
+    """Count a stage's blocks on disk, and all that it needs; None if none was begun. Reads no block."""
     record = _read_plan(folder / f"{name}{SUFFIX}")
     if not record:
         return None
@@ -192,7 +180,7 @@ def _block_files(folder: Path) -> list[Path]:
 
 
 def _read_plan(folder: Path) -> dict[str, Any]:
-    """Read which stage blocks are of; empty where that is not known."""
+    """Read which stage the blocks belong to; empty if unknown."""
     try:
         record: dict[str, Any] = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
         sound = all(type(record[name]) is int and record[name] > 0 for name in ("size", "n"))

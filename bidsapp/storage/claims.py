@@ -1,7 +1,7 @@
-"""Who computes what: jobs that share a folder say which items they are at, so that none is done twice.
+"""Claims: jobs that share a folder record which items they compute, so that none is computed twice.
 
-A claim is two files: one lists the items, the other is locked by the job that computes them. The lock is
-given up by the system when the job ends, however it ends, and the claim then counts no more.
+A claim is two files: one lists the items, the other is locked by the job that computes them. The system
+releases the lock when the job ends, however it ends, and the claim is then void.
 """
 
 from __future__ import annotations
@@ -19,17 +19,11 @@ from bidsapp.storage.text import read_text, write_text
 
 @contextmanager
 def claim(folder: Path, items: Sequence[str]) -> Iterator[None]:
-    """Claim items while the body runs.
+    """Claim items (names without line breaks) while the body runs.
 
-    Enter it under a lock that is also held around :func:`claimed`, so that no claim is seen half made.
-
-    Parameters
-    ----------
-    folder : Path
-    items : sequence of str
-        Names without line ends.
+    Enter it under a lock that is also held around :func:`claimed`, so that no claim is seen half-written.
     """
-    # A name of no other claim, ever: one that came again could be cleared away in place of the former.
+    # A unique name: with one that is used again, the new claim could be removed in place of the old one.
     path = folder / f"claim-{os.getpid()}-{secrets.token_hex(8)}"
     lock = path.with_suffix(".lock")
     try:
@@ -44,7 +38,7 @@ def claim(folder: Path, items: Sequence[str]) -> Iterator[None]:
 
 
 def claimed(folder: Path) -> set[str]:
-    """Items that running jobs have claimed; claims of jobs that ended are removed."""
+    """Items that running jobs have claimed; claims of jobs that have ended are removed."""
     items: set[str] = set()
     for lock in sorted(folder.glob("claim-*.lock")):
         path = lock.with_suffix("")
@@ -58,6 +52,6 @@ def claimed(folder: Path) -> set[str]:
             try:
                 items.update(read_text(path).split("\n"))
             except AppError as gone:
-                if gone.exit_code != ExitCode.NO_INPUT:  # its job ended between the two questions
+                if gone.exit_code != ExitCode.NO_INPUT:  # its job ended in between
                     raise
     return items

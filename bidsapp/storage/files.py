@@ -1,4 +1,4 @@
-"""Files as such: what kind a path is, where a dataset is, how large, and hashes that identify contents."""
+"""Facts about files: what a path is, where a dataset is, sizes, and hashes that identify contents."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """Say what stands where a file should be, "" for a regular file (links are followed).
+    """Describe what is at a path instead of a regular file; "" for a regular file (links are followed).
 
-    Only regular files are read: a pipe would let a run wait forever, a device never ends.
+    Only regular files are read: a pipe could make a run wait forever, a device never ends.
     """
     try:
         mode = Path(path).stat().st_mode
@@ -25,10 +25,10 @@ def kind_of(path: str | os.PathLike[str]) -> str:
         return "cannot be the name of a file"
     except OSError as error:
         if error.errno == errno.ELOOP:
-            return "is a link that leads back to itself"
+            return "is a link to itself"
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             return f"cannot be read ({error.strerror})"
-        link = " (a link to nothing: if this is a DataLad dataset, run `datalad get` on it)"
+        link = " (a broken link: in a DataLad dataset, run `datalad get` on it)"
         return "there is no such file" + (link if Path(path).is_symlink() else "")
     if stat.S_ISREG(mode):
         return ""
@@ -37,22 +37,19 @@ def kind_of(path: str | os.PathLike[str]) -> str:
 
 
 def datasets_around(folder: Path) -> tuple[Path, ...]:
-    """Give a dataset, and the one whose ``derivatives`` folder it lies in, if it does.
+    """Give a dataset, and the one whose ``derivatives`` folder holds it, if any.
 
-    Parameters
-    ----------
-    folder : Path
-        A dataset's root, or ``<root>/derivatives/<name>``; need not exist.
+    ``folder`` is a dataset's root, or ``<root>/derivatives/<name>``; it need not exist.
     """
-    # Not resolve(): what a link is called here says where it belongs, not what it points to.
+    # Not resolve(): a link belongs where its name is, not where it points to.
     whole = Path(os.path.abspath(folder))
     return (folder, whole.parent.parent) if whole.parent.name == "derivatives" else (folder,)
 
 
 def bytes_there(folder: Path) -> int:
-    """Count the bytes of the files in a folder and below; 0 where there is none.
+    """Count the bytes of the files in a folder and below; 0 if there are none.
 
-    Other jobs may write there: what is gone by the time it is looked at is not counted.
+    Files that another job removes meanwhile are not counted.
     """
     total = 0
     for parent, _, names in os.walk(folder):
@@ -74,6 +71,6 @@ def sha256_array(array: np.ndarray) -> str:
 
 
 def fingerprint(path: Path) -> list[Any]:
-    """Give what tells one version of a file from another without reading it: path, bytes, time in ns."""
+    """Identify a file's version without reading it: path, bytes, modification time in ns."""
     stat = path.stat()
     return [str(path), stat.st_size, stat.st_mtime_ns]

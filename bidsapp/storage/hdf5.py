@@ -1,7 +1,7 @@
-"""Arrays of numbers in HDF5 files, opened with care.
+"""Numeric arrays in HDF5 files, checked before they are read.
 
-An array counts only where it lies whole in the file itself: links, external storage and virtual arrays
-can lead anywhere on the machine, and a header may declare more than any machine can hold.
+An array must be stored completely in the file itself: links, external storage and virtual arrays can point
+anywhere on the machine, and a header may declare more than any machine can hold.
 """
 
 from __future__ import annotations
@@ -16,19 +16,13 @@ from bidsapp.errors import AppError, ExitCode
 from bidsapp.storage import MOST_INFLATION
 from bidsapp.storage.files import kind_of
 
-#: Names that are taken for HDF5.
+#: Suffixes of HDF5 files.
 SUFFIXES = (".h5", ".hdf5")
-
-
 #: The array of single-trial betas in NSD's files; axes (trials, z, y, x) as C and Python count them.
 BETAS = "betas"
-
-
-#: Largest chunk, in bytes, that is read and inflated as a whole.
+#: Largest chunk, in bytes; a chunk is read and inflated as a whole.
 _MOST_CHUNK = 1 << 28
-
-
-#: What h5py raises on damaged files, beside OSError.
+#: What h5py raises on damaged files.
 DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
 
@@ -39,7 +33,6 @@ def open_array(path: Path, name: str = BETAS, n_axes: int = 4) -> Iterator[Any]:
     Parameters
     ----------
     path : Path
-        HDF5 file.
     name : str
         The array's name at the top of the file.
     n_axes : int
@@ -48,25 +41,25 @@ def open_array(path: Path, name: str = BETAS, n_axes: int = 4) -> Iterator[Any]:
     Yields
     ------
     h5py.Dataset
-        Not longer than its file can hold; whether all of it was ever written, :func:`is_complete` tells.
+        Not larger than its file can hold; see :func:`is_complete` for whether all of it was written.
 
     Raises
     ------
     AppError
-        Exit code 66 for a missing file, 74 for one that can't be read, 65 for one that is no HDF5 file,
-        is truncated, has no such array, keeps it elsewhere, or declares more than it can hold.
+        Exit code 66 for a missing file, 74 for one that cannot be read, 65 for one that is not HDF5, is
+        truncated, has no such array, keeps it elsewhere, or declares more than it can hold.
     """
     import h5py
 
     if kind := kind_of(path):
         raise _bad(path, kind, ExitCode.NO_INPUT)
     try:
-        # Without locks: inputs may lie on disks that are read-only or have none.
+        # Without locks: inputs may be on file systems that are read-only or have none.
         file = h5py.File(path, "r", locking=False)
     except PermissionError as error:
         raise _bad(path, f"cannot be read ({error.strerror})", ExitCode.IO_ERROR) from error
     except DAMAGED as error:
-        raise _bad(path, f"is no readable HDF5 file, or is truncated ({error})") from error
+        raise _bad(path, f"is not a readable HDF5 file, or is truncated ({error})") from error
     with file:
         try:
             array = find_array(file, path, name, n_axes)
@@ -76,7 +69,7 @@ def open_array(path: Path, name: str = BETAS, n_axes: int = 4) -> Iterator[Any]:
 
 
 def is_complete(array: Any) -> bool:
-    """Whether all of an array was written; what was not reads as zeros."""
+    """Whether all of an array was written; missing parts would read as zeros."""
     if array.chunks is None:
         written: int = array.id.get_storage_size()
         return bool(written == math.prod(array.shape) * array.dtype.itemsize)
@@ -86,7 +79,7 @@ def is_complete(array: Any) -> bool:
 
 
 def find_array(group: Any, path: Path, name: str, n_axes: int) -> Any:
-    """Find an array in an open file or group of one: a dataset that lies whole in the file itself.
+    """Find an array in an open file (or a group in it): a dataset stored completely in the file itself.
 
     Parameters
     ----------
@@ -101,38 +94,33 @@ def find_array(group: Any, path: Path, name: str, n_axes: int) -> Any:
     Raises
     ------
     AppError
-        Exit code 65 where there is no such array, or it can't be trusted.
+        Exit code 65 if there is no such array, or it cannot be trusted.
     """
-    array = _find(group, path, name)
-    _check(array, path, name, n_axes)
-    return array
-
-
-def _find(file: Any, path: Path, name: str) -> Any:
     import h5py
 
-    if name not in file:
-        found = ", ".join(map(repr, file)) or "nothing"
-        raise _bad(path, f"has no array {name!r} at its top; it has {found}")
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+    if name not in group:
+        found = ", ".join(map(repr, group)) or "nothing"
+        raise _bad(path, f"has no array {name!r} at its top level; it has {found}")
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
         raise _bad(path, f"keeps {name!r} elsewhere, behind a link, which is not supported")
-    array = file[name]
+    array = group[name]
     if not isinstance(array, h5py.Dataset):
         raise _bad(path, f"has a group {name!r} where an array is needed")
+    _check_array(array, path, name, n_axes)
     return array
 
 
-def _check(array: Any, path: Path, name: str, n_axes: int) -> None:
+def _check_array(array: Any, path: Path, name: str, n_axes: int) -> None:
     shape = array.shape
     if array.external or array.is_virtual:
         raise _bad(path, f"keeps {name!r} in other files, which is not supported")
     if array.dtype.kind not in "iuf" or array.dtype.itemsize > 8:
         raise _bad(path, f"has the data type {array.dtype}; integers, float32 or float64 are needed")
     if shape is None or len(shape) != n_axes or min(shape) < 1:
-        raise _bad(path, f"{name!r} has the shape {shape}; {n_axes} axes that hold data are needed")
+        raise _bad(path, f"{name!r} has the shape {shape}; {n_axes} axes are needed, none of length 0")
     if array.chunks and math.prod(array.chunks) * array.dtype.itemsize > _MOST_CHUNK:
         size = math.prod(array.chunks) * array.dtype.itemsize
-        raise _bad(path, f"is stored in chunks of {size} bytes; store it in chunks of {_MOST_CHUNK} at most")
+        raise _bad(path, f"has chunks of {size} bytes; store it in chunks of at most {_MOST_CHUNK}")
     declared, size = math.prod(shape) * array.dtype.itemsize, path.stat().st_size
     filtered = array.id.get_create_plist().get_nfilters() > 0
     if declared > size * (MOST_INFLATION if filtered else 1):
@@ -146,10 +134,10 @@ def _bad(path: Path, what: str, code: ExitCode = ExitCode.BAD_DATA) -> AppError:
 
 
 class _Sink:
-    """A file that never refuses what the HDF5 library writes, and keeps the first error for who asks.
+    """A file that accepts all that the HDF5 library writes, and keeps the first error for :meth:`check`.
 
-    The library keeps what it could not write, tries again when the file is closed and when the process ends,
-    and then ends the process by SIGSEGV (seen with HDF5 1.14). So it is told that all went well.
+    The library retries failed writes when the file is closed and when the process ends, and then crashes the
+    process with SIGSEGV (seen with HDF5 1.14). So it never learns that a write failed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -157,7 +145,7 @@ class _Sink:
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write all; nothing after an error."""
+        """Write everything; nothing after an error."""
         whole = memoryview(data).cast("B")
         done = 0
         while self.error is None and done < len(whole):
@@ -177,30 +165,25 @@ class _Sink:
     def flush(self) -> None:
         """Nothing is buffered."""
 
-    def __getattr__(self, name: str) -> Any:  # seek, tell, readinto
+    def __getattr__(self, name: str) -> Any:  # seek, readinto and others
         return getattr(self.stream, name)
 
     def check(self) -> None:
-        """Raise the error that writing met, if it did."""
+        """Raise the first write error, if there was one."""
         if self.error is not None:
             raise self.error
 
 
 @contextmanager
 def write_hdf5(path: Path) -> Iterator[tuple[Any, Callable[[], None]]]:
-    """Make an HDF5 file; a full disk is an ``OSError`` with its number, and no more than that.
-
-    Parameters
-    ----------
-    path : Path
-        Replaced where it is there.
+    """Write an HDF5 file; an existing one is replaced. A full disk raises a plain ``OSError``.
 
     Yields
     ------
     file : h5py.File
     check : callable
-        Raises what writing met so far. It is called at the end in any case; in between, it saves making what
-        will not be kept.
+        Raises the first write error so far. It is always called at the end; call it earlier to avoid
+        computing what cannot be written.
     """
     import h5py
 
@@ -210,6 +193,6 @@ def write_hdf5(path: Path) -> Iterator[tuple[Any, Callable[[], None]]]:
             with h5py.File(sink, "w", driver="fileobj") as file:
                 yield file, sink.check
         except Exception:
-            sink.check()  # what could not be written can't be read back either: that error comes first
+            sink.check()  # what was not written cannot be read back either: the write error comes first
             raise
     sink.check()

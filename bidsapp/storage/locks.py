@@ -1,4 +1,4 @@
-"""Lock files: held by one process alone, or by several together."""
+"""Lock files: held by one process alone, or shared by several."""
 
 from __future__ import annotations
 
@@ -6,39 +6,30 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.system.write_errors import cannot_write
 
-if TYPE_CHECKING:
-    pass
-
 
 @contextmanager
 def locked_together(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a lock file together with others while the body runs; nothing is waited for.
+    """Share a lock file with other processes while the body runs; does not wait.
 
-    The kernel's lock (``flock``, shared) on the same file that :func:`locked` holds alone. NFS
-    passes it on to its server, and a killed process gives it up by itself.
-
-    Parameters
-    ----------
-    path : path
-        The lock file, empty, left in place.
+    The kernel's lock (``flock``, shared) on the same file that :func:`locked` holds alone. NFS passes it on
+    to its server, and a killed process releases it. The lock file is empty and stays in place.
 
     Raises
     ------
     AppError
-        Exit code 75 where a process holds it alone, 73 where the file can't be made, 74 where the file
-        system has no such locks.
+        Exit code 75 if a process holds it alone, 73 if the file cannot be made, 74 if the file system has no
+        such locks.
     """
     import fcntl
 
     lock_file = Path(path)
     try:
         lock_file.parent.mkdir(parents=True, exist_ok=True)
-        # Open for writing too: where NFS makes a lock of byte ranges of it, one of each kind asks for both.
+        # Open for writing too: NFS turns it into byte-range locks, and an exclusive one needs that.
         descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise cannot_write(lock_file, error) from error
@@ -64,20 +55,20 @@ def locked(path: str | os.PathLike[str], *, timeout: float = 600.0) -> Iterator[
     """Hold a lock file while the body runs, so that one process at a time changes a shared file.
 
     The lock is the kernel's (``flock``), which NFS passes on to its server and which a killed process
-    gives up by itself. Where the file system has none, the lock file's existence takes its place;
-    after a kill that one has to be deleted by hand, and the message says so.
+    releases. On a file system without locks, the existence of a second file (``.soft``) takes its place;
+    after a kill it has to be deleted by hand, and the message names it.
 
     Parameters
     ----------
     path : path
-        The lock file, empty, left in place.
+        The lock file, empty; it stays in place.
     timeout : float
         Seconds to wait for another process; 0 does not wait.
 
     Raises
     ------
     AppError
-        Exit code 75 where another process still holds the lock, 73 where it can't be made.
+        Exit code 75 if another process still holds the lock, 73 if it cannot be made.
     """
     from filelock import FileLock, SoftFileLock, Timeout
 

@@ -11,7 +11,6 @@ import gzip
 import math
 import os
 import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, NoReturn
 
 import numpy as np
+from isal import igzip, igzip_lib
 from numpy.typing import NDArray
 
 from bidsapp.errors import AppError, ExitCode
@@ -33,6 +33,7 @@ _BLOCK = 1 << 20
 _MOST_OFFSET = 1 << 26
 #: Voxels of one volume: a head at 0.5 mm has a third of this.
 _MOST_VOXELS = 1 << 28
+_BAD_DEFLATE: type[Exception] = igzip_lib.IsalError  # isal has no type hints
 _FETCH_AGAIN = "Fetch or make the file again and compare its size or checksum with the source."
 
 
@@ -211,8 +212,6 @@ def _open(path: Path) -> Iterator[tuple[BinaryIO, IO[bytes]]]:
         if raw.peek(2)[:2] != b"\x1f\x8b":
             yield raw, raw
             return
-        from isal import igzip
-
         open_gzip: Any = igzip.open  # it has no type hints
         with open_gzip(raw, "rb") as stream:
             yield raw, stream
@@ -300,7 +299,7 @@ def _inflated_length(path: Path, most: int) -> int:
         with _open(path) as (_, stream):
             while total <= most and (block := stream.read(_BLOCK)):
                 total += len(block)
-    except (EOFError, OSError, zlib.error):
+    except (EOFError, OSError, _BAD_DEFLATE):
         return -1
     return total
 
@@ -320,8 +319,7 @@ def _read(stream: IO[bytes], n_bytes: int, path: Path, what: str, at_least: int 
         block = stream.read(n_bytes)
     except EOFError:
         refuse(path, f"The gzip file is truncated: it ends in {what}.")
-    except (zlib.error, OSError) as error:
-        # isal raises zlib.error or a subclass of OSError (BadGzipFile: checksum, header).
+    except (_BAD_DEFLATE, OSError) as error:  # BadGzipFile (checksum, header) is an OSError without errno
         if isinstance(error, OSError) and error.errno is not None:
             refuse(path, f"Reading failed: {error.strerror}.", "Check the disk.", ExitCode.IO_ERROR)
         refuse(path, f"The gzip file is damaged in {what} ({error}).")

@@ -1,4 +1,4 @@
-"""Run a stage once: its inputs' hash names what it made, and a second run finds it there."""
+"""Stages: results cached under a hash of their inputs, so that a second run finds them."""
 
 from __future__ import annotations
 
@@ -16,26 +16,21 @@ from typing import Any
 import numpy as np
 
 from bidsapp import __version__
-from bidsapp.storage.atomic import PARTIAL
+from bidsapp.storage.atomic import PARTIAL, clear_partials
 from bidsapp.storage.files import sha256_file
-from bidsapp.system.processes import here, is_gone, temporary
+from bidsapp.system.processes import here, temporary
 from bidsapp.system.write_errors import writing
 
 LOG = logging.getLogger("bidsapp")
 
 
-#: After this many seconds a temporary folder of another machine counts as left behind.
-_DAY = 24 * 3600.0
-
-
 @dataclass(frozen=True)
 class StageResult:
-    """Arrays that a stage made (memory-mapped, read-only), and a key that names them.
+    """Arrays that a stage computed (memory-mapped, read-only), and a key that identifies them.
 
-    The key is a hash of all that the stage was made of and of what the arrays hold, so stages that
-    come after are computed again wherever a stage came out differently, for whatever reason. ``content``
-    is a hash of the arrays alone: unlike the key, which knows the input files' paths and times, it is the
-    same wherever the dataset lies.
+    The key is a hash of the stage's inputs and of the arrays, so later stages are recomputed whenever this
+    one gives another result, for whatever reason. ``content`` is a hash of the arrays alone: unlike the key,
+    which covers the paths and times of input files, it does not depend on where the dataset is.
     """
 
     key: str
@@ -47,21 +42,21 @@ class StageResult:
 
 
 class Stages:
-    """The stages of one subject, kept in a folder.
+    """The stages of one subject, cached in a folder.
 
-    A stage's folder appears under its final name only when the stage is complete: everything is
-    written to a neighbour folder that is then renamed. Its ``done.json`` holds the stage's inputs
-    (which name the keys of the stages before), their hash together with the version of this package,
-    and the SHA-256 of every array. A stage whose inputs differ, or whose files are damaged, is computed
-    again; all bytes are read to know that.
+    A stage's folder appears under its final name only when the stage is complete: everything is written to
+    a temporary folder that is then renamed. Its ``done.json`` holds the stage's inputs (including the keys
+    of earlier stages), their hash together with the version of this package, and the SHA-256 of every
+    array. A stage whose inputs differ, or whose files are damaged, is recomputed; all bytes are read to
+    check that.
 
     Parameters
     ----------
     folder : Path
-        Work folder of one subject; made where missing. One process at a time may use it.
+        Work folder of one subject; created if missing. One process at a time may use it.
     force : collection of str
-        Kinds of stages (:data:`bidsapp.config.STAGES`) to compute again though they are there; ``all``
-        for every one.
+        Kinds of stages (:data:`bidsapp.config.STAGES`) to recompute even if they are cached; ``all`` for
+        every stage.
     """
 
     def __init__(self, folder: Path, force: Collection[str] = ()) -> None:
@@ -69,30 +64,27 @@ class Stages:
         self.force = frozenset(force)
         self.seconds: dict[str, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        clear_folders(folder)
+        for path in clear_partials(folder):
+            LOG.info("%s: removed, left unfinished by a killed run", path)
 
     def run(
         self, name: str, inputs: Mapping[str, Any], compute: Callable[[Path], Mapping[str, np.ndarray]]
     ) -> StageResult:
-        """Run a stage, or find what it made before.
+        """Run a stage, or load its cached result.
 
         Parameters
         ----------
         name : str
         inputs : mapping
-            Everything the result depends on, as JSON-able values.
+            Everything that the result depends on, as values that JSON can hold.
         compute : callable
-            Gets a folder it may write ``.npy`` files to and returns the stage's arrays by name;
+            Gets a folder that it may write ``.npy`` files to, and returns the stage's arrays by name;
             arrays that it did not write there itself are written for it.
-
-        Returns
-        -------
-        StageResult
 
         Raises
         ------
         CannotWrite
-            Exit code 74 where the disk is full; nothing is left of the stage then.
+            Exit code 74 if the disk is full; nothing is left of the stage then.
         """
         key = stage_key(name, inputs)
         if self.forced(name):
@@ -105,7 +97,7 @@ class Stages:
         start = time.monotonic()
         partial = self.folder / f"{name}{PARTIAL}{here()}-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
-        # temporary() before it is made: a signal may come in between
+        # temporary() before it is created: a signal may come in between
         with writing(self.folder / name), temporary(partial):
             partial.mkdir()
             arrays = compute(partial)
@@ -129,22 +121,20 @@ class Stages:
         try:
             return _open(final, key, record, read=False)
         except (OSError, ValueError) as error:
-            raise OSError(
-                f"{final}: written, but can't be read back ({error}); is the disk sound?"
-            ) from error
+            raise OSError(f"{final}: written, but cannot be read back ({error}). Check the disk.") from error
 
     def forced(self, name: str) -> bool:
-        """Say whether a stage is to be computed though it is there."""
+        """Whether a stage is recomputed even if it is cached."""
         return bool({"all", name, name.partition("_")[0]} & self.force)
 
     def drop(self, name: str) -> None:
-        """Remove what an earlier run made."""
+        """Remove the cached result of an earlier run."""
         final = self.folder / name
-        (final / "done.json").unlink(missing_ok=True)  # half removed is never taken for complete
+        (final / "done.json").unlink(missing_ok=True)  # so that a half-removed stage never counts as complete
         shutil.rmtree(final, ignore_errors=True)
 
     def is_there(self, name: str, inputs: Mapping[str, Any]) -> bool:
-        """Say whether an earlier run made this; compares files' lengths, reads nothing large."""
+        """Whether a stage is cached; compares the sizes of files, reads nothing large."""
         try:
             _open_recorded(self.folder / name, stage_key(name, inputs))
         except NotThere:
@@ -152,7 +142,7 @@ class Stages:
         return True
 
     def _load(self, name: str, key: str, inputs: Mapping[str, Any]) -> StageResult | None:
-        """Give what is there if it is right; otherwise None, and the log says why it is not used."""
+        """Load what is cached if it matches; otherwise None, and the log states why."""
         folder = self.folder / name
         if not (folder / "done.json").exists():
             LOG.info("%s: computing", name)
@@ -163,70 +153,39 @@ class Stages:
                 return _open(folder, key, record, read=True)
             why = changes(record["inputs"], flat_inputs(inputs))
             why = why or f"version of this app ({record['version']}, now {__version__})"
-            LOG.info("%s: computing again, changed since an earlier run: %s", name, why)
+            LOG.info("%s: recomputing, changed since an earlier run: %s", name, why)
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            LOG.warning("%s: what an earlier run left is damaged (%s); computing again", name, error)
+            LOG.warning("%s: the result of an earlier run is damaged (%s); recomputing", name, error)
         return None
 
 
 def _open(folder: Path, key: str, record: Mapping[str, Any], *, read: bool) -> StageResult:
-    """Map a stage's arrays into memory (ValueError where they are not as recorded)."""
+    """Map a stage's arrays into memory (ValueError if they are not as recorded)."""
     arrays = {}
     for name, saved in record["arrays"].items():
         path = folder / f"{name}.npy"
         check_file(path, saved, read=read)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if str(array.dtype) != saved["dtype"] or list(array.shape) != saved["shape"]:
-            raise ValueError(f"{name} has another shape than was written")
+            raise ValueError(f"{name} has another shape than recorded")
         arrays[name] = array
     saved = record["arrays"]
     return StageResult(content_key(key, saved), arrays, content_key("", saved))
 
 
-def clear_folders(folder: Path) -> list[Path]:
-    """Remove the half-made stages that killed processes left in a subject's work folder.
-
-    One of a process that may live on is left alone: of this machine's processes the system is asked, of
-    others everything younger than a day is kept.
-
-    Returns
-    -------
-    list of Path
-        What was removed, sorted.
-    """
-    removed = []
-    for path in sorted(folder.glob(f"*{PARTIAL}*")):
-        where, _, pid = path.name.rpartition(PARTIAL)[2].rpartition("-")
-        try:
-            old = time.time() - path.stat().st_mtime > _DAY
-        except FileNotFoundError:
-            continue
-        if path.is_dir() and (old or (pid.isdecimal() and is_gone(where, int(pid)))):
-            shutil.rmtree(path, ignore_errors=True)
-            removed.append(path)
-            LOG.info("%s: removed, a killed run left it half made", path)
-    return removed
-
-
 class NotThere(Exception):
-    """What a :class:`Survey` raises at the first stage that an earlier run did not leave."""
+    """What a :class:`Survey` raises at the first stage that is not cached."""
 
 
 class Survey(Stages):
-    """Looks for what an earlier run left of a subject; computes nothing and writes nothing.
+    """Looks for the cached stages of a subject; computes and writes nothing.
 
-    Files' lengths are compared, and their checksums where that is asked for; without, nothing large is read.
-
-    Parameters
-    ----------
-    folder : Path
-    read : bool
-        Whether to compare checksums.
+    The sizes of files are compared, and with ``read`` their checksums; otherwise nothing large is read.
 
     Attributes
     ----------
     found : set of str
-        Stages that are there under the key that a run would have now.
+        Stages that are cached under the key that a run would have now.
     """
 
     def __init__(self, folder: Path, *, read: bool = False) -> None:
@@ -238,19 +197,14 @@ class Survey(Stages):
     def run(
         self, name: str, inputs: Mapping[str, Any], compute: Callable[[Path], Mapping[str, np.ndarray]]
     ) -> StageResult:
-        """Give a stage that is there.
-
-        Raises
-        ------
-        NotThere
-        """
+        """Load a cached stage (NotThere if there is none)."""
         done = _open_recorded(self.folder / name, stage_key(name, inputs), read=self._read)
         self.found.add(name)
         return done
 
 
 def _open_recorded(folder: Path, key: str, *, read: bool = False) -> StageResult:
-    """Map what an earlier run made into memory (NotThere where it is not there, or something else)."""
+    """Map the result of an earlier run into memory (NotThere if it is missing or differs)."""
     try:
         record = json.loads((folder / "done.json").read_text(encoding="utf-8"))
         if record["key"] != key:
@@ -266,16 +220,14 @@ def stage_key(name: str, inputs: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-#: Values longer than this, as JSON, are kept as their hash: lists of thousands of stimuli.
+#: Values longer than this, as JSON, are stored as their hash: lists of thousands of stimuli.
 _LONGEST = 200
-
-
 #: Changes that a message names.
 _NAMED = 4
 
 
 def flat_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a stage's inputs as they are kept: nested names joined by dots, long values as hashes."""
+    """Flatten a stage's inputs for its record: nested names joined by dots, long values as hashes."""
     kept = {}
     for name, value in _leaves(json.loads(json.dumps(inputs, default=str)), ""):
         text = json.dumps(value, sort_keys=True)
@@ -293,17 +245,9 @@ def _leaves(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Say which inputs differ, with their values where these are short.
+    """List which inputs (from :func:`flat_inputs`) differ, with their values if these are short.
 
-    Parameters
-    ----------
-    old, new : mapping
-        From :func:`flat_inputs`.
-
-    Returns
-    -------
-    str
-        ``seed (0, now 1), settings.steps (50, now 20)``; "" where none differs.
+    For example ``seed (0, now 1), settings.steps (50, now 20)``; "" if none differs.
     """
     missing = object()
     found = []
@@ -312,7 +256,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         if before == now:
             continue
         if name == "after":
-            found.append("what came before it")
+            found.append("an earlier stage")
         elif before is missing or now is missing:
             found.append(f"{name} ({'new' if before is missing else 'no longer given'})")
         elif len(texts := f"{before}, now {now}") <= 60 and "sha256:" not in texts:
@@ -324,35 +268,24 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def record_array(path: Path, dtype: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Describe an array's file: type, shape, bytes and SHA-256."""
+    """Record an array's file: type, shape, bytes and SHA-256."""
     size = path.stat().st_size
     return {"dtype": dtype, "shape": list(shape), "bytes": size, "sha256": sha256_file(path)}
 
 
 def check_file(path: Path, record: Mapping[str, Any], *, read: bool) -> None:
-    """Compare a file with its record.
+    """Compare a file with its record from :func:`record_array` (ValueError if they differ).
 
-    Parameters
-    ----------
-    path : Path
-    record : mapping
-        From :func:`record_array`.
-    read : bool
-        Whether to read it all and compare the checksum; otherwise its length alone is compared.
-
-    Raises
-    ------
-    ValueError
-        Where they differ.
+    Without ``read`` only its size is compared, with it the checksum as well.
     """
     size = path.stat().st_size
     if size != record["bytes"]:
-        raise ValueError(f"{path.name} has {size} bytes in place of {record['bytes']}")
+        raise ValueError(f"{path.name} has {size} bytes instead of {record['bytes']}")
     if read and sha256_file(path) != record["sha256"]:
-        raise ValueError(f"{path.name} does not have the checksum that it was written with")
+        raise ValueError(f"{path.name} does not have the recorded checksum")
 
 
 def content_key(key: str, arrays: Mapping[str, Mapping[str, Any]]) -> str:
-    """Name what a stage made: its key together with what the arrays hold."""
+    """Identify a result: the stage's key together with the contents of its arrays."""
     text = json.dumps([key, sorted((name, record["sha256"]) for name, record in arrays.items())])
     return hashlib.sha256(text.encode()).hexdigest()

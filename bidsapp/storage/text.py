@@ -1,8 +1,4 @@
-"""Small files, written whole or not at all, and read strictly.
-
-Everything is written to a temporary name in the same folder and renamed at the end, so a reader (or
-a job that was killed and started again) never meets half a file under its final name.
-"""
+"""Text, JSON and TSV files, written atomically and checked when read."""
 
 from __future__ import annotations
 
@@ -17,11 +13,9 @@ from bidsapp.errors import AppError, ExitCode
 from bidsapp.storage.atomic import atomic_path
 from bidsapp.storage.files import kind_of
 
-#: Longest text that is read, in bytes: captions of all of COCO have a fifth of it.
+#: Longest text that is read, in bytes: the captions of all of COCO have a fifth of this.
 _MOST_TEXT = 1 << 28
-
-
-#: Most columns of a table; their names are looked at one by one.
+#: Most columns of a table; their names are checked one by one.
 _MOST_COLUMNS = 10_000
 
 
@@ -34,8 +28,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], obj: Mapping[str, Any]) -> None:
     """Write a JSON object atomically: keys in the order given, two spaces' indent, no nulls.
 
-    Keys whose value is None are left out at every depth (BIDS metadata has no nulls). NumPy scalars
-    and arrays and paths are written as numbers, lists and strings.
+    Keys whose value is None are left out at every depth (BIDS metadata have no nulls). NumPy scalars,
+    arrays and paths become numbers, lists and strings.
 
     Raises
     ------
@@ -46,7 +40,7 @@ def write_json(path: str | os.PathLike[str], obj: Mapping[str, Any]) -> None:
 
 
 def json_text(obj: Mapping[str, Any]) -> str:
-    """Give the text that :func:`write_json` writes."""
+    """Format as :func:`write_json` does."""
     return json.dumps(_without_nulls(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -70,8 +64,8 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     AppError
-        Exit code 66 where there is no such file, 65 where it is not a JSON object, or an object in it
-        has a key twice; the message has the path, and the line where that is known.
+        Exit code 66 if there is no such file, 65 if it is not a JSON object, or an object in it has a key
+        twice; the message has the path, and the line if known.
     """
     text = read_text(path)
     try:
@@ -87,7 +81,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its keys: JSON allows one twice, but readers differ in which of the two counts."""
+    """Build an object; a duplicate key is refused, because readers differ in which of the two counts."""
     content = dict(pairs)
     if len(content) < len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
@@ -96,13 +90,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Read a UTF-8 text file (a byte-order mark is dropped, Windows line ends become Unix ones).
+    """Read a UTF-8 text file; a byte-order mark is dropped, Windows line ends become Unix ones.
 
     Raises
     ------
     AppError
-        Exit code 66 where there is no such file, or something else than a file (a pipe, a device), 65
-        where it is not UTF-8 or longer than 256 MiB, 74 where reading fails.
+        Exit code 66 if there is no such file, or it is not a regular file (a pipe, a device), 65 if it is
+        not UTF-8 or too large, 74 if reading fails.
     """
     if (kind := kind_of(path)).startswith("is "):
         raise AppError(f"{os.fspath(path)}: {kind}.", exit_code=ExitCode.NO_INPUT, path=path)
@@ -130,20 +124,20 @@ def write_tsv(path: str | os.PathLike[str], columns: Mapping[str, Sequence[Any]]
     ----------
     path : path
     columns : mapping of str to sequence
-        Name of each column and its cells, all of one length. None, NaN and empty strings become
-        ``n/a``; floats have six significant digits; truth values are ``true`` and ``false``. Tabs
-        and line ends inside a text become blanks, since the format cannot hold them.
+        Name of each column and its cells, all of the same length. None, NaN and empty strings become
+        ``n/a``; floats have six significant digits; booleans are ``true`` and ``false``. Tabs and line ends
+        inside a text become spaces, since the format cannot hold them.
 
     Raises
     ------
     ValueError
-        Where the columns differ in length.
+        If the columns differ in length.
     """
     write_text(path, tsv_text(columns))
 
 
 def tsv_text(columns: Mapping[str, Sequence[Any]]) -> str:
-    """Give the text that :func:`write_tsv` writes."""
+    """Format as :func:`write_tsv` does."""
     lengths = {len(cells) for cells in columns.values()}
     if len(lengths) > 1:
         raise ValueError(f"columns of unequal length: { {k: len(v) for k, v in columns.items()} }")
@@ -170,8 +164,8 @@ def _cell(value: Any) -> str:
 def read_tsv(path: str | os.PathLike[str]) -> dict[str, list[str]]:
     """Read a tab-separated table with a header, every cell as text.
 
-    A byte-order mark, Windows line ends and blank lines at the end are tolerated. Quotes mean
-    nothing, as BIDS has it.
+    A byte-order mark, Windows line ends and blank lines at the end are tolerated. Quotes have no special
+    meaning, as in BIDS.
 
     Returns
     -------
@@ -181,14 +175,14 @@ def read_tsv(path: str | os.PathLike[str]) -> dict[str, list[str]]:
     Raises
     ------
     AppError
-        Exit code 65, with path and line, for an empty file, a column without a name or named twice,
-        a row with more or fewer cells than the header, and a NUL byte; 66 where there is no file.
+        Exit code 65, with path and line, for an empty file, a column without a name or with the name of
+        another, a row with more or fewer cells than the header, and a NUL byte; 66 if there is no file.
     """
     text = read_text(path)
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise _bad(path, line, "holds a NUL byte, so it is damaged or not a text table")
-    # Not splitlines(): captions may hold characters such as U+2028, which are no line ends in TSV.
+    # Not splitlines(): captions may hold characters such as U+2028, which do not end a line in TSV.
     lines = text.rstrip("\n").split("\n")
     names = lines[0].split("\t")
     if not lines[0].strip():
@@ -206,7 +200,7 @@ def read_tsv(path: str | os.PathLike[str]) -> dict[str, list[str]]:
             k = row.count("\t") + 1
             what = f"has {k} cell{'s' if k != 1 else ''} where the header has {n}"
             raise _bad(path, number, what)
-    # One split of everything: a list for each of several 100,000 rows takes three times as long.
+    # One split of everything: splitting each of several 100,000 rows takes three times as long.
     cells = "\t".join(rows).split("\t") if rows else []
     return {name: cells[index::n] for index, name in enumerate(names)}
 

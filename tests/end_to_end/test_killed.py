@@ -92,7 +92,7 @@ def test_killed_stopped_and_started_twice(command, undisturbed, tmp_path):
     damaged = next((out / ".work" / "sub-01" / "zscore").glob("mean.npy"))
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
     said = run(command, out)
-    for line in ("betas: found from", "zscore: what an earlier run left is damaged", "ridge: found from"):
+    for line in ("betas: found from", "zscore: the result of an earlier run is damaged", "ridge: found from"):
         assert line in said
     assert outputs(out) == outputs(undisturbed)
     assert not (out / ".work" / "sub-01").exists()

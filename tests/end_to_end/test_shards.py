@@ -83,7 +83,7 @@ def test_three_shards_and_one_give_the_bytes_of_a_plain_run(bids, options, plain
     damaged = out / ".work" / "sub-01" / "stage2_brain.blocks" / "00001.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     said = run("--keep-work")
-    assert "stage2_brain: 3 of 3 blocks are there from an earlier run" in said
+    assert "stage2_brain: resumed; 3 of 3 blocks are from an earlier run" in said
     assert "stage2_brain: block 1 is damaged" in said
     assert outputs(out) == outputs(plain)
     assert not made(out)
@@ -113,7 +113,7 @@ def test_shards_at_once_share_and_a_killed_one_costs_its_block(bids, options, pl
     assert sum("not all that stage 2 needs is there" in text for text in said) == 1
     gathered = subprocess.run(command, capture_output=True, text=True, check=False)
     assert gathered.returncode == 0, gathered.stderr
-    assert "blocks are there from an earlier run" in gathered.stderr
+    assert "blocks are from an earlier run" in gathered.stderr
     assert outputs(out) == outputs(plain)
     assert not list(out.rglob("*partial*"))
 

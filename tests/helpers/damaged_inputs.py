@@ -232,7 +232,7 @@ CASES = {
         **on(BRICK, lambda p: replace_brick(p, imgBrick=np.zeros((20, 32, 32, 3), np.float32))),
     ),
     "brick cut": Case(
-        65, "no readable HDF5", brick=True, **on(BRICK, lambda p: put(p, p.read_bytes()[:3000]))
+        65, "not a readable HDF5", brick=True, **on(BRICK, lambda p: put(p, p.read_bytes()[:3000]))
     ),
     "captions gone": Case(65, "20 stimuli have no caption", **on(CAPTIONS, Path.unlink)),
     "caption gone": Case(

@@ -122,7 +122,7 @@ def test_the_plan_and_the_run_agree(bids, done, tmp_path, capsys):
     said = capsys.readouterr().err
     for stage in ("betas", "responses", "zscore"):
         assert f"{stage}: found from an earlier run" in said
-    assert "ridge: computing" in said
+    assert "ridge: recomputing" in said
 
 
 def test_an_accelerator_has_memory_of_its_own(bids, tmp_path):

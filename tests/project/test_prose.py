@@ -29,7 +29,6 @@ NOT_YET_REVISED = {
     "pipeline",
     "planning",
     "recipes",
-    "storage",
     "system",
 }
 

@@ -91,8 +91,8 @@ def _shape(path: Path) -> tuple[int, ...]:
 
 
 MUTATIONS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "truncated": (_truncate, "no readable HDF5 file, or is truncated"),
-    "empty": (lambda p: p.write_bytes(b""), "no readable HDF5"),
+    "truncated": (_truncate, "not a readable HDF5 file, or is truncated"),
+    "empty": (lambda p: p.write_bytes(b""), "not a readable HDF5"),
     "gone": (lambda p: (p.unlink(), p.symlink_to("annex")), "datalad get"),
     "a trial less": (lambda p: _replace(p, np.ones(_shape(p), "i2")[:-1]), "Holds 11 volumes, but"),
     "cropped": (lambda p: _replace(p, np.ones(_shape(p), "i2")[:, :-1]), "the volume's shape is"),

@@ -39,7 +39,7 @@ def ones(_: Path) -> dict[str, np.ndarray]:
     [
         ({"seed": 0}, {"seed": 1}, "seed (0, now 1)"),
         ({"of": {"steps": 50, "eta": 0}}, {"of": {"steps": 20, "eta": 0}}, "of.steps (50, now 20)"),
-        ({"after": "x"}, {"after": "y"}, "what came before it"),
+        ({"after": "x"}, {"after": "y"}, "an earlier stage"),
         ({"ids": ["a"] * 99}, {"ids": ["a"] * 98}, "ids"),
         ({}, {"rows": [1]}, "rows (new)"),
         ({"rows": [1]}, {}, "rows (no longer given)"),
@@ -66,7 +66,7 @@ def test_the_log_says_found_changed_or_another_version(tmp_path, caplog, monkeyp
 
     assert said(seed=0) == "mean: computing"
     assert said(seed=0) == "mean: found from an earlier run"
-    assert said(seed=1) == "mean: computing again, changed since an earlier run: seed (0, now 1)"
+    assert said(seed=1) == "mean: recomputing, changed since an earlier run: seed (0, now 1)"
     monkeypatch.setattr(module, "__version__", "999")
     assert "version of this app (" in said(seed=1)
 

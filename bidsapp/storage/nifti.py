@@ -33,7 +33,7 @@ _BLOCK = 1 << 20
 _MOST_OFFSET = 1 << 26
 #: Voxels of one volume: a head at 0.5 mm has a third of this.
 _MOST_VOXELS = 1 << 28
-_BAD_DEFLATE: type[Exception] = igzip_lib.IsalError  # isal has no type hints
+_BAD_DEFLATE: Any = igzip_lib.IsalError  # isal has no type hints
 _FETCH_AGAIN = "Fetch or make the file again and compare its size or checksum with the source."
 
 

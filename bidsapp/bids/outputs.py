@@ -34,6 +34,7 @@ NAMES = {
     "log_dir": "logs/sub-{subject}/{run_id}",
     "log": "logs/sub-{subject}/{run_id}/run.log",
     "settings": "logs/sub-{subject}/{run_id}/run.toml",
+    "report_data": "logs/sub-{subject}/{run_id}/report.npz",
 }
 _DEFAULTS = {"model": {"desc": "ridge"}, "metrics": {"desc": "recon"}, "image": {"desc": "recon"}}
 _DEFAULTS["image_sidecar"] = _DEFAULTS["image"]

@@ -69,6 +69,10 @@ def _levels(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     help="Write the methods text (OUTPUT_DIR/logs/CITATION.md), and stop.",
 )  # fmt: skip
 @click.option(
+    "--reports-only", cls=GroupedOption, group=OTHER, is_flag=True,
+    help="Write the reports of finished subjects again, and stop; needs OUTPUT_DIR only.",
+)  # fmt: skip
+@click.option(
     "--notrack", cls=GroupedOption, group=OTHER, is_flag=True, expose_value=False,
     help="Accepted for scripts written for fMRIPrep; the app never sends usage data.",
 )  # fmt: skip
@@ -96,6 +100,11 @@ def app(**options: Any) -> int:
         from bidsapp.outputs.provenance import write_citation
 
         click.echo(write_citation(config))
+        return ExitCode.OK
+    if options["reports_only"]:
+        from bidsapp.participant.reports import rewrite_reports
+
+        click.echo("\n".join(map(str, rewrite_reports(config))))
         return ExitCode.OK
     from bidsapp.participant.level import run_participants
     from bidsapp.planning.check import check_run

@@ -81,12 +81,13 @@ def _type(option: Option) -> click.ParamType[Any]:
 
 
 def check_parts(options: Mapping[str, Any]) -> None:
-    """Refuse options that do not go with ``--shard`` and ``--prepare`` (click.UsageError)."""
-    given = [f"--{name}" for name in ("prepare", "shard") if options[name]]
+    """Refuse combinations of options that do a part of a run (click.UsageError)."""
+    names = ("prepare", "shard", "boilerplate_only", "reports_only")
+    given = [f"--{name.replace('_', '-')}" for name in names if options[name]]
     if given and options["analysis_level"] != "participant":
         raise click.UsageError(f"{given[0]} is for the participant level only.")
     if len(given) > 1:
-        raise click.UsageError("--prepare and --shard are two steps; give one of them.")
+        raise click.UsageError(f"{given[0]} and {given[1]} are two steps; give one of them.")
     if options["shard"] and options["force"]:
         raise click.UsageError("--force does not go with --shard; give it to --prepare, before the shards.")
 

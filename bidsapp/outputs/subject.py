@@ -31,6 +31,7 @@ from bidsapp.outputs.tables import (
 from bidsapp.pipeline.records import BRAIN
 from bidsapp.report import ExtraFigure, ScoreRow, SubjectReport, write_subject_report
 from bidsapp.report.labels import metric_label
+from bidsapp.report.saved import save_report
 
 if TYPE_CHECKING:
     from bidsapp.data.stimuli import StimulusSet
@@ -117,7 +118,9 @@ def write_subject(found: Reconstruction, tree: OutputTree, run: SubjectRun) -> l
     paths += [tree.path("metrics", desc=d) for d in tables]
     remove_outputs(tree, keep={path.name.partition(".")[0] for path in paths})
     figures = (*write_region_figures(evidence.roi_analysis, tree), write_voxels_used(found, tree))
-    write_subject_report(tree.path("report"), _report(found, rows, run, figures))
+    report = _report(found, rows, run, figures)
+    save_report(tree.path("report_data", run_id=run.run_id), report)
+    write_subject_report(tree.path("report"), report)
     return rows
 
 

@@ -106,7 +106,7 @@ def write_tiles(root: Path, report: SubjectReport) -> tuple[TileGroup, ...]:
     are no longer shown are removed.
     """
     columns = (report.stimuli, report.stage1, report.stage2)
-    if not report.stimulus_ids or any(c is None for c in columns):
+    if not report.stimulus_ids or (not report.drawn and any(c is None for c in columns)):
         return ()
     folder, stem = figure_stem(root, report)
     groups, written = [], set()
@@ -114,7 +114,8 @@ def write_tiles(root: Path, report: SubjectReport) -> tuple[TileGroup, ...]:
         tiles = []
         for position, index in enumerate(indices, start=1):
             path = folder / f"{stem}{key}{position}_recon.png"
-            save_png(path, side_by_side([c[index] for c in columns if c is not None]))
+            if not report.drawn:
+                save_png(path, side_by_side([c[index] for c in columns if c is not None]))
             written.add(path.name)
             tiles.append(_tile(report, index, path.relative_to(root).as_posix()))
         groups.append(TileGroup(key, title, rule, tuple(tiles)))
@@ -147,8 +148,7 @@ def side_by_side(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     -------
     ndarray of uint8, (192, 192 * n + 6 * (n - 1), 4)
     """
-    width = SIDE * len(images) + GAP * (len(images) - 1)
-    canvas = np.zeros((SIDE, width, 4), np.uint8)
+    canvas = np.zeros((SIDE, strip_width(len(images)), 4), np.uint8)
     for i, image in enumerate(images):
         enlarge = max(image.shape[:2]) <= SIDE
         how = Image.Resampling.BICUBIC if enlarge else Image.Resampling.LANCZOS
@@ -157,6 +157,11 @@ def side_by_side(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         canvas[:, left : left + SIDE, :3] = np.asarray(resized)
         canvas[:, left : left + SIDE, 3] = 255
     return canvas
+
+
+def strip_width(n: int) -> int:
+    """Width of n images next to each other, in pixels."""
+    return SIDE * n + GAP * (n - 1)
 
 
 def save_png(path: Path, pixels: NDArray[np.uint8]) -> None:

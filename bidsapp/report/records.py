@@ -150,6 +150,8 @@ class SubjectReport:
         Folder of the run in ``logs``.
     duration_s : float or None
         Wall time of the run in seconds.
+    drawn : bool
+        Whether the figures exist already; then the page alone is written, and needs no images.
     """
 
     subject: str
@@ -178,6 +180,7 @@ class SubjectReport:
     evidence: Evidence | None = None
     run_id: str = ""
     duration_s: float | None = None
+    drawn: bool = False
 
 
 @dataclass(frozen=True)

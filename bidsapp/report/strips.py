@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bidsapp.report.checks import RUNG_TITLES
-from bidsapp.report.figures import figure_stem, remove_others, save_png, side_by_side
+from bidsapp.report.figures import figure_stem, remove_others, save_png, side_by_side, strip_width
 from bidsapp.report.records import LadderImages, SubjectReport
 
 #: Images in a strip.
@@ -51,12 +51,12 @@ def write_strips(root: Path, report: SubjectReport) -> Strips | None:
         ids = ", ".join(found.ids[i] for i in chosen)
         for rung, images in found.rungs.items():
             path = folder / f"{stem}{rung.replace('_', '')}_ladder.png"
-            pixels = side_by_side([images[i] for i in chosen])
-            save_png(path, pixels)
+            if not report.drawn:
+                save_png(path, side_by_side([images[i] for i in chosen]))
             written.add(path.name)
             title = RUNG_TITLES.get(rung, rung) + (", stage 1" if rung in found.first_only else "")
             alt = f"{title}: images of {ids}, from left to right."
-            rows.append(Strip(title, path.relative_to(root).as_posix(), alt, pixels.shape[1]))
+            rows.append(Strip(title, path.relative_to(root).as_posix(), alt, strip_width(len(chosen))))
     remove_others(folder, f"{stem}*_ladder.png", written)
     if not rows or found is None:
         return None

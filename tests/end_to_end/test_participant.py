@@ -136,7 +136,7 @@ def test_the_dataset_says_who_made_it(out):
     settings = tomllib.loads(next(out.glob("logs/sub-01/*/run.toml")).read_text())
     assert settings["recipe"]["name"] == "embedded"
     run = settings["run"]
-    assert (run["seed"], run["roi"], run["skip_bids_validation"]) == (0, ["nsdgeneral"], True)
+    assert (run["seed"], run["roi"], run["skip_bids_validation"]) == (0, ["nsdgeneral"], False)
     assert Path(run["bids_dir"]).is_dir()
     assert settings["machine"]["host"] == platform.node()
     assert settings["machine"]["peak_memory_of_process"] > 50_000_000
@@ -147,6 +147,26 @@ def test_the_dataset_says_who_made_it(out):
 
 def test_nothing_unfinished_is_left(out):
     assert list(out.rglob("*partial*")) == []
+
+
+def test_reports_alone_are_written_again_from_the_output_folder(out, bids, tmp_path, capsys):
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy, ignore=shutil.ignore_patterns(".work"))
+    before = hashes(copy, "sub-*.html", "*.png")
+    (copy / "sub-01.html").write_text("lost")
+    (copy / "sub-02.html").unlink()
+    assert run(tmp_path / "no-input", copy, "participant", "--reports-only") == 0
+    assert str(copy / "sub-01.html") in capsys.readouterr().out
+    assert hashes(copy, "sub-*.html", "*.png") == before
+    assert run(tmp_path, copy, "participant", "--reports-only", "--participant-label", "03") == 66
+    assert "sub-03" in capsys.readouterr().err
+    record = next(copy.glob("logs/sub-01/*/report.npz"))
+    record.write_bytes(record.read_bytes()[:1000])
+    assert run(tmp_path, copy, "participant", "--reports-only", "--participant-label", "01") == 65
+    assert "report.npz" in capsys.readouterr().err
+    record.unlink()
+    assert run(tmp_path, copy, "participant", "--reports-only", "--participant-label", "sub-01") == 66
+    assert run(tmp_path, copy, "group", "--reports-only") == 64
 
 
 def test_a_second_run_finds_every_stage(out, bids, capsys):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bidsapp.cli.help import Command
+from bidsapp.cli.help import Command, GroupedOption
 from bidsapp.cli.options import command_line, run_options, set_up
 from bidsapp.errors import ExitCode
 
@@ -59,22 +59,17 @@ def score_table(scores: Mapping[str, Sequence[ScoreRow]]) -> str:
     return "\n".join(lines)
 
 
+def _option(flag: str, **about: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    shown = {} if about.get("is_flag") else {"metavar": "N", "show_default": True}
+    return click.option(flag, cls=GroupedOption, group="Simulation", **shown, **about)
+
+
 @click.command("demo", cls=Command, examples=["bidsapp-recon demo ~/recon-demo --n-subjects 1"])
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--simulate-only", is_flag=True, help="Write DIR/bids, and stop.")
-@click.option(
-    "--n-subjects", type=click.IntRange(min=1, max=8), default=2, show_default=True, help="Subjects."
-)
-@click.option(
-    "--n-train",
-    type=click.IntRange(min=20),
-    default=1000,
-    show_default=True,
-    help="Training images of each subject.",
-)
-@click.option(
-    "--n-test", type=click.IntRange(min=5), default=100, show_default=True, help="Shared test images."
-)
+@_option("--simulate-only", is_flag=True, help="Write DIR/bids, and stop.")
+@_option("--n-subjects", type=click.IntRange(min=1, max=8), default=2, help="Subjects.")
+@_option("--n-train", type=click.IntRange(min=20), default=1000, help="Training images of each subject.")
+@_option("--n-test", type=click.IntRange(min=5), default=100, help="Shared test images.")
 @run_options("seed", "n_cpus", "omp_nthreads", "device", "dtype", "verbose")
 def demo(**options: Any) -> int:
     """Simulate a dataset in DIR/bids, reconstruct its images into DIR/out, and print the scores.

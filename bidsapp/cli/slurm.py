@@ -126,13 +126,9 @@ def _option(
     help="Memory (24GB).  [default: 1.25 times the estimate]",
 )  # fmt: skip
 @_option(
-    "--cpus",
-    type=click.IntRange(min=1),
-    group="Resources of a task",
-    default=4,
-    show_default=True,
-    help="CPUs.",
-)
+    "--cpus", type=click.IntRange(min=1), group="Resources of a task", default=4, show_default=True,
+    metavar="N", help="CPUs.",
+)  # fmt: skip
 @_option(
     "--gpus", type=_GPUS, group="Resources of a task", metavar="[TYPE:]N",
     help="GPUs: 1, a100:1. The app uses one.",

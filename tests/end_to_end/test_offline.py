@@ -21,7 +21,7 @@ def bids(tiny_dataset) -> Path:
 
 @pytest.fixture
 def fetched(monkeypatch) -> list[tuple[set[str], Path]]:
-    """What the verb was asked to fetch, and where to."""
+    """What the subcommand was asked to fetch, and where to."""
     asked: list[tuple[set[str], Path]] = []
 
     def note(needed, root, **_) -> int:

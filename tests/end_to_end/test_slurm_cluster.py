@@ -1,4 +1,4 @@
-"""The verb ``slurm`` on a real SLURM, of one node, that the test starts: slow, and skipped where it can't."""
+"""The subcommand ``slurm`` on a real one-node SLURM that the test starts; slow, skipped where it cannot start."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def folder(tiny_dataset, tmp_path_factory) -> Path:
 def submit(
     slurm: Cluster, folder: Path, out: Path, *words: str, run: tuple[str, ...] = ()
 ) -> tuple[Path, dict[str, str]]:
-    """Submit a run by the verb; gives the folder of its scripts and the jobs' ids."""
+    """Submit a run; give the folder of its scripts and the ids of its jobs."""
     command = [sys.executable, "-m", "bidsapp", "slurm", folder / "bids", out, "--submit", "--cpus", "1"]
     options = ["--", "--recipe", folder / "quick.toml", "--device", "cpu", "--skip-bids-validation", *run]
     words_of = list(map(str, [*command, *words, *options]))

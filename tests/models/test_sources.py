@@ -1,4 +1,4 @@
-"""Weights of a recipe: their sources, where they are looked for, and the verb that fetches them."""
+"""Weights of a recipe: their sources, where they are looked for, and the subcommand that fetches them."""
 
 from __future__ import annotations
 

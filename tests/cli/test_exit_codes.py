@@ -127,7 +127,7 @@ def test_nothing_matches(option, tmp_path, dataset, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_named_as_a_verb(tmp_path, monkeypatch, capsys):
+def test_a_folder_named_as_a_subcommand(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run("./demo", "out", "participant") == 66
     assert "demo" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The subcommand ``slurm`` on a real one-node SLURM that the test starts; slow, skipped where it cannot start."""
+"""The subcommand ``slurm`` on a real one-node SLURM that the test starts: slow; skipped without SLURM."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quiet")
-def test_the_verb_fetches_nothing_that_is_there(models, tmp_path, capsys, monkeypatch):
+def test_the_subcommand_fetches_nothing_that_exists(models, tmp_path, capsys, monkeypatch):
     recipe = write_recipe(tmp_path, metrics={"networks": []})
     monkeypatch.setattr(fetching, "_list_repository", lambda *_: pytest.fail("the hub was asked"))
     assert cli.main(["fetch-models", "--recipe", str(recipe), "--models-dir", str(models)]) == 0
@@ -126,7 +126,7 @@ def test_the_verb_fetches_nothing_that_is_there(models, tmp_path, capsys, monkey
 
 
 @pytest.mark.usefixtures("quiet")
-def test_the_verb_may_verify_only(models, tmp_path, capsys):
+def test_the_subcommand_may_verify_only(models, tmp_path, capsys):
     copy = tmp_path / "models"
     shutil.copytree(models, copy)
     recipe = write_recipe(tmp_path, metrics={"networks": []})
@@ -148,6 +148,6 @@ def test_the_verb_may_verify_only(models, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("quiet")
-def test_the_verb_refuses_unknown_recipes(capsys):
+def test_the_subcommand_refuses_unknown_recipes(capsys):
     assert cli.main(["fetch-models", "--recipe", "moon"]) == 64
     assert "brain-diffuser" in capsys.readouterr().err

@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import platform
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,8 @@ import numpy as np
 import bidsapp
 from bidsapp.bids.descriptions import update_participants
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.group.checks import comparable_columns, subject_entry
-from bidsapp.group.settings import differing_settings, run_settings
+from bidsapp.group.checks import comparable_columns, differing_settings, run_settings, subject_entry
+from bidsapp.group.scores import SubjectScores, read_scores, subject_folders
 from bidsapp.report import Column, GroupMean, GroupReport, MissingSubject, write_group_report
 from bidsapp.report.labels import CONDITION_TITLES, STAGE_TITLES, metric_label
 from bidsapp.report.records import CONDITIONS, STAGES
@@ -28,12 +27,11 @@ from bidsapp.storage.text import read_tsv, write_json, write_tsv
 
 log = logging.getLogger(__name__)
 
-#: ``desc`` of each condition's metrics file.
-_DESC = {"brain": "recon", "null": "null", "oracle": "oracle"}
-_METRICS_FILE = re.compile(
-    r"sub-(?P<sub>[A-Za-z0-9]+)_task-(?P<task>[A-Za-z0-9]+)_desc-(?P<desc>[a-z]+)_metrics\.tsv"
-)
-_LABEL = re.compile(r"[A-Za-z0-9]+")
+_WHAT = {
+    "brain": "reconstructions from the brain responses",
+    "null": "reconstructions with responses and images shuffled against each other in training",
+    "oracle": "reconstructions from the true latents",
+}
 
 
 @dataclass(frozen=True)
@@ -57,19 +55,6 @@ class GroupOutcome:
     table: Path
     report: Path
     means: Mapping[str, GroupMean] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """Means of one subject by (task, condition, stage, metric), chance levels, and numbers of images."""
-
-    means: dict[tuple[str, str, str, str], float]
-    chance: dict[tuple[str, str, str], float]
-    n: dict[tuple[str, str], int]
-
-    @property
-    def n_images(self) -> int:
-        return max(n for (_, condition), n in self.n.items() if condition == "brain")
 
 
 def run_group(
@@ -101,18 +86,29 @@ def run_group(
     Raises
     ------
     AppError
-        Exit code 66 if the folder is missing or no subject has scores.
+        Exit code 66 if the folder is missing or no subject has scores (then the table and report of an
+        earlier group run are removed); 73 if ``phenotype`` is a link.
     """
     root = Path(output_dir)
     if not root.is_dir():
         message = f"{root}: no such folder. Give the output folder of the participant level"
         raise AppError(f"{message}; in a container, check that it is mounted.", exit_code=ExitCode.NO_INPUT)
-    scores, missing = _read_scores(root, participants)
+    table, page = _files(root)
+    if table.parent.is_symlink():
+        raise AppError(
+            f"{table.parent} is a link to {table.parent.readlink()}, so its files are outside of this "
+            "dataset. Remove the link and run again.",
+            exit_code=ExitCode.CANNOT_CREATE,
+        )
+    scores, missing = read_scores(root, participants)
     for subject in missing:
         log.warning("sub-%s is missing from the group: %s", subject.label, subject.why)
     if not scores:
-        raise AppError(_no_scores(root, missing), exit_code=ExitCode.NO_INPUT)
-    table, page = root / "phenotype" / "reconmetrics.tsv", root / "group.html"
+        lines = [f"{root}: no subject has scores.", *(f"    sub-{m.label}: {m.why}" for m in missing)]
+        if not (dry_run or participants) and remove_group_results(root):
+            lines.append("The table and report of an earlier group run were removed.")
+        lines.append("Run the participant level first: bidsapp-recon BIDS_DIR OUTPUT_DIR participant")
+        raise AppError("\n".join(lines), exit_code=ExitCode.NO_INPUT)
     if dry_run:
         return GroupOutcome(tuple(scores), tuple(missing), table, page)
     settings = run_settings(root, list(scores))
@@ -126,12 +122,16 @@ def run_group(
         for c in columns
         if any(math.isfinite(values[s][c.name]) for s in scores)
     }
-    write_tsv(table, _table(scores, values, columns))
-    write_json(table.with_suffix(".json"), _sidecar(columns))
+    sets = dict.fromkeys((c.task, c.condition) for c in columns)
+    counts = {_name("n_images", task, condition, columns): (task, condition) for task, condition in sets}
+    cells: dict[str, list[object]] = {"participant_id": [f"sub-{s}" for s in scores]}
+    cells |= {name: [got.n_images.get(key) for got in scores.values()] for name, key in counts.items()}
+    write_tsv(table, cells | {c.name: [values[s][c.name] for s in scores] for c in columns})
+    write_json(table.with_suffix(".json"), _sidecar(columns, counts))
     _update_participants(root)
     report = GroupReport(
-        subjects=tuple(subject_entry(root, s, values[s], got.n_images, columns) for s, got in scores.items()),
-        columns=comparable_columns(columns, [got.n for got in scores.values()]),
+        subjects=tuple(subject_entry(root, s, values[s], got, columns) for s, got in scores.items()),
+        columns=comparable_columns(columns, list(scores.values())),
         means=means,
         chance=_chance(scores, columns),
         missing=tuple(missing),
@@ -141,9 +141,43 @@ def run_group(
         command=command,
         versions={"bidsapp-recon": version, "Python": platform.python_version(), "NumPy": np.__version__},
     )
-    page = write_group_report(page, report)
+    write_group_report(page, report)
     log.info("group: %d subjects, %d missing; %s", len(scores), len(missing), page)
     return GroupOutcome(tuple(scores), tuple(missing), table, page, means)
+
+
+def remove_group_results(root: Path, label: str = "") -> bool:
+    """Remove the table and report of an earlier group run, which scores that were removed are still part of.
+
+    Parameters
+    ----------
+    root : Path
+        The output dataset.
+    label : str
+        Only if this subject is in the table.
+
+    Returns
+    -------
+    bool
+        Whether there was anything to remove.
+    """
+    table, page = _files(root)
+    files = [path for path in (table, table.with_suffix(".json"), page) if path.is_file()]
+    if table.parent.is_symlink() or not files:
+        return False
+    if label and table.is_file():
+        try:
+            if f"sub-{label}" not in read_tsv(table).get("participant_id", []):
+                return False
+        except AppError:
+            pass  # a damaged table is removed too
+    for path in files:
+        path.unlink()
+    return True
+
+
+def _files(root: Path) -> tuple[Path, Path]:
+    return root / "phenotype" / "reconmetrics.tsv", root / "group.html"
 
 
 def mean_over_subjects(
@@ -170,142 +204,32 @@ def mean_over_subjects(
     return GroupMean(mean, max(mean - half, levels[0]), min(mean + half, levels[1]), int(x.size))
 
 
-def _read_scores(
-    root: Path, participants: Sequence[str] | None
-) -> tuple[dict[str, _Scores], list[MissingSubject]]:
-    """Read the scores of every expected subject; those that cannot be read are missing subjects."""
-    folders = _folders(root)
-    if participants:
-        expected = sorted({p.strip().removeprefix("sub-") for p in participants})
-    else:
-        pages = {p.stem.removeprefix("sub-") for p in root.glob("sub-*.html")}
-        logs = {p.name.removeprefix("sub-") for p in root.glob("logs/sub-*") if p.is_dir()}
-        expected = sorted(folders | pages | logs | set(_listed(root / "participants.tsv")))
-    scores, missing = {}, []
-    for label in expected:
-        if not _LABEL.fullmatch(label):
-            missing.append(MissingSubject(label, "not a BIDS label (letters and digits only)"))
-        elif label not in folders and (root / "logs" / f"sub-{label}").is_dir():
-            why = "it has logs but no results yet; run the participant level without --prepare and --shard"
-            missing.append(MissingSubject(label, why))
-        elif label not in folders:
-            missing.append(
-                MissingSubject(label, f"no folder sub-{label}; run the participant level for this subject")
-            )
-        else:
-            try:
-                scores[label] = _read_subject(root / f"sub-{label}" / "func", label)
-            except AppError as error:
-                missing.append(MissingSubject(label, str(error)))
-    return scores, missing
-
-
-def _folders(root: Path) -> set[str]:
-    names = {p.name.removeprefix("sub-") for p in root.glob("sub-*") if p.is_dir()}
-    return {name for name in names if _LABEL.fullmatch(name)}
-
-
-def _listed(path: Path) -> list[str]:
-    """Labels of participants.tsv; none if it is missing or cannot be read."""
-    if not path.is_file():
-        return []
-    try:
-        return [p.removeprefix("sub-") for p in read_tsv(path).get("participant_id", [])]
-    except AppError as error:
-        log.warning("participants.tsv is ignored: %s", error)
-        return []
-
-
-def _read_subject(folder: Path, label: str) -> _Scores:
-    means: dict[tuple[str, str, str, str], float] = {}
-    chance: dict[tuple[str, str, str], float] = {}
-    n: dict[tuple[str, str], int] = {}
-    conditions = {desc: condition for condition, desc in _DESC.items()}
-    for path in sorted(folder.glob("*_metrics.tsv")):
-        match = _METRICS_FILE.fullmatch(path.name)
-        if match is None or match["sub"] != label:
-            continue
-        if match["desc"] == "summary":
-            chance |= _read_chance(path, match["task"])
-        elif match["desc"] in conditions:
-            condition = conditions[match["desc"]]
-            found, n[match["task"], condition] = _read_means(path)
-            means |= {(match["task"], condition, *key): value for key, value in found.items()}
-    if not any(condition == "brain" for _, condition, _, _ in means):
-        raise AppError(f"no scores in {folder}; run the participant level for this subject again")
-    return _Scores(means, chance, n)
-
-
-def _read_means(path: Path) -> tuple[dict[tuple[str, str], float], int]:
-    """Mean over images of every ``<stage>_<metric>`` column; images without a value are left out."""
-    table = read_tsv(path)
-    n_images = len(next(iter(table.values()), []))
-    if not n_images:
-        raise AppError(f"{path}: the table has no rows. Run the participant level for this subject again.")
-    means = {}
-    for name, cells in table.items():
-        stage, _, metric = name.partition("_")
-        if stage not in STAGES or not metric:
-            continue
-        x = np.asarray([_number(path, row, name, cell) for row, cell in enumerate(cells, start=2)])
-        x = x[~np.isnan(x)]
-        means[stage, metric] = float(x.mean()) if x.size else math.nan
-    return means, n_images
-
-
-def _read_chance(path: Path, task: str) -> dict[tuple[str, str, str], float]:
-    """Chance level of each stage and metric of the brain condition, from the summary table."""
-    table = read_tsv(path)
-    needed = ("condition", "stage", "metric", "chance")
-    if any(name not in table for name in needed):
-        raise AppError(
-            f"{path}: needs the columns {', '.join(needed)}. Run the participant level for it again."
-        )
-    rows = zip(*(table[name] for name in needed), strict=True)
-    chance = {}
-    for row, (condition, stage, metric, value) in enumerate(rows, start=2):
-        level = _number(path, row, "chance", value)
-        if condition == "brain" and not math.isnan(level):
-            chance[task, stage, metric] = level
-    return chance
-
-
-def _number(path: Path, row: int, column: str, cell: str) -> float:
-    if cell == "n/a":
-        return math.nan
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.inf
-    if math.isinf(value):
-        raise AppError(f"{path}, line {row}: {column} is {cell[:40]!r}, not a finite number.")
-    return value
-
-
-def _columns(scores: Mapping[str, _Scores]) -> list[Column]:
-    """Return the table's columns: tasks, conditions, metrics as the files have them, stages."""
+def _columns(scores: Mapping[str, SubjectScores]) -> list[Column]:
+    """Return the table's columns: tasks, conditions, metrics in the order of the files, stages."""
     keys = dict.fromkeys(key for got in scores.values() for key in got.means)
-    tasks = sorted({task for task, _, _, _ in keys})
     metrics = list(dict.fromkeys(metric for _, _, _, metric in keys))
-    columns = []
-    for task in tasks:
-        for condition in CONDITIONS:
-            for metric in metrics:
-                for stage in STAGES:
-                    if (task, condition, stage, metric) in keys:
-                        # With one task, as usual, its name would only lengthen every column.
-                        shown = task if len(tasks) > 1 else ""
-                        parts = (shown, "" if condition == "brain" else condition, stage, metric)
-                        name = "_".join(part for part in parts if part)
-                        columns.append(Column(name, condition, stage, metric, task))
-    return columns
+    found = [
+        Column("", condition, stage, metric, task)
+        for task in sorted({task for task, _, _, _ in keys})
+        for condition in CONDITIONS
+        for metric in metrics
+        for stage in STAGES
+        if (task, condition, stage, metric) in keys
+    ]
+    return [replace(c, name=_name(f"{c.stage}_{c.metric}", c.task, c.condition, found)) for c in found]
+
+
+def _name(what: str, task: str, condition: str, columns: Sequence[Column]) -> str:
+    """Name a column. With one task, as usual, its name would only lengthen every column."""
+    shown = task if len({c.task for c in columns}) > 1 else ""
+    return "_".join(part for part in (shown, "" if condition == "brain" else condition, what) if part)
 
 
 def _key(column: Column) -> tuple[str, str, str, str]:
     return column.task, column.condition, column.stage, column.metric
 
 
-def _chance(scores: Mapping[str, _Scores], columns: Sequence[Column]) -> dict[str, float]:
+def _chance(scores: Mapping[str, SubjectScores], columns: Sequence[Column]) -> dict[str, float]:
     """Chance level of each brain column: mean over subjects, or the metric's constant level."""
     chance = {}
     for column in columns:
@@ -321,44 +245,30 @@ def _chance(scores: Mapping[str, _Scores], columns: Sequence[Column]) -> dict[st
     return chance
 
 
-def _table(
-    scores: Mapping[str, _Scores], values: Mapping[str, Mapping[str, float]], columns: Sequence[Column]
-) -> dict[str, list[object]]:
-    table: dict[str, list[object]] = {
-        "participant_id": [f"sub-{s}" for s in scores],
-        "n_images": [got.n_images for got in scores.values()],
-    }
-    for column in columns:
-        table[column.name] = [values[s][column.name] for s in scores]
-    return table
-
-
-def _sidecar(columns: Sequence[Column]) -> dict[str, object]:
+def _sidecar(columns: Sequence[Column], counts: Mapping[str, tuple[str, str]]) -> dict[str, object]:
     """Return the sidecar of the table: description, unit and range of each column."""
-    what = {
-        "brain": "reconstructions from the brain responses",
-        "null": "reconstructions with responses and images shuffled against each other in training",
-        "oracle": "reconstructions from the true latents",
-    }
     sidecar: dict[str, object] = {
         "MeasurementToolMetadata": {
             "Description": "Similarity of seen images and their reconstructions from fMRI: means over test "
             "images for each participant, computed by bidsapp-recon."
         },
         "participant_id": {"LongName": "Participant", "Description": "Identifier of the participant."},
-        "n_images": {
-            "LongName": "Test images",
-            "Description": "Number of test images in the means of the brain's reconstructions.",
-            "Units": "images",
-        },
     }
+    several = len({task for task, _ in counts.values()}) > 1
+    for name, (task, condition) in counts.items():
+        of_task = f", task {task}" if several and task else ""
+        sidecar[name] = {
+            "LongName": f"Test images ({CONDITION_TITLES[condition]}{of_task})",
+            "Description": f"Number of test images in the means, {_WHAT[condition]}.",
+            "Units": "images",
+        }
     for column in columns:
         label = metric_label(column.metric)
-        task = f", task {column.task}" if column.name.startswith(f"{column.task}_") else ""
+        task = f", task {column.task}" if several and column.task else ""
         titles = (CONDITION_TITLES[column.condition], STAGE_TITLES[column.stage])
         entry: dict[str, object] = {
             "LongName": f"{label.title} ({', '.join(titles)}{task})",
-            "Description": f"Mean over test images, {what[column.condition]}. {label.description}".strip(),
+            "Description": f"Mean over test images, {_WHAT[column.condition]}. {label.description}".strip(),
             "Units": "proportion" if label.percent else "1",
         }
         if all(math.isfinite(v) for v in label.levels):
@@ -370,15 +280,8 @@ def _sidecar(columns: Sequence[Column]) -> dict[str, object]:
 def _update_participants(root: Path) -> None:
     """Give every sub-* folder its row, also those of failed subjects, as BIDS requires."""
     try:
-        update_participants(root, sorted(_folders(root)))
+        update_participants(root, sorted(subject_folders(root)))
     except AppError as error:
         if error.exit_code is not ExitCode.BAD_DATA:
             raise
         log.warning("participants.tsv was not changed: %s", error)
-
-
-def _no_scores(root: Path, missing: Sequence[MissingSubject]) -> str:
-    lines = [f"{root}: no subject has scores."]
-    lines += [f"    sub-{m.label}: {m.why}" for m in missing]
-    lines.append("Run the participant level first: bidsapp-recon BIDS_DIR OUTPUT_DIR participant")
-    return "\n".join(lines)

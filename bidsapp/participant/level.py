@@ -218,12 +218,15 @@ def _warnings(run: CheckedRun, models: Models, config: RunConfig) -> tuple[str, 
 def _report_failure(tree: OutputTree, config: RunConfig, text: str) -> None:
     """Leave a report with the error, and remove scores of an earlier run."""
     from bidsapp.bids.descriptions import update_participants
+    from bidsapp.group.level import remove_group_results
     from bidsapp.outputs.provenance import settings_of, software_versions
     from bidsapp.outputs.subject import remove_outputs
     from bidsapp.report import SubjectReport, write_subject_report
 
     try:
         remove_outputs(tree, suffixes=("metrics",))  # the group level must not count a failed subject
+        if remove_group_results(config.output_dir, tree.subject):
+            LOG.warning("The group's table and report had sub-%s's scores and were removed.", tree.subject)
         write_subject_report(
             tree.path("report"),
             SubjectReport(

@@ -141,7 +141,7 @@ def _tables(report: GroupReport) -> list[SimpleNamespace]:
             SimpleNamespace(
                 name=f"sub-{s.label}",
                 report=s.report,
-                n=s.n_images,
+                n=s.n_images.get(task, "–"),
                 cells=[format_value(metric_label(c.metric), s.values.get(c.name)) for c in brain],
             )
             for s in report.subjects

@@ -230,13 +230,13 @@ class SubjectChecks:
 class SubjectEntry:
     """One subject of the group.
 
-    ``values`` are by column name; ``report`` and ``figure`` are paths relative to the group report, None
-    where the file is missing.
+    ``values`` are by column name, ``n_images`` (of the brain) by task; ``report`` and ``figure`` are paths
+    relative to the group report, None where the file is missing.
     """
 
     label: str
     values: Mapping[str, float]
-    n_images: int
+    n_images: Mapping[str, int]
     report: str | None = None
     figure: str | None = None
     checks: SubjectChecks = field(default_factory=SubjectChecks)

@@ -420,15 +420,19 @@ def test_outputs_of_an_earlier_run_do_not_linger(bids, tmp_path):
     assert len(after) == len(before) - 1 == len(scored)
 
 
-def test_a_failed_rerun_withdraws_its_scores_and_the_output_stays_valid(bids, tmp_path, validate, caplog):
+def test_a_failed_rerun_removes_its_scores_and_the_groups(bids, tmp_path, validate, capsys):
     recipe, out, broken = recipe_file(tmp_path), tmp_path / "out", tmp_path / "broken"
     common = ("participant", "--recipe", recipe, "--skip-bids-validation")
     assert run(bids, out, *common) == 0
+    assert run(bids, out, "group") == 0
     shutil.copytree(bids, broken)
     for path in (broken / "sub-01").glob("ses-*/func/*_statmap.nii.gz"):
         with_a_bad_last_trial(path)
     assert run(broken, out, *common, "--participant-label", "01") == 1
     assert not list((out / "sub-01" / "func").glob("*_metrics.*"))
+    assert not (out / "group.html").exists()
+    assert not (out / "phenotype" / "reconmetrics.tsv").exists()
+    assert "The group's table and report had sub-01's scores" in capsys.readouterr().err
     assert run(bids, out, "group") == 0
     assert read_tsv(out / "phenotype" / "reconmetrics.tsv")["participant_id"] == ["sub-02"]
     assert validate(out) == []

@@ -13,13 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.output_tree import record_complete
 
 from bidsapp.errors import AppError
-from bidsapp.group.level import mean_over_subjects, run_group
+from bidsapp.group.level import GroupOutcome, mean_over_subjects, remove_group_results, run_group
 from bidsapp.report import ScoreRow
 from bidsapp.storage.text import read_tsv, write_json, write_tsv
 
 METRICS = ("pixcorr", "two_way_clip")
+
+
+def run(root: Path, **options: object) -> GroupOutcome:
+    """Run the group level on tables of complete runs."""
+    return run_group(record_complete(root), **options)  # type: ignore[arg-type]
 
 
 def add_subject(root: Path, label: str, value: float, task: str = "scenes", *, summary: bool = True) -> None:
@@ -55,13 +61,14 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def test_table_has_a_row_a_subject_and_a_column_a_score(out: Path) -> None:
-    outcome = run_group(out)
+    outcome = run(out)
     assert outcome.subjects == ("01", "02", "03")
     assert not outcome.missing
     rows = read(outcome.table)
     brain = ["stage1_pixcorr", "stage2_pixcorr", "stage1_two_way_clip", "stage2_two_way_clip"]
     expected = [*brain, *(f"null_{n}" for n in brain), *(f"oracle_{n}" for n in brain)]
-    assert list(rows[0]) == ["participant_id", "n_images", *expected]
+    counts = ["n_images", "null_n_images", "oracle_n_images"]
+    assert list(rows[0]) == ["participant_id", *counts, *expected]
     assert [r["participant_id"] for r in rows] == ["sub-01", "sub-02", "sub-03"]
     assert [float(r["stage1_pixcorr"]) for r in rows] == pytest.approx([0.3, 0.4, 0.6], abs=1e-6)
     assert [float(r["oracle_stage2_two_way_clip"]) for r in rows] == pytest.approx(
@@ -71,7 +78,7 @@ def test_table_has_a_row_a_subject_and_a_column_a_score(out: Path) -> None:
 
 
 def test_sidecar_describes_every_column(out: Path) -> None:
-    outcome = run_group(out)
+    outcome = run(out)
     sidecar = json.loads(outcome.table.with_suffix(".json").read_text())
     for name in read(outcome.table)[0]:
         assert len(sidecar[name]["Description"]) > 20
@@ -87,7 +94,7 @@ def test_top1_of_null_and_oracle_is_shown_among_as_many_images_only(out: Path, n
             path = out / f"sub-{label}" / "func" / f"sub-{label}_task-scenes_desc-{desc}_metrics.tsv"
             table = {name: cells[:rows] for name, cells in read_tsv(path).items()}
             write_tsv(path, table | {"stage2_top1_clip": [value] * rows})
-    outcome = run_group(out)
+    outcome = run(out)
     page = outcome.report.read_text()
     assert "31.1" in page
     assert ("77.7" in page) == ("22.2" in page) == (n == 3)
@@ -95,8 +102,35 @@ def test_top1_of_null_and_oracle_is_shown_among_as_many_images_only(out: Path, n
     assert float(read(outcome.table)[0]["oracle_stage2_top1_clip"]) == pytest.approx(0.777)
 
 
+def test_each_condition_has_its_own_number_of_images(out: Path) -> None:
+    for desc in ("null", "oracle"):
+        path = out / "sub-02" / "func" / f"sub-02_task-scenes_desc-{desc}_metrics.tsv"
+        write_tsv(path, {name: cells[:2] for name, cells in read_tsv(path).items()})
+    (out / "sub-03" / "func" / "sub-03_task-scenes_desc-null_metrics.tsv").unlink()
+    outcome = run(out)
+    table = read_tsv(outcome.table)
+    assert table["n_images"] == ["3", "3", "3"]
+    assert table["null_n_images"] == ["3", "2", "n/a"]
+    assert table["oracle_n_images"] == ["3", "2", "3"]
+    sidecar = json.loads(outcome.table.with_suffix(".json").read_text())
+    assert "shuffled" in sidecar["null_n_images"]["Description"]
+
+
+def test_each_task_has_its_own_number_of_images(out: Path) -> None:
+    add_subject(out, "02", 0.7, task="words")
+    path = out / "sub-02" / "func" / "sub-02_task-words_desc-recon_metrics.tsv"
+    write_tsv(path, {name: cells[:2] for name, cells in read_tsv(path).items()})
+    outcome = run(out)
+    table = read_tsv(outcome.table)
+    assert table["scenes_n_images"] == ["3", "3", "3"]
+    assert table["words_n_images"] == ["n/a", "2", "n/a"]
+    page = outcome.report.read_text()
+    words = page[page.index("Scores from the brain, words") :]
+    assert re.findall(r'<td class="n">(\d+|–)</td></tr>', words)[:3] == ["–", "2", "–"]
+
+
 def test_means_are_over_subjects_with_t_intervals(out: Path) -> None:
-    means = run_group(out).means["stage1_pixcorr"]
+    means = run(out).means["stage1_pixcorr"]
     assert means.n == 3
     assert means.mean == pytest.approx(1.3 / 3, abs=1e-6)
     # t(2 df, 97.5 %) = 4.302653, from a printed table
@@ -127,7 +161,7 @@ def test_interval_covers_the_true_mean_as_often_as_it_says() -> None:
 
 def test_one_subject_is_enough(tmp_path: Path) -> None:
     add_subject(tmp_path, "01", 0.3)
-    outcome = run_group(tmp_path)
+    outcome = run(tmp_path)
     assert outcome.means["stage2_pixcorr"].low is None
     assert "needs at least two subjects" in outcome.report.read_text()
 
@@ -136,7 +170,7 @@ def test_missing_subjects_are_listed_and_not_fatal(out: Path, caplog: pytest.Log
     write_tsv(out / "participants.tsv", {"participant_id": ["sub-01", "sub-09"], "age": ["31", "40"]})
     (out / "sub-04" / "func").mkdir(parents=True)
     with caplog.at_level(logging.WARNING):
-        outcome = run_group(out)
+        outcome = run(out)
     assert outcome.subjects == ("01", "02", "03")
     assert [m.label for m in outcome.missing] == ["04", "09"]
     page = outcome.report.read_text()
@@ -148,17 +182,17 @@ def test_missing_subjects_are_listed_and_not_fatal(out: Path, caplog: pytest.Log
 def test_participants_keep_their_columns_and_every_folder_gets_a_row(out: Path) -> None:
     (out / "sub-04").mkdir()
     write_tsv(out / "participants.tsv", {"participant_id": ["sub-02", "sub-09"], "age": ["31", "40"]})
-    run_group(out)
+    run(out)
     table = read_tsv(out / "participants.tsv")
     ages = dict(zip(table["participant_id"], table["age"], strict=True))
     assert ages == {"sub-01": "n/a", "sub-02": "31", "sub-03": "n/a", "sub-04": "n/a", "sub-09": "40"}
     before = (out / "participants.tsv").read_bytes()
-    run_group(out)
+    run(out)
     assert (out / "participants.tsv").read_bytes() == before
 
 
 def test_requested_participants_only(out: Path) -> None:
-    outcome = run_group(out, participants=["sub-03", "01", "77", "../etc"])
+    outcome = run(out, participants=["sub-03", "01", "77", "../etc"])
     assert outcome.subjects == ("01", "03")
     assert {m.label for m in outcome.missing} == {"77", "../etc"}
 
@@ -176,7 +210,7 @@ def test_requested_participants_only(out: Path) -> None:
 )
 def test_a_damaged_table_makes_its_subject_missing_with_the_reason(out: Path, content: str, why: str) -> None:
     (out / "sub-02" / "func" / "sub-02_task-scenes_desc-recon_metrics.tsv").write_text(content)
-    outcome = run_group(out)
+    outcome = run(out)
     assert outcome.subjects == ("01", "03")
     (missing,) = outcome.missing
     assert missing.label == "02"
@@ -186,7 +220,7 @@ def test_a_damaged_table_makes_its_subject_missing_with_the_reason(out: Path, co
 def test_a_damaged_participants_file_is_left_alone(out: Path, caplog: pytest.LogCaptureFixture) -> None:
     (out / "participants.tsv").write_text("participant_id\tage\nsub-01\n")
     with caplog.at_level(logging.WARNING):
-        assert len(run_group(out).subjects) == 3
+        assert len(run(out).subjects) == 3
     assert (out / "participants.tsv").read_text() == "participant_id\tage\nsub-01\n"
     assert "participants.tsv" in caplog.text
 
@@ -197,7 +231,7 @@ def test_images_without_a_value_are_left_out_of_the_mean(out: Path) -> None:
     table["stage1_pixcorr"] = ["n/a", "0.2", "0.4"]
     table["stage2_pixcorr"] = ["n/a", "n/a", "n/a"]
     write_tsv(path, table)
-    outcome = run_group(out)
+    outcome = run(out)
     row = read(outcome.table)[0]
     assert float(row["stage1_pixcorr"]) == pytest.approx(0.3)
     assert row["stage2_pixcorr"] == "n/a"
@@ -206,7 +240,7 @@ def test_images_without_a_value_are_left_out_of_the_mean(out: Path) -> None:
 
 def test_two_tasks_have_columns_of_their_own(out: Path) -> None:
     add_subject(out, "02", 0.7, task="words")
-    outcome = run_group(out)
+    outcome = run(out)
     rows = read(outcome.table)
     assert float(rows[1]["words_stage1_pixcorr"]) == pytest.approx(0.7)
     assert float(rows[1]["scenes_stage1_pixcorr"]) == pytest.approx(0.4)
@@ -224,7 +258,7 @@ def test_no_subject_at_all_is_an_error(tmp_path: Path, kind: str) -> None:
         add_subject(root, "01", 0.3)
         (root / "sub-01" / "func" / "sub-01_task-scenes_desc-recon_metrics.tsv").write_text("x")
     with pytest.raises(AppError, match=re.escape(str(root))) as error:
-        run_group(root)
+        run(root)
     assert error.value.exit_code == 66
     assert not (root / "group.html").exists()
     assert not (root / "phenotype").exists()
@@ -235,7 +269,7 @@ def test_report_links_subjects_and_table(out: Path) -> None:
     figures = out / "sub-01" / "figures"
     figures.mkdir()
     (figures / "sub-01_task-scenes_desc-median1_recon.png").write_bytes(b"png")
-    page = run_group(out, command="bidsapp-recon <b> out group").report.read_text()
+    page = run(out, command="bidsapp-recon <b> out group").report.read_text()
     assert 'href="sub-01.html"' in page
     assert 'href="sub-02.html"' not in page
     assert 'href="phenotype/reconmetrics.tsv"' in page
@@ -252,7 +286,7 @@ def test_two_runs_write_the_same_bytes(out: Path) -> None:
             "group.html",
             "participants.tsv",
         )
-        run_group(out)
+        run(out)
         return {name: (out / name).read_bytes() for name in names}
 
     assert snapshot() == snapshot()
@@ -281,7 +315,7 @@ def test_the_validator_accepts_what_is_written(out: Path) -> None:
         nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.uint8), np.eye(4)), f"{stem}.nii.gz")
         sidecar = {"Type": "ROI", "Sources": ["bids::README.md"], "SpatialReference": "orig"}
         write_json(Path(f"{stem}.json"), sidecar)
-    run_group(out)
+    run(out)
     done = subprocess.run([str(VALIDATOR), str(out)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "[ERROR]" not in done.stdout
@@ -317,7 +351,7 @@ def checks_shown(root: Path) -> dict[str, list[str]]:
 def test_findings_and_the_subjects_own_test_are_shown(out: Path) -> None:
     add_checks(out, "01", ("ok", "ok", "limit"), 0.004)
     add_checks(out, "02", ("broken", "unknown", "unknown", "ok"), 0.25)
-    run_group(out)
+    run(out)
     # Broken, limit, sound, not judged, p; the third subject's run was older and wrote neither.
     assert checks_shown(out) == {
         "sub-01": ["0", "1", "2", "0", "0.004"],
@@ -337,11 +371,91 @@ def test_damaged_findings_do_not_take_the_subject_out(out: Path, caplog: pytest.
     add_checks(out, "01", ("ok",), 0.001)
     (out / "sub-01" / "func" / "sub-01_task-scenes_desc-findings_metrics.tsv").write_bytes(b"a\tb\n1\n\xff")
     with caplog.at_level(logging.WARNING):
-        assert "01" in run_group(out).subjects
+        assert "01" in run(out).subjects
     assert "desc-findings_metrics.tsv" in caplog.text
     assert checks_shown(out)["sub-01"] == ["–"] * 4 + ["0.001"]
 
 
 def test_without_checks_there_is_no_table_of_them(out: Path) -> None:
-    run_group(out)
+    run(out)
     assert "Checks of each subject" not in (out / "group.html").read_text()
+
+
+def test_names_without_a_task_are_taken(out: Path) -> None:
+    for path in sorted(out.glob("sub-*/func/*")):
+        path.rename(path.with_name(path.name.replace("_task-scenes", "")))
+    write_tsv(
+        out / "sub-01" / "func" / "sub-01_desc-findings_metrics.tsv",
+        {"severity": ["broken"], "stage": ["decoding"], "sentence": ["nothing is decoded"]},
+    )
+    outcome = run(out)
+    assert outcome.subjects == ("01", "02", "03")
+    rows = read(outcome.table)
+    assert [float(r["stage1_pixcorr"]) for r in rows] == pytest.approx([0.3, 0.4, 0.6], abs=1e-6)
+    assert "<strong>sub-01, decoding</strong>nothing is decoded" in outcome.report.read_text()
+
+
+@pytest.mark.parametrize("what", ["no record", "another length", "not in it", "damaged"])
+def test_tables_that_the_last_complete_run_did_not_write_are_not_counted(out: Path, what: str) -> None:
+    record_complete(out)
+    record = out / "logs" / "sub-02" / "task-scenes_done.json"
+    table = "sub-02/func/sub-02_task-scenes_desc-null_metrics.tsv"
+    sizes = json.loads(record.read_text())["outputs"]
+    if what == "no record":
+        record.unlink()
+    elif what == "another length":
+        with open(out / table, "a") as stream:
+            stream.write("d\t0.5\t0.5\t0.5\t0.5\n")
+    elif what == "not in it":
+        record.write_text(json.dumps({"outputs": {k: v for k, v in sizes.items() if k != table}}))
+    else:
+        record.write_text("{")
+    outcome = run_group(out)
+    assert outcome.subjects == ("01", "03")
+    (missing,) = outcome.missing
+    assert missing.label == "02"
+    assert "done.json" in missing.why
+
+
+def test_results_of_an_earlier_group_run_do_not_outlive_the_scores(out: Path) -> None:
+    outcome = run(out)
+    shutil.rmtree(out / "logs")
+    with pytest.raises(AppError, match="earlier group run were removed"):
+        run_group(out)
+    for path in (outcome.table, outcome.table.with_suffix(".json"), outcome.report):
+        assert not path.exists()
+    assert (out / "participants.tsv").exists()
+
+
+def test_results_are_removed_if_a_subject_is_in_them(out: Path) -> None:
+    outcome = run(out)
+    assert not remove_group_results(out, "04")
+    assert outcome.table.is_file()
+    assert remove_group_results(out, "02")
+    assert not outcome.table.exists()
+    assert not outcome.report.exists()
+    assert not remove_group_results(out, "02")
+
+
+def test_a_dry_run_and_other_subjects_remove_nothing(out: Path) -> None:
+    outcome = run(out)
+    shutil.rmtree(out / "logs")
+    for options in ({"dry_run": True}, {"participants": ["07"]}):
+        with pytest.raises(AppError):
+            run_group(out, **options)  # type: ignore[arg-type]
+    assert outcome.table.is_file()
+    assert outcome.report.is_file()
+
+
+def test_nothing_is_written_through_a_link(out: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "reconmetrics.tsv").write_text("mine")
+    (out / "phenotype").symlink_to(elsewhere)
+    with pytest.raises(AppError, match="phenotype is a link") as error:
+        run(out)
+    assert error.value.exit_code == 73
+    assert not remove_group_results(out)
+    assert (elsewhere / "reconmetrics.tsv").read_text() == "mine"
+    assert [p.name for p in elsewhere.iterdir()] == ["reconmetrics.tsv"]
+    assert not (out / "group.html").exists()

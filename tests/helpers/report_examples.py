@@ -175,6 +175,7 @@ def full_group_report(root) -> GroupReport:
         for s in ("stage1", "stage2")
     )
     figures = sorted((root / "sub-01" / "figures").glob("*_desc-median1_recon.png"))
+    figure = f"sub-01/figures/{figures[0].name}"
     subjects = []
     for i in range(1, 13):
         checks = SubjectChecks(
@@ -184,9 +185,7 @@ def full_group_report(root) -> GroupReport:
             {c.name: (0.45, 0.55) for c in columns if c.condition == "brain"},
         )
         values = {c.name: float(rng.uniform(0.4, 1)) for c in columns}
-        subjects.append(
-            SubjectEntry(f"{i:02d}", values, 982, "sub-01.html", f"sub-01/figures/{figures[0].name}", checks)
-        )
+        subjects.append(SubjectEntry(f"{i:02d}", values, {"scenes": 982}, "sub-01.html", figure, checks))
     return GroupReport(
         tuple(subjects),
         columns,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import pytest
+from helpers.output_tree import record_complete
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -85,7 +86,7 @@ READERS = {
     "recipe": Reader("x.toml", lambda p: load_recipe(str(p)), (RECIPES / "embedded.toml").read_bytes()),
     "scores": Reader(
         f"o/{METRICS}",
-        lambda p: run_group(p.parents[2], dry_run=True),
+        lambda p: run_group(record_complete(p.parents[2]), dry_run=True),
         b"stimulus_id\tstage1_pixcorr\tstage2_pixcorr\nstim-a\t0.1\tn/a\nstim-b\t-0.3\t1e-4\n",
     ),
     "participants": Reader("x.tsv", read_tsv, b"participant_id\tage\nsub-01\t30\nsub-02\tn/a\n"),

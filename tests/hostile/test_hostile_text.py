@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.damage import snapshot
-from helpers.output_tree import Page
+from helpers.output_tree import Page, record_complete
 from hostile.hostile_case import Trap, mark
 
 from bidsapp.errors import AppError, InputProblems, Problem, as_shown
@@ -46,7 +46,7 @@ def out(tmp_path: Path) -> Path:
 
 def test_the_groups_page_shows_it_as_text(out, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        outcome = run_group(out, command=SCRIPT)
+        outcome = run_group(record_complete(out), command=SCRIPT)
     text = outcome.report.read_text()
     page = Page(text)
     assert "script" not in page.tags

@@ -28,7 +28,7 @@ _POSITIONALS = {
     "analysis_level": "participant: reconstruct one subject at a time. group: collect the finished subjects.",
 }
 #: At most one of these options is given.
-_PARTS = ("prepare", "shard")
+_PARTS = ("prepare", "shard", "boilerplate_only", "reports_only")
 _EXIT_CODES = {
     ExitCode.SUBJECT_FAILED: "A subject failed; its report and log give the reason.",
     ExitCode.INVALID_BIDS: "The input is not a valid BIDS dataset.",

@@ -64,7 +64,7 @@ def test_three_shards_and_one_give_the_bytes_of_a_plain_run(bids, options, plain
     assert "stage1_regions: computing" in said
     assert "ready for stage 2:" in said
     assert "stage2_" not in said
-    assert "has 5 of 15 blocks; 5 of them are left" in run("--shard", "1/3")
+    assert "has 5 of 15 blocks; 5 blocks of 9 images are left to make" in run("--shard", "1/3")
     first = made(out)
     assert len(first) == 5
     for k in (2, 3):
@@ -73,7 +73,7 @@ def test_three_shards_and_one_give_the_bytes_of_a_plain_run(bids, options, plain
     assert len(blocks) == 15
     assert len({name.split("/")[0] for name in blocks}) == 8  # brain, ladder, a further seed, regions
     assert blocks.items() >= first.items()
-    assert "; 0 of them are left" in run("--shard", "2/3")
+    assert "; 0 blocks of 0 images are left to make" in run("--shard", "2/3")
     assert "stage2_brain" not in [p.name for p in (out / ".work" / "sub-01").iterdir()]
     assert not (out / "sub-01").exists()  # shards write nothing but logs
     assert [p.name for p in out.iterdir() if p.name != ".work"] == ["logs"]
@@ -89,7 +89,7 @@ def test_three_shards_and_one_give_the_bytes_of_a_plain_run(bids, options, plain
     assert not made(out)
     assert "already done by run" in run("--shard", "1/3")
 
-    assert "not all that stage 2 needs is there" in run("--shard", "1/1", to=one)
+    assert "computing first what stage 2 needs" in run("--shard", "1/1", to=one)
     assert made(one) == blocks  # nothing of a block tells who made it
     run(to=one)
     assert outputs(one) == outputs(plain)
@@ -110,7 +110,7 @@ def test_shards_at_once_share_and_a_killed_one_costs_its_block(bids, options, pl
     shards[0].kill()
     said = [process.communicate()[1] for process in shards]
     assert [process.returncode for process in shards[1:]] == [0, 0], said
-    assert sum("not all that stage 2 needs is there" in text for text in said) == 1
+    assert sum("computing first what stage 2 needs" in text for text in said) == 1
     gathered = subprocess.run(command, capture_output=True, text=True, check=False)
     assert gathered.returncode == 0, gathered.stderr
     assert "blocks are from an earlier run" in gathered.stderr

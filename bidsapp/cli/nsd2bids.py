@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     "--participant-label", multiple=True, metavar="LABEL...", help="Subjects.  [default: all with betas]"
 )
 @click.option(
+    "--session-label", multiple=True, metavar="LABEL...",
+    help="Sessions, for example nsd01; others are not looked for.  [default: all]",
+)  # fmt: skip
+@click.option(
     "--betas", type=click.Choice(BETAS), default=BETAS[0], show_default=True, help="Version of the betas."
 )
 @click.option(
@@ -53,16 +57,19 @@ def nsd2bids(**options: Any) -> int:
     the dataset to write. Missing files are listed with their location in NSD's bucket, and the rest is
     converted. The same command again completes the dataset.
     """
-    from bidsapp.nsd.convert import Settings, convert
+    from bidsapp.nsd.convert import convert
+    from bidsapp.nsd.plan import Settings
     from bidsapp.system.logging import set_up_logging
 
     set_up_logging(options["verbose"])
     outcome = convert(
         options["nsd_dir"],
         options["bids_dir"],
-        Settings(options["betas"], options["space"], options["stimuli"], options["link"]),
-        participants=options["participant_label"],
-        captions=options["captions"],
+        Settings(
+            participants=options["participant_label"],
+            sessions=options["session_label"],
+            **{name: options[name] for name in ("betas", "space", "stimuli", "link", "captions")},
+        ),
         dry_run=options["dry_run"],
     )
     _report(outcome, options["bids_dir"], dry_run=options["dry_run"])

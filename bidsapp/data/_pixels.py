@@ -15,8 +15,8 @@ from PIL import Image
 
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.storage.files import kind_of
-from bidsapp.storage.hdf5 import DAMAGED
-from bidsapp.storage.hdf5_rows import row_length
+from bidsapp.storage.hdf5 import DAMAGED, is_complete
+from bidsapp.storage.hdf5_rows import chunks_per_row, row_is_written, row_length
 
 #: An image with more pixels is treated as a decompression bomb and not decoded.
 MAX_PIXELS = 64_000_000
@@ -27,6 +27,8 @@ MAX_SIDE, MAX_RATIO = 16_384, 100
 MAX_FILE = 1 << 30
 #: Largest HDF5 chunk, in bytes, that is inflated to read one image.
 MAX_CHUNK = 1 << 30
+#: Most chunks of an HDF5 array that hold one image.
+MAX_CHUNKS = 100_000
 #: Background of transparent pixels: the mid-grey of a screen, as LAION-fMRI showed its images
 #: (its documentation, "Image Format"; 0.5 in [0, 1]).
 BACKGROUND = (128, 128, 128, 255)
@@ -51,11 +53,12 @@ _SWAPS_SIDES = (5, 6, 7, 8)
 
 @dataclass(frozen=True)
 class _Brick:
-    """An open HDF5 file and its images: an array of pixels, or of encoded image files."""
+    """An open HDF5 file and its images (pixels or encoded files), and whether all were written."""
 
     file: Any
     images: Any
     encoded: bool
+    complete: bool
 
 
 class Bricks:
@@ -94,20 +97,25 @@ class Bricks:
 
     def require(self, path: Path, row: int) -> None:
         """Raise AppError if the brick cannot be opened or has no such row; reads no pixels."""
-        n = self._brick(path).images.shape[0]
+        brick = self._brick(path)
+        n = brick.images.shape[0]
         if not 0 <= row < n:
             raise _bad(path, f"has {n} images, but row {row} (from 0) is requested")
+        try:
+            written = brick.complete or row_is_written(brick.images, row)
+            length = row_length(brick.images, path, row) if brick.encoded and written else 0
+        except (*DAMAGED, struct.error) as error:
+            raise _bad(path, f"row {row} cannot be read ({error})") from error
+        if not written:
+            raise _bad(path, f"row {row} was never written: the file is a subset, or incomplete")
+        if length > min(MAX_FILE, path.stat().st_size):
+            raise _bad(path, f"row {row} declares {length} bytes, more than the file can hold")
 
     def _stored(self, path: Path, row: int) -> NDArray[np.uint8]:
         self.require(path, row)
-        images = self._brick(path).images
         try:
-            if self._brick(path).encoded:
-                length = row_length(images, path, row)
-                if length > min(MAX_FILE, path.stat().st_size):
-                    raise _bad(path, f"row {row} declares {length} bytes, more than the file can hold")
-            return np.asarray(images[row], np.uint8)
-        except (*DAMAGED, struct.error) as error:
+            return np.asarray(self._brick(path).images[row], np.uint8)
+        except DAMAGED as error:
             raise _bad(path, f"row {row} cannot be read ({error})") from error
 
 
@@ -139,17 +147,20 @@ def _find_images(file: Any, path: Path) -> _Brick:
     encoded = [d for d in arrays if d.ndim == 1 and h5py.check_vlen_dtype(d.dtype) == np.uint8]
     found = pixels or encoded
     what = ""
+    chunks = found[0].chunks if found else None
     if len(found) != 1:
         what = "must hold exactly one array at its top level: uint8 (N, H, W, 3), or N encoded images"
     elif found[0].external or found[0].is_virtual:
         what = "stores its pixels in other files, which is not supported"
     elif pixels and size_fault(found[0].shape[2], found[0].shape[1]):
         what = size_fault(found[0].shape[2], found[0].shape[1])
-    elif found[0].chunks and math.prod(found[0].chunks) * found[0].dtype.itemsize > MAX_CHUNK:
-        what = f"is stored in chunks of {math.prod(found[0].chunks)} bytes, too large to read one image"
+    elif chunks and math.prod(chunks) * found[0].dtype.itemsize > MAX_CHUNK:
+        what = f"is stored in chunks of {math.prod(chunks)} bytes, too large to read one image"
+    elif (n := chunks_per_row(found[0])) > MAX_CHUNKS:
+        what = f"is stored in {n} chunks per image; up to {MAX_CHUNKS} are read"
     if what:
         raise _bad(path, what)
-    return _Brick(file, found[0], not pixels)
+    return _Brick(file, found[0], not pixels, is_complete(found[0]))
 
 
 def decode(path: Path, row: int | None = None, stored: bytes | None = None) -> NDArray[np.uint8]:

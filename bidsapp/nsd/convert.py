@@ -14,7 +14,7 @@ from bidsapp.nsd import layout, sidecars, stimuli
 from bidsapp.nsd.files import Writer
 from bidsapp.nsd.layout import Nsd, session_label
 from bidsapp.nsd.maps import write_maps
-from bidsapp.nsd.plan import ConversionPlan, SubjectPlan, plan_conversion
+from bidsapp.nsd.plan import ConversionPlan, Settings, SubjectPlan, plan_conversion
 from bidsapp.nsd.sources import Inventory, Sources, betas_name
 from bidsapp.nsd.write_stimuli import write_stimuli, write_stimulus_tables
 from bidsapp.storage.atomic import clear_partials
@@ -23,16 +23,6 @@ from bidsapp.storage.text import read_json, read_tsv
 from bidsapp.system.progress import track
 
 _LOCK = ".nsd2bids.lock"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user asked for: version and space of the betas, form of the stimuli, kind of link."""
-
-    betas: str = layout.BETAS[0]
-    space: str = layout.SPACES[0]
-    stimuli: str = layout.STIMULI[0]
-    link: str = layout.LINKS[0]
 
 
 @dataclass(frozen=True)
@@ -51,15 +41,7 @@ class Outcome:
         return ExitCode.SUBJECT_FAILED if failed else ExitCode.OK
 
 
-def convert(
-    nsd_dir: Path,
-    bids_dir: Path,
-    settings: Settings,
-    *,
-    participants: Sequence[str] = (),
-    captions: Sequence[Path] = (),
-    dry_run: bool = False,
-) -> Outcome:
+def convert(nsd_dir: Path, bids_dir: Path, settings: Settings, *, dry_run: bool = False) -> Outcome:
     """Convert what exists of NSD, and list what is missing.
 
     Parameters
@@ -69,10 +51,6 @@ def convert(
     bids_dir : Path
         The dataset; created, or completed if an earlier run left something out.
     settings : Settings
-    participants : sequence of str
-        Empty for all that have betas.
-    captions : sequence of Path
-        COCO's caption files; empty to look for them in ``nsd_dir``.
     dry_run : bool
         Write nothing.
 
@@ -85,7 +63,7 @@ def convert(
     nsd, inventory = Nsd(nsd_dir, settings.betas, settings.space), Inventory()
     made_with = sidecars.settings(nsd, settings.stimuli)
     _check_folder(nsd_dir, bids_dir, made_with)
-    plan = plan_conversion(Sources(nsd, bids_dir, inventory), participants, captions)
+    plan = plan_conversion(Sources(nsd, bids_dir, inventory), settings)
     if dry_run:
         return Outcome(plan.subjects, inventory)
     writer = Writer(bids_dir, settings.link)
@@ -141,7 +119,7 @@ def _check_space(plan: ConversionPlan, bids_dir: Path, png: bool) -> None:
         for s in subject.sessions
     ]
     if plan.brick and not png:
-        pairs.append((plan.brick, bids_dir / "stimuli" / plan.brick.name))
+        pairs.append((plan.brick.path, bids_dir / "stimuli" / stimuli.BRICK_NAME))
     needed = sum(s.stat().st_size for s, target in pairs if target.is_symlink() or not target.is_file())
     existing = next(p for p in (bids_dir, *bids_dir.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free

@@ -8,13 +8,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
 from bidsapp.nsd import layout
 from bidsapp.nsd.design import Design, read_design
 from bidsapp.nsd.layout import Missing, Nsd
-from bidsapp.nsd.sources import Betas, Inventory, Sources
+from bidsapp.nsd.sources import Betas, Brick, Inventory, Sources
 from bidsapp.nsd.stimuli import StimulusInfo, check_agreement, read_stimulus_info
 from bidsapp.storage.nifti import Header
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for.
+
+    Attributes
+    ----------
+    betas, space : str
+        Version and space of the betas.
+    stimuli, link : str
+        Form of the stimuli, and kind of link.
+    participants : sequence of str
+        Labels (``01``, ``1``, ``sub-01``, ``subj01``); empty for all that have betas.
+    sessions : sequence of str
+        Labels (``nsd01``, ``01``, ``1``); empty for all.
+    captions : sequence of Path
+        COCO's caption files; empty to look for them in NSD's folder.
+    """
+
+    betas: str = layout.BETAS[0]
+    space: str = layout.SPACES[0]
+    stimuli: str = layout.STIMULI[0]
+    link: str = layout.LINKS[0]
+    participants: Sequence[str] = ()
+    sessions: Sequence[str] = ()
+    captions: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)
@@ -78,48 +107,43 @@ class ConversionPlan:
     design: Design
     info: StimulusInfo
     subjects: tuple[SubjectPlan, ...]
-    brick: Path | None
+    brick: Brick | None
     captions: tuple[Path, ...]
 
 
-def plan_conversion(
-    sources: Sources, participants: Sequence[str], captions: Sequence[Path]
-) -> ConversionPlan:
-    """Check everything that the conversion needs.
-
-    Parameters
-    ----------
-    sources : Sources
-        Its inventory takes what is missing or damaged.
-    participants : sequence of str
-        Labels (``01``, ``1``, ``sub-01``, ``subj01``); empty for all that have betas.
-    captions : sequence of Path
-        COCO's caption files; empty to look for them in NSD's folder.
+def plan_conversion(sources: Sources, settings: Settings) -> ConversionPlan:
+    """Check everything that the conversion needs; the inventory takes what is missing or damaged.
 
     Raises
     ------
     AppError
         Exit code 66 without the folder, the design or the table of images, or without any betas; 65 if the
-        design or the table is damaged or they disagree; 18 for a participant that NSD does not have.
+        design or the table is damaged or they disagree; 18 for a participant or session that does not exist.
     """
     nsd, inventory = sources.nsd, sources.inventory
     if not nsd.root.is_dir():
         fix = "Give the folder that holds nsddata and nsddata_betas; in a container, check the mounts."
         raise AppError(f"NSD_DIR {nsd.root} is not a folder. {fix}", exit_code=ExitCode.NO_INPUT)
     design, info = _read_tables(nsd)
-    numbers = _choose_subjects(nsd, participants)
+    numbers, asked = _choose_subjects(nsd, settings.participants), _choose_sessions(settings.sessions)
     if not info.shown_on:
         inventory.notes.append(
             f"{nsd.root / layout.STIMULUS_INFO} has no columns subject1_rep0 ..., so the image of each trial "
             "comes from the design alone and could not be compared."
         )
-    betas = {number: sources.betas(number) for number in numbers}
+    betas = {number: sources.betas(number, asked) for number in numbers}
     design = _divide(design, [b for sessions, _ in betas.values() for b in sessions.values()], nsd)
     subjects = [_plan_subject(sources, n, *betas[n], design) for n in numbers]
     kept = tuple(s for s in subjects if s.sessions)
+    problems = [*inventory.problems, *map(_as_problem, inventory.missing)]
+    if not kept and not problems:
+        message = f"NSD has none of the sessions {', '.join(settings.sessions)} of these participants."
+        raise AppError(message, exit_code=ExitCode.NOTHING_MATCHED)
     if not kept:
-        raise InputProblems([*inventory.problems, *map(_as_problem, inventory.missing)])
-    return ConversionPlan(nsd, design, info, kept, sources.brick(info), sources.captions(info, captions))
+        raise InputProblems(problems)
+    shown = np.unique([image for s in kept for n in s.sessions for image in design.shown(s.number, n.number)])
+    files = sources.captions(info, settings.captions)
+    return ConversionPlan(nsd, design, info, kept, sources.brick(info, shown), files)
 
 
 def _as_problem(missing: Missing) -> Problem:
@@ -162,6 +186,17 @@ def _choose_subjects(nsd: Nsd, participants: Sequence[str]) -> list[int]:
             raise AppError(message, exit_code=ExitCode.NOTHING_MATCHED)
         numbers.append(int(match[1]))
     return sorted(set(numbers))
+
+
+def _choose_sessions(labels: Sequence[str]) -> set[int]:
+    numbers = set()
+    for label in labels:
+        match = re.fullmatch(r"(?:ses-)?(?:nsd)?0*([1-9]\d?)", label)
+        if not match or int(match[1]) > max(layout.SESSIONS):
+            message = f"NSD has no session {label!r}; it has nsd01 to nsd{max(layout.SESSIONS)}."
+            raise AppError(message, exit_code=ExitCode.NOTHING_MATCHED)
+        numbers.add(int(match[1]))
+    return numbers
 
 
 def _divide(design: Design, betas: Sequence[Betas], nsd: Nsd) -> Design:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bidsapp.errors import AppError, ExitCode, Problem
 from bidsapp.nsd import layout, sidecars
 from bidsapp.nsd.layout import Missing, Nsd
 from bidsapp.nsd.stimuli import BRICK_KEY, BRICK_NAME, StimulusInfo, open_brick
 from bidsapp.storage.hdf5 import open_array
+from bidsapp.storage.hdf5_rows import written_rows
 from bidsapp.storage.nifti import Header, read_header
 
 #: Extensions of betas, the preferred one first.
@@ -44,6 +48,14 @@ class Betas:
     header: Header | None
 
 
+@dataclass(frozen=True)
+class Brick:
+    """The brick of images, and whether the pixels of each are stored, bool (images,)."""
+
+    path: Path
+    written: NDArray[np.bool_]
+
+
 def betas_name(nsd: Nsd, subject: int, session: int, extension: str) -> str:
     """Name of a session's betas in the dataset, relative to its root."""
     suffix = f"space-{nsd.space}_stat-effect_desc-singletrial_statmap{extension}"
@@ -75,25 +87,31 @@ class Sources:
     def __init__(self, nsd: Nsd, bids_dir: Path, inventory: Inventory) -> None:
         self.nsd, self.bids_dir, self.inventory = nsd, bids_dir, inventory
 
-    def betas(self, subject: int) -> tuple[dict[int, Betas], list[int]]:
-        """Find the betas of every session that NSD has of a subject; NIfTI is preferred to HDF5.
+    def betas(self, subject: int, sessions: Collection[int]) -> tuple[dict[int, Betas], list[int]]:
+        """Find the betas of a subject's sessions; NIfTI is preferred to HDF5.
+
+        These are the ``sessions`` requested, all that NSD has if empty, and those already in the dataset.
 
         Returns
         -------
         betas : dict of int to Betas
             By session, from 1.
         absent : list of int
-            Sessions without a file. (Damaged ones are in neither.)
+            Requested sessions without a file. (Damaged ones are in neither.)
         """
         betas: dict[int, Betas] = {}
         absent = []
         for session in range(1, layout.SESSIONS[subject - 1] + 1):
+            converted = {e: self.bids_dir / betas_name(self.nsd, subject, session, e) for e in EXTENSIONS}
+            requested = not sessions or session in sessions
+            if not requested and not any(path.is_file() for path in converted.values()):
+                continue
             candidates = [
                 (path, extension)
                 for extension in EXTENSIONS
                 for path in (
                     self.nsd.root / (self.nsd.session(subject, session) + extension),
-                    self.bids_dir / betas_name(self.nsd, subject, session, extension),
+                    converted[extension],
                 )
             ]
             existing = next(((p, e) for p, e in candidates if p.is_file()), None)
@@ -143,8 +161,8 @@ class Sources:
                 self._add(tables[0], f"names of the regions {name}, which are left out without them")
         return None
 
-    def brick(self, info: StimulusInfo) -> Path | None:
-        """Find the brick of all images, and check their number."""
+    def brick(self, info: StimulusInfo, shown: NDArray[np.int64]) -> Brick | None:
+        """Find the brick of all images, and check that it has those shown, given by 73k IDs."""
         converted = self.bids_dir / "stimuli" / BRICK_NAME
         path = self.nsd.find(layout.BRICK) or (converted if converted.is_file() else None)
         if path is None:
@@ -155,10 +173,15 @@ class Sources:
                 if brick.shape[0] != len(info):
                     what = f"has {brick.shape[0]} images in {BRICK_KEY}, but NSD's table lists {len(info)}"
                     raise AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA)
+                written = written_rows(brick)
         except AppError as error:
             self.inventory.add_damaged(error, path)
             return None
-        return path
+        lacking = shown[~written[shown - 1]]
+        if lacking.size:
+            what = f"lacks {lacking.size} of the {shown.size} images shown, e.g. 73k ID {lacking[0]}"
+            self.inventory.add_damaged(AppError(f"{path}: {what}.", exit_code=ExitCode.BAD_DATA), path)
+        return Brick(path, written)
 
     def captions(self, info: StimulusInfo, given: Sequence[Path]) -> tuple[Path, ...]:
         """Find COCO's caption files: those given, else one for each COCO set in NSD's folder.

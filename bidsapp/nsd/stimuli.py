@@ -145,14 +145,14 @@ def check_agreement(info: StimulusInfo, design: Design, table: Path, design_file
 
 @contextmanager
 def open_brick(path: Path) -> Iterator[Any]:
-    """Open the brick of all images; yields an ``h5py.Dataset``, uint8 (images, H, W, 3).
+    """Open the brick of all images, of which a subset may be stored; yields an ``h5py.Dataset``.
 
     Raises
     ------
     AppError
         Exit code 65 if the file is damaged, lacks such an array, or stores it in other files.
     """
-    with open_array(path, BRICK_KEY) as brick:
+    with open_array(path, BRICK_KEY, sparse=True) as brick:
         if brick.dtype != np.uint8 or brick.shape[3] != 3:
             raise _bad(path, f"must hold {BRICK_KEY}, a uint8 array of shape (images, H, W, 3)")
         yield brick

@@ -29,14 +29,14 @@ def write_stimuli(
     folder = root / "stimuli"
     clear_partials(folder)
     if not png:
-        writer.link_or_copy(plan.brick, folder / plan.brick.name)
+        writer.link_or_copy(plan.brick.path, folder / stimuli.BRICK_NAME)
         return
     shown = [plan.design.shown(s.number, session.number) for s in plan.subjects for session in s.sessions]
-    images = [int(i) for i in np.unique(np.concatenate(shown))]
+    images = [int(i) for i in np.unique(np.concatenate(shown)) if plan.brick.written[i - 1]]
     try:
-        written = _write_pngs(plan.brick, folder, images)
+        written = _write_pngs(plan.brick.path, folder, images)
     except AppError as error:
-        inventory.add_damaged(error, plan.brick)
+        inventory.add_damaged(error, plan.brick.path)
         return
     writer.written += written
     writer.kept += len(images) - written
@@ -72,7 +72,7 @@ def write_stimulus_tables(
     folder, info = root / "stimuli", plan.info
     images = range(1, len(info) + 1)
     ids = [f"stim-{stimuli.label(i)}" for i in images]
-    present = _present(folder, len(info), png)
+    present = _present(plan, folder, png)
     columns: dict[str, Sequence[Any]] = {"stimulus_id": ids, "type": ["image"] * len(info)}
     if png:
         columns["file"] = [stimuli.png_name(i) for i in images]
@@ -99,9 +99,12 @@ def write_stimulus_tables(
             writer.json(path.with_suffix(".json"), sidecars.CAPTIONS_COLUMNS)
 
 
-def _present(folder: Path, n: int, png: bool) -> NDArray[np.bool_]:
+def _present(plan: ConversionPlan, folder: Path, png: bool) -> NDArray[np.bool_]:
+    """Whether the dataset has the pixels of each image."""
+    n = len(plan.info)
     if not png:
-        return np.full(n, (folder / stimuli.BRICK_NAME).is_file())
+        found = (folder / stimuli.BRICK_NAME).is_file()
+        return plan.brick.written if found and plan.brick else np.full(n, found)
     names = {path.name for path in folder.glob("stim-*.png")} if folder.is_dir() else set()
     return np.array([stimuli.png_name(i) in names for i in range(1, n + 1)])
 

@@ -27,7 +27,7 @@ DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
 
 @contextmanager
-def open_array(path: Path, name: str = BETAS, n_axes: int = 4) -> Iterator[Any]:
+def open_array(path: Path, name: str = BETAS, n_axes: int = 4, *, sparse: bool = False) -> Iterator[Any]:
     """Open an array of integers or floats for reading.
 
     Parameters
@@ -37,6 +37,8 @@ def open_array(path: Path, name: str = BETAS, n_axes: int = 4) -> Iterator[Any]:
         The array's name at the top of the file.
     n_axes : int
         Number of axes that it must have.
+    sparse : bool
+        Allow arrays of which only a part was written (:mod:`bidsapp.storage.hdf5_rows` finds which).
 
     Yields
     ------
@@ -62,7 +64,7 @@ def open_array(path: Path, name: str = BETAS, n_axes: int = 4) -> Iterator[Any]:
         raise _bad(path, f"is not a readable HDF5 file, or is truncated ({error})") from error
     with file:
         try:
-            array = find_array(file, path, name, n_axes)
+            array = find_array(file, path, name, n_axes, sparse=sparse)
         except DAMAGED as error:
             raise _bad(path, f"is damaged ({error})") from error
         yield array
@@ -78,7 +80,7 @@ def is_complete(array: Any) -> bool:
     return bool(chunks == expected)
 
 
-def find_array(group: Any, path: Path, name: str, n_axes: int) -> Any:
+def find_array(group: Any, path: Path, name: str, n_axes: int, *, sparse: bool = False) -> Any:
     """Find an array in an open file (or a group in it): a dataset stored completely in the file itself.
 
     Parameters
@@ -90,6 +92,8 @@ def find_array(group: Any, path: Path, name: str, n_axes: int) -> Any:
         The array's name in the group.
     n_axes : int
         Number of axes that it must have.
+    sparse : bool
+        Allow arrays of which only a part was written.
 
     Raises
     ------
@@ -106,11 +110,11 @@ def find_array(group: Any, path: Path, name: str, n_axes: int) -> Any:
     array = group[name]
     if not isinstance(array, h5py.Dataset):
         raise _bad(path, f"has a group {name!r} where an array is needed")
-    _check_array(array, path, name, n_axes)
+    _check_array(array, path, name, n_axes, sparse)
     return array
 
 
-def _check_array(array: Any, path: Path, name: str, n_axes: int) -> None:
+def _check_array(array: Any, path: Path, name: str, n_axes: int, sparse: bool) -> None:
     shape = array.shape
     if array.external or array.is_virtual:
         raise _bad(path, f"keeps {name!r} in other files, which is not supported")
@@ -122,6 +126,8 @@ def _check_array(array: Any, path: Path, name: str, n_axes: int) -> None:
         size = math.prod(array.chunks) * array.dtype.itemsize
         raise _bad(path, f"has chunks of {size} bytes; store it in chunks of at most {_MOST_CHUNK}")
     declared, size = math.prod(shape) * array.dtype.itemsize, path.stat().st_size
+    if sparse and array.chunks:
+        declared = min(declared, array.id.get_num_chunks() * math.prod(array.chunks) * array.dtype.itemsize)
     filtered = array.id.get_create_plist().get_nfilters() > 0
     if declared > size * (MOST_INFLATION if filtered else 1):
         raise _bad(

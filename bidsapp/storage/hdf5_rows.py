@@ -10,24 +10,34 @@ from typing import Any
 
 import numpy as np
 
+from bidsapp.storage.hdf5 import is_complete
+
 
 def written_rows(array: Any) -> np.ndarray:
-    """Return which rows (first axis) of an array were written completely, bool (rows,).
+    """Return which rows (first axis) of an array were written completely, bool (rows,)."""
+    if is_complete(array):
+        return np.ones(array.shape[0], np.bool_)
+    step = array.chunks[0] if array.chunks else array.shape[0]
+    found = [row_is_written(array, row) for row in range(0, array.shape[0], step)]
+    return np.repeat(found, step)[: array.shape[0]]
+
+
+def row_is_written(array: Any, row: int) -> bool:
+    """Whether a row of an array was written completely.
 
     HDF5 reads what was never written as zeros. Sparse files, such as a subset of a large array, lack chunks.
     """
-    n = array.shape[0]
     if array.chunks is None:
-        return np.full(n, array.id.get_offset() is not None or array.id.get_storage_size() > 0)
-    grid = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
-    if array.id.get_num_chunks() == math.prod(grid):
-        return np.ones(n, np.bool_)
+        return array.id.get_offset() is not None or array.id.get_storage_size() > 0
     starts = [range(0, size, chunk) for size, chunk in zip(array.shape[1:], array.chunks[1:], strict=True)]
-    found = [
-        all(_exists(array, (start, *others)) for others in itertools.product(*starts))
-        for start in range(0, n, array.chunks[0])
-    ]
-    return np.repeat(found, array.chunks[0])[:n]
+    first = row - row % array.chunks[0]
+    return all(_exists(array, (first, *others)) for others in itertools.product(*starts))
+
+
+def chunks_per_row(array: Any) -> int:
+    """Return how many chunks one row of an array is stored in; 1 if it has no chunks."""
+    sides = zip(array.shape[1:], array.chunks[1:], strict=True) if array.chunks else ()
+    return math.prod(-(-size // chunk) for size, chunk in sides)
 
 
 def row_length(array: Any, path: Path, row: int) -> int:
@@ -68,7 +78,7 @@ def row_length(array: Any, path: Path, row: int) -> int:
 
 
 def _exists(array: Any, coordinates: tuple[int, ...]) -> bool:
-    return array.id.get_chunk_info_by_coord(coordinates).byte_offset is not None
+    return bool(array.id.get_chunk_info_by_coord(coordinates).byte_offset is not None)
 
 
 def _unfiltered(raw: bytes, mask: int, creation: Any, size: int) -> bytes:

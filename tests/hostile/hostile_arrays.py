@@ -281,6 +281,16 @@ CASES = {
     "brick of an encoded bomb": Case(
         65, "decompression bomb", in_hdf5(BRICK, encoded_brick(jpeg(60000, 60000)))
     ),
+    "brick that was never written": Case(
+        65,
+        "row 0 was never written",
+        in_hdf5(BRICK, lambda f: f.create_dataset("imgBrick", (1, 8, 8, 3), "u1", chunks=(1, 8, 8, 3))),
+    ),
+    "brick of a chunk for each value": Case(
+        65,
+        "3000000 chunks per image",
+        in_hdf5(BRICK, lambda f: f.create_dataset("imgBrick", (1, 1000, 1000, 3), "u1", chunks=(1, 1, 1, 1))),
+    ),
     "brick of a row that claims 4 GB": Case(65, "declares 4000000000 bytes", claims_too_much),
     # images
     "PNG of 10 gigapixels": Case(65, "decompression bomb", on(IMAGE, png(100_000, 100_000))),

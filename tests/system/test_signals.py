@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from bidsapp import cli
-from bidsapp.cli import command
+from bidsapp.cli import bids_app
 from bidsapp.system import signals
 from bidsapp.system.signals import Stopped, ending_cleanly
 
@@ -50,8 +51,7 @@ def test_a_signal_ends_the_process_without_leftovers(tmp_path: Path, code: str, 
 
 
 def test_the_command_says_how_to_go_on(monkeypatch, capsys):
-    monkeypatch.setattr(command, "make_config", lambda _: os.kill(os.getpid(), signal.SIGTERM))
-    monkeypatch.setattr(command, "prepare", lambda _: None)
+    monkeypatch.setattr(bids_app, "make_config", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     assert cli.main(["bids", "out", "participant"]) == 143
     assert "Stopped by SIGTERM. Run the same command again to go on." in capsys.readouterr().err
 
@@ -86,9 +86,9 @@ def test_handlers_are_put_back_and_no_failure_is_made_of_a_signal():
 
 # A thread that never ends, which the interpreter's own end waits for; and an error output that nobody reads.
 THREAD = BEGIN + (
-    "import threading; from bidsapp.cli import command\n"
+    "import threading; from bidsapp.cli import bids_app, command\n"
     "threading.Thread(target=threading.Event().wait).start()\n"
-    "command.prepare = lambda _: (print('go', flush=True), time.sleep(3600))\n"
+    "bids_app.make_config = lambda _: (print('go', flush=True), time.sleep(3600))\n"
     "sys.argv[1:] = ['bids', 'out', 'participant']; command.entry()\n"
 )
 PIPE = BEGIN + (
@@ -109,11 +109,14 @@ def test_nothing_is_waited_for_at_the_end(code: str):
     )
     assert process.stdout is not None
     assert process.stderr is not None
+    limit = threading.Timer(300, process.kill)  # a command that fails before "go" waits for its thread
+    limit.start()
     try:
         assert process.stdout.readline() == "go\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
     finally:
+        limit.cancel()
         process.kill()
         process.communicate()
 

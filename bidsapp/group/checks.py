@@ -47,7 +47,7 @@ def subject_entry(
 
 
 def _read_checks(func: Path, label: str, columns: Sequence[Column]) -> SubjectChecks:
-    """Read a subject's tables of findings and of means; those that cannot be read give a warning."""
+    """Read tables of findings and of means; those that cannot be read give a warning."""
     counts: Counter[str] = Counter()
     broken: list[tuple[str, str]] = []
     p: dict[str, float] = {}

@@ -11,6 +11,7 @@ from bidsapp.records import TARGET_TITLES
 from bidsapp.report.labels import (
     STAGE_TITLES,
     MetricLabel,
+    format_cell,
     format_interval,
     format_value,
     is_two_way,
@@ -276,7 +277,7 @@ def _ends(value: Value) -> tuple[float, float]:
 
 
 def _cell(label: MetricLabel, value: Value) -> tuple[str, str]:
-    return format_value(label, value.mean), format_interval(label, value.low, value.high)
+    return format_cell(label, value.mean, value.low, value.high)
 
 
 def _identification(how: str) -> MetricLabel:

@@ -45,9 +45,7 @@ class TileGroup:
 
 
 def rank_scores(report: SubjectReport) -> tuple[str, ...]:
-    """Return the scores that rank the images: ``report.rank_by`` or its default."""
-    if report.rank_by:
-        return tuple(name for name in report.rank_by if name in report.per_image)
+    """Return the scores that rank the images: two-way identification of stage 2, then pixel correlation."""
     names = [n for n in report.per_image if n.startswith("stage2_")]
     two_way = [n for n in names if is_two_way(n.removeprefix("stage2_"))]
     two_way.sort(key=lambda n: "clip" not in n)
@@ -62,9 +60,7 @@ def ranking(report: SubjectReport) -> NDArray[np.int64]:
     """
     keys: list[NDArray[np.generic]] = [np.asarray(report.stimulus_ids)]
     for name in reversed(rank_scores(report)):
-        better = metric_label(name.partition("_")[2]).higher_is_better
-        values = np.asarray(report.per_image[name], dtype=np.float64)
-        keys.append(np.nan_to_num(-values if better else values, nan=np.inf))
+        keys.append(np.nan_to_num(-np.asarray(report.per_image[name], dtype=np.float64), nan=np.inf))
     return np.lexsort(keys).astype(np.int64)
 
 

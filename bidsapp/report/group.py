@@ -10,7 +10,7 @@ from bidsapp.report.checks import SEVERITY_TITLES
 from bidsapp.report.figures import GAP, SIDE
 from bidsapp.report.labels import (
     STAGE_TITLES,
-    format_interval,
+    format_cell,
     format_value,
     is_two_way,
     metric_label,
@@ -167,10 +167,9 @@ def _feet(report: GroupReport, brain: list[Column], task: str) -> list[tuple[str
         for column in brain:
             label = metric_label(column.metric)
             mean = report.means.get(names.get((condition, column.stage, column.metric), ""))
-            value, low, high = (mean.mean, mean.low, mean.high) if mean else (None, None, None)
-            cells.append((format_value(label, value), format_interval(label, low, high)))
+            cells.append(format_cell(label, *((mean.mean, mean.low, mean.high) if mean else (None,))))
         feet.append((titles.get(condition, condition), cells))
     if any(c.name in report.chance for c in brain):
-        chance = [(format_value(metric_label(c.metric), report.chance.get(c.name)), "") for c in brain]
+        chance = [format_cell(metric_label(c.metric), report.chance.get(c.name)) for c in brain]
         feet.append(("Chance", chance))
     return feet

@@ -134,6 +134,13 @@ def format_interval(label: MetricLabel, low: float | None, high: float | None) -
     return text.replace("-", "−")
 
 
+def format_cell(
+    label: MetricLabel, value: float | None, low: float | None = None, high: float | None = None
+) -> tuple[str, str]:
+    """Return a value and its interval as the two texts of a table's cell."""
+    return format_value(label, value), format_interval(label, low, high)
+
+
 def primary_metric(metrics: tuple[str, ...]) -> str | None:
     """Metric of a one-line summary: two-way identification with CLIP, or another network, or the first."""
     two_way = [m for m in metrics if is_two_way(m)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsapp.evidence import Evidence, Value
-from bidsapp.report.labels import format_interval, format_value, metric_label
+from bidsapp.report.labels import format_cell, format_value, metric_label
 
 #: Columns as in published tables, and their names in this run's tables.
 COLUMNS = (
@@ -79,7 +79,4 @@ def published_table(evidence: Evidence, subject: str) -> PublishedTable | None:
 
 
 def _cell(metric: str, value: Value | None) -> tuple[str, str]:
-    label = metric_label(metric)
-    if value is None:
-        return "–", ""
-    return format_value(label, value.mean), format_interval(label, value.low, value.high)
+    return format_cell(metric_label(metric), *((value.mean, value.low, value.high) if value else (None,)))

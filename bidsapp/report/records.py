@@ -118,8 +118,6 @@ class SubjectReport:
     ----------
     subject, task, space : str
         BIDS labels without ``sub-``, ``task-``, ``space-``.
-    recipe : str
-        Selects the wording of the methods text.
     stimulus_ids, captions : tuple of str
         One entry per test image (``captions`` may be empty).
     stimuli, stage1, stage2 : ndarray of uint8, (n, H, W, 3), or None
@@ -127,7 +125,6 @@ class SubjectReport:
         before.
     per_image : mapping of str to ndarray, (n,)
         Score name (``stage2_pixcorr``) to its value for each image, brain condition.
-    scores : tuple of ScoreRow
     penalties : mapping of str to RidgePenalty
         By target.
     counts : mapping of str to number
@@ -138,18 +135,15 @@ class SubjectReport:
     settings : mapping of str to value
         The recipe's settings and the options of the run; nested mappings are shown as ``a.b``.
     versions : mapping of str to str
-        Software and its versions, this app first.
+        This app first.
     seed : int
         Of the run; it also draws the sample of images.
-    rank_by : tuple of str
-        Score names that rank best, median and worst, ties broken by the next; empty for the default
-        (two-way identification of stage 2, then pixel correlation).
     errors, warnings : tuple of str
         Shown in full; the first line of each is its heading.
     run_id : str
         Folder of the run in ``logs``.
     duration_s : float or None
-        Wall time of the run in seconds.
+        Wall time in seconds.
     drawn : bool
         Whether the figures exist already; then the page alone is written, and needs no images.
     """
@@ -172,7 +166,6 @@ class SubjectReport:
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
-    rank_by: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     figures: tuple[ExtraFigure, ...] = ()

@@ -13,7 +13,7 @@ from bidsapp.report.labels import (
     CONDITION_TITLES,
     STAGE_TITLES,
     depends_on_n_images,
-    format_interval,
+    format_cell,
     format_value,
     metric_label,
 )
@@ -198,16 +198,11 @@ def score_table(rows: tuple[ScoreRow, ...], conditions: list[str]) -> list[Simpl
         stages = ordered(dict.fromkeys(r.stage for r in rows if r.metric == metric), STAGES)
         for stage in stages:
             here = [by.get((metric, stage, c)) for c in conditions]
-            triples: list[tuple[float | None, float | None, float | None]] = [
-                (r.mean, r.low, r.high) if r else (None, None, None) for r in here
-            ]
-            chance = next((r for r in here if r is not None and r.chance is not None), None)
-            triples.append(
-                (chance.chance, chance.chance_low, chance.chance_high) if chance else (None, None, None)
-            )
-            cells = [(format_value(label, v), format_interval(label, low, high)) for v, low, high in triples]
+            cells = [format_cell(label, *((r.mean, r.low, r.high) if r else (None,))) for r in here]
+            row = next((r for r in here if r is not None and r.chance is not None), None)
+            chance = (row.chance, row.chance_low, row.chance_high) if row else (None,)
             brain = by.get((metric, stage, "brain"))
-            cells.append((format_value(label, brain.reverse if brain else None), ""))
+            cells += [format_cell(label, *chance), format_cell(label, brain.reverse if brain else None)]
             cells.append(("–" if brain is None or brain.p is None else f"{brain.p:.2g}", ""))
             table.append(
                 SimpleNamespace(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from bidsapp.evidence import Evidence, TargetQuality, Value
 from bidsapp.records import TARGET_TITLES
-from bidsapp.report.labels import format_interval, format_value, metric_label
+from bidsapp.report.labels import format_cell, metric_label
 from bidsapp.report.records import RidgePenalty
 
 _BINS = 60
@@ -86,10 +86,9 @@ def target_table(evidence: Evidence, penalties: Mapping[str, RidgePenalty]) -> t
 
 def _row(t: TargetQuality, penalty: RidgePenalty | None) -> TargetRow:
     r, r2, ceiling = _known(t.r), _known(t.r2), _known(() if t.ceiling is None else t.ceiling)
-    correlation = metric_label("pixcorr")
     ends = np.quantile(r, [0.025, 0.975]).tolist() if r.size else (None, None)
     cells = (
-        (format_value(correlation, float(r.mean()) if r.size else None), format_interval(correlation, *ends)),
+        format_cell(metric_label("pixcorr"), float(r.mean()) if r.size else None, *ends),
         (_number(ceiling.mean()) if ceiling.size else "–", ""),
         (_number(np.median(r2)) if r2.size else "–", ""),
         (_percent(t.two_way), ""),

@@ -24,7 +24,6 @@ NOT_YET_REVISED = {
     "analyses",
     "bids",
     "models",
-    "outputs",
     "participant",
     "pipeline",
     "planning",

@@ -32,11 +32,6 @@ def test_order_breaks_ties_by_the_next_score_and_then_by_id() -> None:
     assert [r.stimulus_ids[i] for i in ranking(r)] == ["c", "d", "b", "a", "e"]
 
 
-def test_order_turns_round_where_lower_is_better() -> None:
-    r = report({"stage2_distance_swav": [0.4, 0.2, 0.6]}, rank_by=("stage2_distance_swav",))
-    assert list(ranking(r)) == [1, 0, 2]
-
-
 def test_best_median_and_worst_are_disjoint_and_in_rank() -> None:
     values = np.random.default_rng(0).permutation(40) / 40
     groups = {key: indices for key, _, _, indices in choose_images(report({"stage2_pixcorr": list(values)}))}

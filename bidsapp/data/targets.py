@@ -27,7 +27,7 @@ from bidsapp.storage.claims import claim, claimed
 from bidsapp.storage.files import sha256_array
 from bidsapp.storage.hdf5 import write_hdf5
 from bidsapp.storage.locks import locked
-from bidsapp.system.progress import track
+from bidsapp.system.logging import track
 
 LOG = logging.getLogger("bidsapp")
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from bidsapp.decoding import calibration
 from bidsapp.decoding.backends import NUMPY, Backend
 from bidsapp.decoding.calibration import Moments
-from bidsapp.system.progress import track
+from bidsapp.system.logging import track
 
 Array = npt.NDArray[np.float32]
 Vector = npt.NDArray[np.float64]

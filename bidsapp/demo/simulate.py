@@ -31,7 +31,7 @@ from bidsapp.demo.noise import SessionNoise, VoxelStatistics, make_statistics
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.storage.atomic import atomic_path, clear_partials
 from bidsapp.storage.text import read_json, write_json, write_text, write_tsv
-from bidsapp.system.progress import track
+from bidsapp.system.logging import track
 
 _BLOCK_TRIALS = 64
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models.devices import empty_cache, free_memory, is_out_of_memory
-from bidsapp.system.progress import counter
-from bidsapp.system.units import as_text
+from bidsapp.system.logging import counter
+from bidsapp.system.resources import as_text
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ from bidsapp.nsd.write_stimuli import write_stimuli, write_stimulus_tables
 from bidsapp.storage.atomic import clear_partials
 from bidsapp.storage.locks import locked
 from bidsapp.storage.text import read_json, read_tsv
-from bidsapp.system.progress import track
+from bidsapp.system.logging import track
 
 _LOCK = ".nsd2bids.lock"
 

@@ -17,7 +17,7 @@ from bidsapp.nsd.sources import Inventory, missing_captions
 from bidsapp.storage.atomic import atomic_path, clear_partials
 from bidsapp.storage.hdf5 import DAMAGED
 from bidsapp.storage.text import read_tsv
-from bidsapp.system.progress import track
+from bidsapp.system.logging import track
 
 
 def write_stimuli(

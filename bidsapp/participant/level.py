@@ -25,9 +25,9 @@ from bidsapp.planning.check import (
 )
 from bidsapp.storage.atomic import noting_written
 from bidsapp.storage.files import bytes_there
-from bidsapp.system.caches import caches_in_work
 from bidsapp.system.logging import log_to_file, new_run_id
-from bidsapp.system.units import as_text
+from bidsapp.system.processes import caches_in_work
+from bidsapp.system.resources import as_text
 
 if TYPE_CHECKING:
     from bidsapp.bids.outputs import OutputTree

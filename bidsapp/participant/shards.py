@@ -21,8 +21,7 @@ from bidsapp.pipeline.images import blocks_of, make_block, warn_of_size
 from bidsapp.pipeline.records import Refinement
 from bidsapp.storage.blocks import Blocks
 from bidsapp.storage.stages import NotThere, Stages, Survey
-from bidsapp.system.logging import log_to_file, new_run_id
-from bidsapp.system.progress import counter
+from bidsapp.system.logging import counter, log_to_file, new_run_id
 
 if TYPE_CHECKING:
     from bidsapp.models.suite import Models

@@ -16,7 +16,7 @@ from bidsapp.records import Split
 from bidsapp.seeds import image_generators
 from bidsapp.storage.blocks import Blocks
 from bidsapp.storage.stages import StageResult, Stages, stage_key
-from bidsapp.system.progress import counter
+from bidsapp.system.logging import counter
 
 if TYPE_CHECKING:
     from bidsapp.data.stimuli import StimulusSet

@@ -14,7 +14,7 @@ from bidsapp.data.sessions import mask_sessions
 from bidsapp.records import Mask, Split, SubjectInputs
 from bidsapp.storage.files import fingerprint, sha256_array
 from bidsapp.storage.stages import StageResult, Stages
-from bidsapp.system.progress import track
+from bidsapp.system.logging import track
 
 if TYPE_CHECKING:
     pass

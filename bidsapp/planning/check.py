@@ -13,8 +13,7 @@ from bidsapp.planning.estimate import ResourceEstimate, Sizes, estimate_resource
 from bidsapp.recipes import Recipe
 from bidsapp.records import Mask, Split, SubjectInputs
 from bidsapp.storage.files import bytes_there
-from bidsapp.system.resources import available_memory
-from bidsapp.system.units import as_text
+from bidsapp.system.resources import as_text, available_memory
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ from bidsapp.planning.estimate import ResourceEstimate, Sizes, images_made, imag
 from bidsapp.planning.footprint import n_penalties
 from bidsapp.storage.blocks import count_blocks
 from bidsapp.storage.stages import NotThere, Survey
-from bidsapp.system.units import as_duration, as_text
+from bidsapp.system.resources import as_duration, as_text
 
 if TYPE_CHECKING:
     from bidsapp.planning.check import CheckedRun, CheckedSubject

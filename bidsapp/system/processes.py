@@ -1,31 +1,33 @@
-"""Which process made a temporary file, and whether it may still be at it."""
+"""Name of this process, its temporary files, and where its libraries keep caches."""
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 
 def here() -> str:
-    """Name this machine, and where process ids are its own (a container), that container too.
+    """Name this machine, and this container if process ids are its own.
 
     Letters and digits only, to be part of a file's name. Two containers of one machine may both have a
-    process 7, and each sees only its own: the number of the process namespace tells them apart.
+    process 7; the number of the process namespace distinguishes them.
     """
     host = "".join(c for c in socket.gethostname() if c.isalnum())[:16] or "host"
     try:
         space = "".join(c for c in str(Path("/proc/self/ns/pid").readlink()) if c.isdecimal())
-    except OSError:  # no Linux, or no /proc
+    except OSError:  # not on Linux, or /proc is not mounted
         space = ""
     return f"{host}n{space}" if space else host
 
 
 def is_gone(where: str, pid: int) -> bool:
-    """Say whether a process has surely ended: it ran here (:func:`here`), and the system knows it no more."""
+    """Whether a process has certainly ended: it ran here (:func:`here`), and the system has no such id."""
     if where != here():
         return False
     try:
@@ -42,7 +44,7 @@ _temporaries: set[Path] = set()
 
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """Remember a temporary file or folder while the body runs, and remove it in the end if it is there."""
+    """Register a temporary file or folder while the body runs, and remove what is left of it."""
     _temporaries.add(path)
     try:
         yield path
@@ -52,7 +54,7 @@ def temporary(path: Path) -> Iterator[Path]:
 
 
 def remove_temporaries() -> None:
-    """Remove all temporary files and folders of this process; for one that is about to end by force."""
+    """Remove all temporary files and folders of this process, which is about to end by force."""
     for path in tuple(_temporaries):
         _remove(path)
 
@@ -62,3 +64,47 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+#: Variables that name folders: Matplotlib's list of fonts, and compiled code of torch.
+_CACHES = {
+    "MPLCONFIGDIR": "matplotlib",
+    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
+    "TRITON_CACHE_DIR": "triton",
+}
+
+
+class HasWorkDir(Protocol):
+    """Settings of a run."""
+
+    @property
+    def work_dir(self) -> Path:
+        """The work folder."""
+
+
+@contextmanager
+def caches_in(folder: Path) -> Iterator[None]:
+    """Make libraries keep their caches in a folder while the body runs, unless the user has set another."""
+    own = {name: str(folder.absolute() / part) for name, part in _CACHES.items() if name not in os.environ}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            os.environ.pop(name, None)
+
+
+C = TypeVar("C", bound=HasWorkDir)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def caches_in_work(run: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], R]:
+    """Decorate a function of settings: libraries keep their caches in ``WORK/cache``, not in the home."""
+
+    @functools.wraps(run)
+    def confined(config: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with caches_in(config.work_dir / "cache"):
+            return run(config, *args, **kwargs)
+
+    return confined

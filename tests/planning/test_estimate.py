@@ -20,7 +20,7 @@ from bidsapp.models.suite import EMBEDDED, Models
 from bidsapp.planning.estimate import RATES, Sizes, estimate_resources, images_made
 from bidsapp.planning.footprint import BASE_MEMORY, model_file_bytes, option_moments
 from bidsapp.records import Mask
-from bidsapp.system.units import as_duration, as_text
+from bidsapp.system.resources import as_duration, as_text
 
 
 def test_sizes_from_configurations_are_those_of_computed_targets():

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from bidsapp.system import progress
-from bidsapp.system.progress import counter, track
+from bidsapp.system import logging as module
+from bidsapp.system.logging import counter, track
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -23,7 +23,7 @@ def test_items_pass_in_order(monkeypatch, caplog, capsys, terminal):
 
 def test_long_steps_say_where_they_are(monkeypatch, caplog):
     clock = iter(range(0, 1000, 20))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     with caplog.at_level(logging.INFO, "bidsapp"):
         assert list(track(range(6), "steps", every_s=30)) == list(range(6))
     assert [m.split(" (")[0] for m in caplog.messages[:-1]] == [
@@ -34,7 +34,7 @@ def test_long_steps_say_where_they_are(monkeypatch, caplog):
 
 def test_items_done_several_at_a_time(monkeypatch, caplog):
     clock = iter(range(0, 1000, 40))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     with caplog.at_level(logging.INFO, "bidsapp"), counter(10, "images") as advance:
         for n in (4, 4, 2):
             advance(n)

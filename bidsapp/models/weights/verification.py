@@ -19,7 +19,7 @@ from bidsapp.models.weights.registry import RequiredFile
 from bidsapp.storage.files import sha256_file
 from bidsapp.storage.locks import locked
 from bidsapp.storage.text import read_json, write_json
-from bidsapp.system.progress import track
+from bidsapp.system.logging import track
 
 LOG = logging.getLogger("bidsapp")
 #: How files looked when they were hashed.

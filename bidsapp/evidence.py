@@ -1,6 +1,6 @@
-"""What a run found out about itself: the ladder, decoding quality, checks, and findings in words.
+"""Evidence of a run about itself: the control ladder, decoding quality, checks, and findings.
 
-Frozen records of plain values; computed by the rooms, gathered by the participant level, shown by reports.
+Frozen records of plain values: computed by ``analyses``, gathered for one participant, shown by reports.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 Vector = npt.NDArray[np.float64]
 
-#: Rungs of the ladder, from what could be reached to what luck reaches.
+#: Rungs of the control ladder, from the upper bound to chance.
 RUNGS = (
     "truth",
     "retrieval",
@@ -30,7 +30,7 @@ RUNGS = (
 
 @dataclass(frozen=True)
 class Value:
-    """A mean with the ends of its 95 % interval (None where there is none)."""
+    """A mean with the ends of its 95% interval (None where there is none)."""
 
     mean: float
     low: float | None = None
@@ -44,21 +44,19 @@ class LadderRow:
     Attributes
     ----------
     rung : str
-        Of :data:`RUNGS`.
+        One of :data:`RUNGS`.
     stage : str
-        ``stage1`` or ``stage2``; rungs that make no picture of their own (truth, retrieval) have
-        ``stage2``.
+        ``stage1`` or ``stage2``; rungs without images of their own (truth, retrieval) have ``stage2``.
     metric : str
     value : Value
         Mean over the ladder's images.
     share : Value or None
-        ``(value - null) / (oracle - null)`` of the same stage and metric: 0 is luck, 1 what the models
-        can reach. None where oracle and null are too close to divide by.
+        ``(value - null) / (oracle - null)`` of the same stage and metric: 0 is the null, 1 the oracle. None
+        where these are too close to divide by.
     n_images : int
         The same images for every rung of a ladder.
     gain : Value or None
-        What the rung is above the brain, image by image, with its interval. None for a stage and metric
-        that the brain does not have.
+        Difference to the brain, paired by image. None for a stage and metric that the brain does not have.
     """
 
     rung: str
@@ -72,9 +70,9 @@ class LadderRow:
 
 @dataclass(frozen=True)
 class GroupQuality:
-    """Decoding quality of a part of a target: a layer of the VDVAE, a token of CLIP.
+    """Decoding quality of a part of a target: a layer of the VDVAE, or a token of CLIP.
 
-    ``r`` spans the middle 95 % over dimensions; ``ceiling`` likewise, where repeats allow one.
+    ``r`` spans the middle 95% of dimensions; ``ceiling`` likewise, where repeats allow one.
     """
 
     name: str
@@ -85,28 +83,28 @@ class GroupQuality:
 
 @dataclass(frozen=True)
 class TargetQuality:
-    """How well a target was predicted, before any picture was made.
+    """How well a target was predicted, before any image was made.
 
     Attributes
     ----------
     target : str
     r, r2 : ndarray of float64, (dims,)
-        Over test images, of each dimension that varies: Pearson correlation of prediction and truth,
-        and the coefficient of determination of the ridge's prediction.
+        Of each dimension, over test images: Pearson correlation of prediction and truth, and coefficient of
+        determination of the ridge's prediction; NaN where the dimension does not vary.
     ceiling : ndarray of float64, (dims,), or None
-        The correlation that the reliability of the predictions allows; None without repeats.
+        The highest correlation that the reliability of the predictions allows; None without repeats.
     groups : tuple of GroupQuality
     two_way, top1 : Value
         Identification of the test images by their predicted target among the true ones.
     two_way_p : float
         Permutation p of ``two_way``.
     among_training : Value or None
-        Share of test images whose own target is more similar to the prediction than every training
-        image's is.
+        Share of test images whose own target is more similar to the prediction than that of every training
+        image.
     median_rank : float or None
-        Median over test images of the own target's place among the training images' (1 is first).
+        Median over test images of the own target's rank among those of the training images (1 is first).
     n_dims, n_images, n_training : int
-        ``n_dims`` counts all dimensions, those that do not vary too.
+        ``n_dims`` includes dimensions that do not vary.
     """
 
     target: str
@@ -126,10 +124,10 @@ class TargetQuality:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Whether responses to repeats of an image are alike: halves of the test images' repeats.
+    """Whether responses to repeats of an image are alike.
 
-    ``two_way`` identifies each image's first half among the second halves; ``n_images`` have two
-    repeats or more. ``p`` is the permutation test's.
+    ``two_way`` identifies the first half of each image's repeats among the second halves; ``p`` is from a
+    permutation test; ``n_images`` were repeated.
     """
 
     two_way: Value
@@ -139,18 +137,18 @@ class Reliability:
 
 @dataclass(frozen=True)
 class TrialOrder:
-    """One session's trials against the repeats in other sessions, shifted by some trials.
+    """One session's trials, compared with repeats in other sessions after shifting the betas.
 
     Attributes
     ----------
     session : str
         Label without ``ses-``.
     lags : tuple of int
-        Shift, in trials, of the betas against the table of trials.
+        Shift, in trials, of the betas relative to the table of trials.
     correlation : ndarray of float64, (lags,)
-        Mean correlation over trials with the same stimulus' responses in other sessions.
+        Correlation with responses to the same stimulus in other sessions, mean over trials.
     error : ndarray of float64, (lags,)
-        Standard error of ``correlation`` minus that at lag 0 (at lag 0: of the correlation itself).
+        Standard error of the difference to lag 0 (at lag 0, of the correlation itself).
     n_trials : int
         Trials whose stimulus was also shown in another session.
     """
@@ -178,15 +176,11 @@ class Spuriousness:
     Attributes
     ----------
     space : str
-        The features that similarity is measured in.
+        The features in which similarity (cosine) is measured.
     nearest_train : ndarray of float64, (n,)
-        Similarity of each test image to its nearest training image (cosine).
-    nearest_ids : tuple of str
-        Those training images.
-    own : ndarray of float64, (n,)
-        Similarity of each reconstruction to its own stimulus.
-    closest_train : ndarray of float64, (n,)
-        Similarity of each reconstruction to the training image nearest to it.
+        Similarity of each test image to the most similar training image, one of ``nearest_ids``.
+    own, closest_train : ndarray of float64, (n,)
+        Similarity of each reconstruction to its own stimulus, and to the most similar training image.
     closer_to_training : Value
         Share of reconstructions that are closer to some training image than to their own stimulus.
     within_cluster, between_cluster : Value
@@ -194,7 +188,7 @@ class Spuriousness:
     n_within : int
         Test images that share their cluster with another.
     n_clusters, n_wanted : int
-        Clusters that there are, and that were asked for: fewer captions than that are all there can be.
+        Clusters found and requested; there are at most as many as different captions.
     """
 
     space: str
@@ -217,17 +211,15 @@ class Finding:
     Attributes
     ----------
     code : str
-        Which rule spoke.
+        Of the rule.
     severity : str
-        ``broken`` (a stage does not do its work), ``limit`` (what holds the picture back), ``ok``, or
-        ``unknown`` (could not be checked).
-    stage : str
-        What it speaks of, in words.
-    sentence : str
+        ``broken`` (the stage does not work), ``limit`` (it limits reconstructions), ``ok`` (sound), or
+        ``unknown`` (not judged).
+    stage, sentence : str
     anchor : str
         Heading of docs/troubleshooting.md.
     numbers : mapping of str to float
-        What the rule looked at.
+        What the rule compared with its thresholds.
     """
 
     code: str
@@ -240,17 +232,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class SeedSpread:
-    """How far a metric of the ladder's brain images moves with the generator's seed.
+    """How much a metric of the ladder's brain images varies with the seed of the generative models.
 
     Attributes
     ----------
     stage, metric : str
     value : Value
-        Mean over seeds and images; the interval is the bootstrap's, over images.
+        Mean over seeds and images, with a bootstrap interval over images.
     between_seeds : float
         Standard deviation over seeds of an image's score, mean over images.
     of_mean : float
-        Standard deviation over seeds of the mean over images: what a run's score moves by.
+        Standard deviation over seeds of the mean over images, the score of a run.
     n_seeds, n_images : int
     """
 
@@ -265,17 +257,17 @@ class SeedSpread:
 
 @dataclass(frozen=True)
 class HoldoutScores:
-    """Identification of test images by a target predicted from some of the training images.
+    """Identification of test images by a target predicted from a part of the training images.
 
     Attributes
     ----------
     target : str
     trained_on : str
-        ``all``; ``other_clusters`` (none of the test image's own cluster); ``random_rest`` (as many left
-        out, drawn at random).
+        ``all``; ``other_clusters`` (without the test image's cluster); ``random_rest`` (without as many,
+        drawn at random).
     two_way, within, between : Value
-        Two-way identification by the predicted target: among all test images, among those of the same
-        cluster, and among those of other clusters (NaN where there are none).
+        Two-way identification among all test images, those of the same cluster, and those of other
+        clusters (NaN where there are none).
     left_out : float
         Training images left out, mean over test images.
     n_clusters, n_images : int
@@ -306,9 +298,10 @@ class RegionScore:
         ``keep`` (all other voxels at their training mean) or ``lesion`` (the region's voxels at theirs).
     two_way : Value
     null : Value
-        Random sets of as many voxels: mean, and the middle 95 %.
+        Random sets of as many voxels: mean, and the middle 95%.
     p : float
-        Of random sets that do as well alone (``keep``), or cost as much (``lesion``).
+        Of random sets that score as high alone (``keep``), or whose lesion lowers scores as much
+        (``lesion``).
     whole : float
         Two-way identification from all voxels.
     n_images, n_sets : int
@@ -328,7 +321,7 @@ class RegionScore:
 
 @dataclass(frozen=True)
 class ProtocolScores:
-    """Scores of the brain's final pictures by one published protocol.
+    """Scores of the brain's final reconstructions by one published protocol.
 
     Attributes
     ----------
@@ -336,7 +329,7 @@ class ProtocolScores:
     values : mapping of str to Value
         Mean over all test images of each metric.
     skipped : mapping of str to str
-        Metrics that were not scored, and the checkpoint that is not there.
+        Metrics that were not computed, and the checkpoint that is missing.
     n_images : int
     """
 
@@ -349,15 +342,9 @@ class ProtocolScores:
 
 @dataclass(frozen=True)
 class RoiAnalysis:
-    """Regions one at a time: the pictures of their synthetic activations, and what they carry.
+    """Regions one at a time: images of their synthetic activations, and scores of test images.
 
-    Attributes
-    ----------
-    names : tuple of str
-    n_voxels : tuple of int
-        Of the decoded voxels, by region.
-    stage1, stage2 : ndarray of uint8, shape (regions, H, W, 3)
-    scores : tuple of RegionScore
+    ``n_voxels`` counts the decoded voxels in each region; images are uint8, (regions, H, W, 3).
     """
 
     names: tuple[str, ...]
@@ -369,7 +356,7 @@ class RoiAnalysis:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that one run found out about itself."""
+    """All evidence of one run."""
 
     ladder: tuple[LadderRow, ...] = ()
     targets: tuple[TargetQuality, ...] = ()
@@ -378,9 +365,9 @@ class Evidence:
     caption_match: CaptionMatch | None = None
     spuriousness: Spuriousness | None = None
     findings: tuple[Finding, ...] = ()
-    #: the recipe's own protocol, then the others; empty where the recipe's is no published one
+    #: the recipe's own protocol, then the others; empty if the recipe's is not a published one
     protocols: tuple[ProtocolScores, ...] = ()
-    #: what options ask for: empty without them
+    #: from optional analyses
     generator_seeds: tuple[SeedSpread, ...] = ()
     cluster_holdout: tuple[HoldoutScores, ...] = ()
     roi_analysis: RoiAnalysis | None = None

@@ -1,4 +1,4 @@
-"""The small frozen records that pass between the rooms."""
+"""Small frozen records that pass between all parts of the app."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TARGET_TITLES = {
 
 @dataclass(frozen=True)
 class Session:
-    """One session of single-trial betas: a 4-D file, a volume a trial.
+    """One session of single-trial betas: a 4-D file with one volume per trial.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class Session:
         4-D ``*_statmap.nii.gz`` (or ``.nii``), or ``*_statmap.hdf5`` (or ``.h5``) with the array
         ``betas``, (trials, z, y, x).
     trials : Path
-        ``*_trials.tsv`` with one row a volume.
+        ``*_trials.tsv`` with one row per volume.
     stimulus_ids : tuple of str
         The stimulus of every volume, in volume order, as in ``stimuli.tsv`` without ``stim-``.
     scale : float
@@ -46,7 +46,7 @@ class Session:
 
 @dataclass(frozen=True)
 class SubjectInputs:
-    """Everything the participant level needs of one subject.
+    """The input files of one subject.
 
     ``masks`` maps the name of each chosen ROI to its 3-D mask file; voxels are where any is > 0.
     """
@@ -107,7 +107,7 @@ class Mask:
         """Put one value per voxel, (voxels,), into a volume, (x, y, z), that is ``fill`` elsewhere."""
         values = np.asarray(values)
         if values.shape != (self.n_voxels,):
-            raise ValueError(f"values of shape {values.shape} given for {self.n_voxels} voxels")
+            raise ValueError(f"values have shape {values.shape}; expected ({self.n_voxels},)")
         flat = np.full(self.inside.size, fill, dtype=np.float32)
         flat[self.flat_index] = values
         return flat.reshape(self.shape, order="F")
@@ -123,13 +123,13 @@ class Split:
     train, test : tuple of str
         Stimuli that the subject saw.
     file : Path or None
-        Where the split was read from, and ``sha256`` of its bytes, hexadecimal.
+        From which the split was read; ``sha256`` is that of its bytes, hexadecimal.
     variant, n_variants : str and int
-        Which of the file's ``n_variants``; "" where it has none.
+        The variant used, of ``n_variants`` in the file; "" where it has none.
     unknown : tuple of str
-        Ids of the file that the dataset's stimuli do not have, sorted.
+        Ids of the file that are not stimuli of the dataset, sorted.
     unseen : int
-        How many stimuli of the file the dataset has but the subject did not see.
+        Number of the file's stimuli that the subject did not see.
     """
 
     name: str

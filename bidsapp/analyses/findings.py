@@ -1,7 +1,7 @@
-"""Rules that turn evidence into findings: a sentence for each stage, from what comes first to what follows.
+"""Rules that turn evidence into findings: one sentence per stage, in the order of the pipeline.
 
-A stage is called broken by numbers in ``rules.toml``. What depends on a broken stage is not judged: its
-finding says so. docs/troubleshooting.md has a section for each sentence.
+Thresholds are in ``rules.toml``. Stages that depend on a broken one are not judged, and their finding states
+this. docs/troubleshooting.md has a section for each finding.
 """
 
 from __future__ import annotations
@@ -17,47 +17,42 @@ import numpy as np
 from bidsapp.evidence import Evidence, Finding, LadderRow, TrialOrder, Value
 from bidsapp.records import TARGET_TITLES
 
-#: Metric of the ladder that the rules read: the mean over evaluation networks of two-way identification.
+#: Metric of the ladder that the rules use: two-way identification, mean over the evaluation networks.
 IDENTIFICATION = "identification"
 _DOC = "docs/troubleshooting.md"
 
 
 @cache
 def thresholds() -> Mapping[str, Any]:
-    """Numbers of ``rules.toml``."""
+    """Thresholds of ``rules.toml``."""
     return tomllib.loads((Path(__file__).parent / "rules.toml").read_text(encoding="utf-8"))
 
 
 def find(evidence: Evidence) -> tuple[Finding, ...]:
-    """Judge every stage.
-
-    Parameters
-    ----------
-    evidence : Evidence
-        Its ``findings`` are not looked at. What it lacks is named as not checked.
+    """Judge every stage for which there is evidence.
 
     Returns
     -------
     tuple of Finding
         In the order of the pipeline: CLIP's input, stage 1, stage 2, trial order, responses, decoding,
-        pictures, and what limits them. A healthy run has none of severity ``broken``.
+        reconstructions, and what limits them. In a sound run none has the severity ``broken``.
     """
     ladder = {(r.rung, r.stage, r.metric): r for r in evidence.ladder}
     findings: list[Finding] = []
-    broken: set[str] = set()
-    for code, (judge, depends) in _RULES.items():
-        hurt = [d for d in depends if d in broken]
-        finding = _not_judged(code, hurt) if hurt else judge(evidence, ladder)
+    affected: set[str] = set()
+    for code, (rule, depends) in _RULES.items():
+        causes = [d for d in depends if d in affected]
+        finding = _not_judged(code, causes) if causes else rule(evidence, ladder)
         if finding is None:
             continue
         findings.append(finding)
-        if finding.severity == "broken" or hurt:
-            broken.add(code)
+        if finding.severity == "broken" or causes:
+            affected.add(code)
     return tuple(findings)
 
 
 def broken(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-    """Give the findings that name a broken stage, the first cause first."""
+    """Give the findings of broken stages, the first cause first."""
     return tuple(f for f in findings if f.severity == "broken")
 
 
@@ -70,8 +65,8 @@ _STAGES = {
     "trial-order": "trial order",
     "responses": "responses",
     "decoding": "decoding",
-    "pictures": "pictures of predicted latents",
-    "limit": "what limits the picture",
+    "pictures": "reconstructions",
+    "limit": "what limits reconstructions",
 }
 
 
@@ -83,7 +78,7 @@ def _finding(code: str, severity: str, sentence: str, **numbers: float) -> Findi
 
 def _not_judged(code: str, causes: list[str]) -> Finding:
     names = " and ".join(_STAGES[c] for c in causes)
-    return _finding(code, "unknown", f"Not judged, because it depends on {names}.")
+    return _finding(code, "unknown", f"Not judged, because this depends on {names}.")
 
 
 def _clip_input(evidence: Evidence, ladder: _Ladder) -> Finding | None:
@@ -95,9 +90,9 @@ def _clip_input(evidence: Evidence, ladder: _Ladder) -> Finding | None:
         return _finding("clip-input", "unknown", _too_few(found.n_images))
     if score < limits["clip_input"]["broken_below"]:
         text = (
-            f"CLIP does not find the stimuli's own captions ({_two_way(score)}; a healthy CLIP is close to "
-            "1): what reaches CLIP is broken, not the brain data. Either pixels are scaled twice, or "
-            "captions belong to other images."
+            f"CLIP does not find the stimuli's own captions ({_two_way(score)}; expected close to 1): its "
+            "input is broken, not the brain data. Either pixels are scaled twice, or captions belong to "
+            "other images."
         )
         return _finding("clip-input", "broken", text, two_way=score)
     text = f"CLIP finds the stimuli's own captions ({_two_way(score)}): its input is sound."
@@ -118,8 +113,8 @@ def _first_stage(evidence: Evidence, ladder: _Ladder) -> Finding | None:
     said = f"{_two_way(score.value.mean)}, pixel correlation {pixels.value.mean:.2f}"
     if score.value.mean < limits["identification_below"] or pixels.value.mean < limits["pixcorr_below"]:
         text = (
-            f"Stage 1's oracle fails ({said}): the true latents do not give back the stimuli, so the VDVAE "
-            "or the order of its latents is broken, not the brain data."
+            f"Stage 1's oracle fails ({said}): decoding the true latents does not reproduce the stimuli, so "
+            "the VDVAE or the order of its latents is broken, not the brain data."
         )
         return _finding("first-stage", "broken", text, **numbers)
     return _finding("first-stage", "ok", f"Stage 1's oracle works ({said}).", **numbers)
@@ -137,8 +132,8 @@ def _generator(evidence: Evidence, ladder: _Ladder) -> Finding | None:
     lost = before.value.mean - score.value.mean if before else 0.0
     if score.value.mean < limits["identification_below"] or lost > limits["loss_above"]:
         text = (
-            f"Stage 2's oracle scores {score.value.mean:.2f} two-way: the generator, not the brain data, is "
-            "broken."
+            f"Stage 2's oracle fails ({_two_way(score.value.mean)}): the generator is broken, not the brain "
+            "data."
         )
         return _finding("generator", "broken", text, **numbers)
     return _finding("generator", "ok", f"Stage 2's oracle works ({_two_way(score.value.mean)}).", **numbers)
@@ -152,30 +147,30 @@ def _trial_order(evidence: Evidence, ladder: _Ladder) -> Finding | None:
     if not checked:
         text = "Not checked, because too few images were shown in more than one session."
         return _finding("trial-order", "unknown", text)
-    shifted = {t.session: lag for t in checked if (lag := out_of_step(t))}
+    shifted = {t.session: lag for t in checked if (lag := misalignment(t))}
     if shifted:
         names = "; ".join(
             f"ses-{s} by {abs(k)} trial{'s' if abs(k) > 1 else ''} ({'late' if k > 0 else 'early'})"
             for s, k in shifted.items()
         )
         text = (
-            f"Betas and trials are out of step: {names}. Responses there match repeats of the same images "
-            "in other sessions best when shifted."
+            f"Betas and trials are misaligned: {names}. Responses in these sessions match repeats of the "
+            "same images in other sessions best when shifted."
         )
         return _finding("trial-order", "broken", text, sessions=float(len(shifted)))
     text = f"None of {len(checked)} sessions matches the others better when shifted."
     return _finding("trial-order", "ok", text)
 
 
-def out_of_step(order: TrialOrder) -> int:
-    """Give the shift at which a session matches the others, or 0 where there is no reason to doubt it."""
+def misalignment(order: TrialOrder) -> int:
+    """Give the shift, in trials, at which a session clearly matches the others better, or 0."""
     errors = thresholds()["trial_order"]["errors_above"]
     best = int(np.argmax(order.correlation))
     zero = order.lags.index(0)
     gain = order.correlation[best] - order.correlation[zero]
-    # Above 0 too: with responses that mean nothing every lag matches as badly.
-    sure = gain > errors * order.error[best] and order.correlation[best] > errors * order.error[zero]
-    return order.lags[best] if best != zero and sure else 0
+    # It must also exceed 0: without signal, all lags match equally badly.
+    clear = gain > errors * order.error[best] and order.correlation[best] > errors * order.error[zero]
+    return order.lags[best] if best != zero and clear else 0
 
 
 def _responses(evidence: Evidence, ladder: _Ladder) -> Finding | None:
@@ -183,13 +178,13 @@ def _responses(evidence: Evidence, ladder: _Ladder) -> Finding | None:
     if found is None:
         return None
     if found.n_images < thresholds()["min_images"]:
-        text = f"{found.n_images} repeated test images are too few to check their reliability."
+        text = f"Not judged, because only {found.n_images} test images were repeated."
         return _finding("responses", "unknown", text)
     said = f"{_two_way(found.two_way.mean)}, p = {found.p:.2g}"
     if found.p > thresholds()["responses"]["p_above"]:
         text = (
-            f"Responses to repeats of an image are no more alike than to other images ({said}): the betas in "
-            "this mask hold no signal of the images, and no decoder can find one."
+            f"Responses to repeats of an image are no more alike than responses to different images "
+            f"({said}): the betas in this mask carry no signal of the images, so no decoder can work."
         )
         return _finding("responses", "broken", text, two_way=found.two_way.mean, p=found.p)
     text = f"Responses to repeats of an image are alike ({said})."
@@ -207,8 +202,8 @@ def _decoding(evidence: Evidence, ladder: _Ladder) -> Finding | None:
     lost = [t.target for t in evidence.targets if not t.two_way_p <= limits["decoding"]["p_above"]]
     if len(lost) == len(scores):
         text = (
-            f"Responses predict none of the targets (two-way {said}): responses and stimuli are paired "
-            "wrongly, or the voxels chosen do not see the images."
+            f"Responses predict none of the targets (two-way {said}): either responses are paired with the "
+            "wrong stimuli, or the chosen voxels do not respond to the images."
         )
         return _finding("decoding", "broken", text, **scores)
     if lost:
@@ -225,16 +220,16 @@ def _pictures(evidence: Evidence, ladder: _Ladder) -> Finding | None:
         return None
     if brain.n_images < thresholds()["min_images"]:
         return _finding("pictures", "unknown", _too_few(brain.n_images))
-    said = f"{brain.value.mean:.2f} against {null.value.mean:.2f} of shuffled pairs, two-way"
+    said = f"two-way {brain.value.mean:.2f}, {null.value.mean:.2f} for shuffled pairs"
     numbers = {"brain": brain.value.mean, "null": null.value.mean}
     low = brain.value.low if brain.value.low is not None else brain.value.mean
     if low <= 0.5 and brain.value.mean <= max(null.value.mean, 0.5) + thresholds()["limit"]["gain_above"]:
         text = (
-            f"Latents are predicted, but their pictures are no better than luck ({said}): look at the "
-            "calibration, and at stage 1 with predicted latents."
+            f"Latents are predicted, but reconstructions are no better than chance ({said}): check the "
+            "calibration, and stage 1 with predicted latents."
         )
         return _finding("pictures", "broken", text, **numbers)
-    return _finding("pictures", "ok", f"Pictures of predicted latents beat luck ({said}).", **numbers)
+    return _finding("pictures", "ok", f"Reconstructions are better than chance ({said}).", **numbers)
 
 
 def _limit(evidence: Evidence, ladder: _Ladder) -> Finding | None:
@@ -247,45 +242,48 @@ def _limit(evidence: Evidence, ladder: _Ladder) -> Finding | None:
         return None
     share = brain.share.mean if brain.share else float("nan")
     gains = {k: r.value.mean - brain.value.mean for k, r in rows.items() if r and k.startswith("true_")}
-    # Rounded to whole numbers, so that nothing reads as -0 %.
-    way = f"{_per_cent(brain.share)} of the way from luck to what the models can do" if brain.share else ""
-    said = f"{brain.value.mean:.2f} of {oracle.value.mean:.2f} two-way"
-    reached = f"Brain pictures reach {way} ({said})." if way else f"Brain pictures reach {said}."
-    names = {"true_stage1": "the VDVAE latents (stage 1)", "true_tokens": "the CLIP tokens (stage 2)"}
+    scores = f"two-way {brain.value.mean:.2f}; oracle {oracle.value.mean:.2f}"
+    if brain.share:
+        share_text = _percent(brain.share)
+        sentence = f"Reconstructions recover {share_text} of the range between null and oracle ({scores})."
+    else:
+        sentence = f"Reconstructions are identified as follows: {scores}."
+    names = {"true_stage1": "VDVAE latents (stage 1)", "true_tokens": "CLIP tokens (stage 2)"}
     most = max(gains, key=lambda k: gains[k], default="")
     if most and gains[most] > thresholds()["limit"]["gain_above"]:
         row = rows[most]
         gain = row.gain if row else None
-        better = f"with the true ones they reach {brain.value.mean + gains[most]:.2f}"
+        limits = f" The prediction of the {names[most]} limits them most: with the true ones they reach "
+        limits += f"{brain.value.mean + gains[most]:.2f}"
         if gain is None or gain.low is None or gain.high is None:
-            reached += f" What limits them most is the prediction of {names[most]}: {better}."
+            sentence += f"{limits}."
         elif gain.low > 0:
-            reached += f" What limits them most is the prediction of {names[most]}: {better} "
-            reached += f"(gain {_signed(gain.mean)}, {_span(gain)})."
+            sentence += f"{limits} (gain {_signed(gain.mean)}, {_interval(gain)})."
         else:
-            reached += f" {brain.n_images} images are too few to tell what limits them: the true "
-            reached += f"{names[most].removeprefix('the ')} add most, {_signed(gain.mean)} ({_span(gain)})."
-    return _finding("limit", "limit", reached, share=share, **{f"gain_{k}": g for k, g in gains.items()})
+            sentence += f" {brain.n_images} images are too few to determine what limits them: the true "
+            sentence += f"{names[most]} add most, {_signed(gain.mean)} ({_interval(gain)})."
+    return _finding("limit", "limit", sentence, share=share, **{f"gain_{k}": g for k, g in gains.items()})
 
 
-def _per_cent(share: Value) -> str:
-    said = f"{round(100 * share.mean)} %"
+def _percent(share: Value) -> str:
+    """Whole numbers, so that nothing reads as -0%."""
+    said = f"{round(100 * share.mean)}%"
     if share.low is None or share.high is None:
         return said
-    return f"{said} (95 % interval {round(100 * share.low)} to {round(100 * share.high)})"
+    return f"{said} (95% interval {round(100 * share.low)} to {round(100 * share.high)})"
 
 
-def _span(value: Value) -> str:
-    return f"95 % interval {_signed(value.low or 0.0)} to {_signed(value.high or 0.0)}"
+def _interval(value: Value) -> str:
+    return f"95% interval {_signed(value.low or 0.0)} to {_signed(value.high or 0.0)}"
 
 
 def _signed(value: float) -> str:
-    """Round to two decimals: nothing reads as -0.00."""
+    """Round to two decimals; nothing reads as -0.00."""
     return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _too_few(n: int) -> str:
-    return f"{n} test images are too few to judge this."
+    return f"Not judged, because there are only {n} test images."
 
 
 def _two_way(score: float) -> str:
@@ -297,7 +295,7 @@ def _named(target: str) -> str:
 
 
 _Rule = Callable[[Evidence, _Ladder], Finding | None]
-#: Each rule, and the stages that it can't be judged without.
+#: Each rule, and the stages on which it depends.
 _RULES: dict[str, tuple[_Rule, tuple[str, ...]]] = {
     "clip-input": (_clip_input, ()),
     "first-stage": (_first_stage, ()),

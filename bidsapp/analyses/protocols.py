@@ -1,4 +1,4 @@
-"""The published protocols side by side: the brain's final pictures scored by each of them."""
+"""The brain's final reconstructions, scored by each published protocol."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ LOG = logging.getLogger("bidsapp")
 
 
 def score_by_each(
-    own: Scores, pictures: np.ndarray, shown: np.ndarray, models: Models, config: RunConfig
+    own: Scores, images: np.ndarray, shown: np.ndarray, models: Models, config: RunConfig
 ) -> tuple[ProtocolScores, ...]:
-    """Score the same pictures by the other published protocols too.
+    """Score reconstructions by the other published protocols too.
 
     Parameters
     ----------
     own : Scores
-        Of the same pictures, by the recipe's protocol.
-    pictures, shown : ndarray of uint8, (n, H, W, 3)
-        The brain's pictures after stage 2, and the stimuli.
+        Of the same images, by the recipe's protocol.
+    images, shown : ndarray of uint8, (n, H, W, 3)
+        The brain's reconstructions after stage 2, and the stimuli.
     models : Models
     config : RunConfig
 
     Returns
     -------
     tuple of ProtocolScores
-        The recipe's own first; empty where it is no published one. Of the others, the networks that the
-        recipe names, as far as their weights are there: nothing more is fetched for them.
+        The recipe's own first; empty if it is not a published one. The others use those of the recipe's
+        networks whose weights are installed; none are downloaded for them.
     """
     protocols = published_protocols()
     section = config.recipe.metrics
     if section.protocol not in protocols:
         return ()
-    found = [_gather(own, protocols[section.protocol], {})]
+    found = [_protocol_scores(own, protocols[section.protocol], {})]
     for name, protocol in protocols.items():
         if name == section.protocol:
             continue
@@ -51,13 +51,17 @@ def score_by_each(
         networks = models.judges(uses)
         absent = {f"{u.score}_{n}": u.file for n, u in uses.items() if n not in networks}
         for metric, file in absent.items():
-            LOG.info("protocol %s: %s is not scored, %s is not there", name, metric, file or "its CLIP")
-        made = score(np.asarray(pictures), shown, networks, seed=config.seed, protocol=name)
-        found.append(_gather(made, protocol, absent))
+            LOG.info(
+                "protocol %s: %s is not computed, because %s is missing", name, metric, file or "its CLIP"
+            )
+        made = score(np.asarray(images), shown, networks, seed=config.seed, protocol=name)
+        found.append(_protocol_scores(made, protocol, absent))
     return tuple(found)
 
 
-def _gather(scores: Scores, protocol: PublishedProtocol, absent: Mapping[str, str]) -> ProtocolScores:
+def _protocol_scores(
+    scores: Scores, protocol: PublishedProtocol, absent: Mapping[str, str]
+) -> ProtocolScores:
     values = {k: Value(s.mean, s.low, s.high) for k, s in scores.summary.items()}
     n = max((len(v) for v in scores.per_image.values()), default=0)
     return ProtocolScores(protocol.name, protocol.title, values, dict(absent), n)

@@ -172,13 +172,10 @@ def reconstruct(run: CheckedRun, label: str, models: Models, config: RunConfig) 
         responses=prepared.averaged,
         zscored=done.responses,
         penalties=dict(done.fit.penalties),
-        ridge=done.fit.ridge,
         latents=done.latents,
         train_targets=dict(done.fit.train),
-        test_targets=dict(done.fit.test),
         pictures=pictures,
         rungs=rungs,
         ladder_ids=ids,
         evidence=evidence,
-        seconds=dict(stages.seconds),
     )

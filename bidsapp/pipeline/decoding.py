@@ -123,8 +123,8 @@ def predict_and_calibrate(
 ) -> StageResult:
     """Predict the targets of the test images (or some ``rows`` of them), and calibrate them.
 
-    The null condition shuffles the pairing of training responses and images, anew for every test image:
-    the whole pipeline is run on wrong pairs, with the penalties chosen for the right ones. A single
+    The null condition shuffles the pairing of training responses and images, differently for each test
+    image: the whole pipeline is run on wrong pairs, with the penalties chosen for the right ones. A single
     shuffle would send similar responses to the same wrong images, and scores of the null would vary more
     than those of independent guesses.
 

@@ -1,4 +1,4 @@
-"""From stimuli to targets, and from latents to images; each step a stage on disk."""
+"""Stages from stimuli to targets, and from latents to images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def targets_of_stimuli(
     train, test : dict of StoredTargets
         By target name, (images, dims).
     key : str
-        Names what made them, for the stages that follow.
+        Identifies what they were computed with, for the stages that follow.
     """
     section = models.recipe.as_dict()["vdvae"]
     model_key = f"{models.digest} {section['layers']} {section['sample_latents']} {models.dtype}"
@@ -57,7 +57,7 @@ def targets_of_stimuli(
         return arrays
 
     computed = store.ensure(digests, compute)
-    LOG.info("targets: %d stimuli, %d of them computed now", len(ids), computed)
+    LOG.info("targets: %d stimuli, %d of them computed in this run", len(ids), computed)
     n = len(split.train)
     train = {t: store.rows(t, digests[:n]) for t in models.recipe.target_names}
     test = {t: store.rows(t, digests[n:]) for t in models.recipe.target_names}
@@ -67,11 +67,11 @@ def targets_of_stimuli(
 def shown_images(stimuli: StimulusSet, ids: Sequence[str]) -> np.ndarray:
     """Read the images that reconstructions are compared with, uint8 (n, H, W, 3).
 
-    Where they differ in size, all are brought to a square of the shortest side: scores take one array.
+    If their sizes differ, all are resized to a square of the shortest side, since scores need one array.
     """
     side = stimuli.common_side(ids)
     if side is not None:
-        LOG.info("test images differ in size: brought to %d x %d pixels to be compared with", side, side)
+        LOG.info("test images differ in size: resized to %d x %d pixels for comparisons", side, side)
     return stimuli.images(ids, side)
 
 
@@ -85,7 +85,7 @@ def true_latents(fit: Fit, rows: Sequence[int]) -> StageResult:
 
 
 def take(result: StageResult, rows: Sequence[int], names: Iterable[str]) -> StageResult:
-    """Take some rows of a stage's arrays, under a key of their own."""
+    """Take some rows of a stage's arrays, with a key of their own."""
     chosen = {name: np.asarray(result[name][list(rows)]) for name in names}
     return StageResult(stage_key("rows", {"of": result.key, "rows": list(rows)}), chosen)
 
@@ -107,7 +107,7 @@ def first_stage(stages: Stages, condition: Condition, subject: str, models: Mode
 def second_stage(stages: Stages, work: Refinement, subject: str, models: Models) -> StageResult:
     """Stage 2: latent diffusion from stage 1 under the tokens, ``images`` uint8 (n, S, S, 3).
 
-    Blocks that an interrupted run or shards left are taken up, and removed when the stage is complete.
+    Blocks left by an interrupted run or by shards are used, and removed when the stage is complete.
     """
     blocks, inputs = blocks_of(stages, work, models)
 
@@ -148,10 +148,13 @@ def blocks_of(stages: Stages, work: Refinement, models: Models) -> tuple[Blocks,
 
 
 def warn_of_size(blocks: Blocks, models: Models) -> None:
-    """Say where blocks were begun with more images at once than would be chosen now; they stay as begun."""
+    """Warn if blocks were started with more images at once than would be chosen now; their size is kept."""
     if blocks.there() < len(blocks) and (fits := models.second_stage_at_once()) < blocks.size:
-        what = "%s: %d images go at once, as when it was begun, though no more than %d are sure to fit now; "
-        LOG.warning(what + "--force stage2 begins it anew", blocks.name, blocks.size, fits)
+        what = (
+            "%s: %d images are processed at once, as when the stage was started, but only %d are sure to fit "
+        )
+        what += "in memory now. To start the stage again, use --force stage2."
+        LOG.warning(what, blocks.name, blocks.size, fits)
 
 
 def make_block(blocks: Blocks, index: int, work: Refinement, subject: str, models: Models) -> np.ndarray:

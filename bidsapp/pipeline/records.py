@@ -1,4 +1,4 @@
-"""What passes between the steps of a subject's reconstruction."""
+"""Records that pass between the steps of a subject's reconstruction."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ StageImages = tuple[np.ndarray | None, np.ndarray | None]
 
 @dataclass(frozen=True)
 class Rung:
-    """Images of one rung and their scores; a stage that a rung does not have is None.
+    """Images of one rung and their scores; None for a stage that the rung does not have.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class Refinement:
 
 @dataclass(frozen=True)
 class Start:
-    """What a rung that the generative models make has before stage 2.
+    """Stage 1 of a rung that the generative models make.
 
     Attributes
     ----------
@@ -141,7 +141,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What one condition led to: images of both stages and their scores.
+    """Images of both stages in one condition, and their scores.
 
     Attributes
     ----------
@@ -161,13 +161,13 @@ class Pictures:
     def of_rung(cls, ids: tuple[str, ...], rung: Rung) -> Pictures:
         """Take the images of a rung that has both stages."""
         if rung.stage1 is None or rung.stage2 is None or rung.scores1 is None or rung.scores2 is None:
-            raise ValueError("a rung without one of the stages")
+            raise ValueError("the rung does not have both stages")
         return cls(ids, rung.stage1, rung.stage2, rung.scores1, rung.scores2)
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Everything the participant level found for one subject."""
+    """Results of the participant level for one subject."""
 
     subject: SubjectInputs
     mask: Mask
@@ -175,14 +175,10 @@ class Reconstruction:
     stimuli: np.ndarray
     responses: StageResult
     zscored: StageResult
-    #: of each target: the penalty chosen, among which, and their errors
     penalties: dict[str, Selection]
-    ridge: StageResult
     latents: StageResult
     train_targets: dict[str, StoredTargets]
-    test_targets: dict[str, StoredTargets]
     pictures: dict[str, Pictures]
     rungs: dict[str, Rung]
     ladder_ids: tuple[str, ...]
     evidence: Evidence
-    seconds: dict[str, float]

@@ -1,11 +1,11 @@
-"""From betas to responses: masked, averaged over repeats, z-scored; each step a stage on disk."""
+"""Stages from betas to responses: masked, averaged over repeats, z-scored."""
 
 from __future__ import annotations
 
 import logging
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +16,11 @@ from bidsapp.storage.files import fingerprint, sha256_array
 from bidsapp.storage.stages import StageResult, Stages
 from bidsapp.system.logging import track
 
-if TYPE_CHECKING:
-    pass
-
 LOG = logging.getLogger("bidsapp")
 
 
 def mask_betas(stages: Stages, subject: SubjectInputs, mask: Mask, n_cpus: int) -> StageResult:
-    """Betas of the mask's voxels, streamed: one array (trials, voxels) a session, in session order."""
+    """Betas of the mask's voxels: one array (trials, voxels) per session, in session order."""
 
     def compute(folder: Path) -> dict[str, np.ndarray]:
         names = [f"session{i:03d}" for i in range(len(subject.sessions))]
@@ -57,21 +54,15 @@ def zscore_by_training(stages: Stages, responses: StageResult) -> StageResult:
 
     def compute(folder: Path) -> dict[str, np.ndarray]:
         scored = zscore(responses["train"], responses["test"], folder)
-        return {
-            "train": scored.train,
-            "test": scored.test,
-            "mean": scored.mean,
-            "std": scored.std,
-            "kept": scored.kept,
-            "finite": scored.finite,
-        }
+        names = ("train", "test", "mean", "std", "kept", "finite")
+        return {name: getattr(scored, name) for name in names}
 
     scored = stages.run("zscore", {"after": responses.key, "says": ["kept", "finite"]}, compute)
     not_finite, constant = count_dropped(scored["kept"], scored["finite"])
     if not_finite:
         LOG.warning("%d voxels were dropped: NaN or infinite in some trial", not_finite)
     if constant:
-        LOG.warning("%d voxels were dropped: the same in all training images", constant)
+        LOG.warning("%d voxels were dropped: constant over all training images", constant)
     return scored
 
 

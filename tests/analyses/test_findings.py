@@ -1,4 +1,4 @@
-"""Rules: a healthy run names no stage, each kind of damage names its own, effects are not causes."""
+"""Rules: a sound run names no stage, each kind of damage names its own, effects are not causes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def named(evidence):
     return [f.code for f in rules.broken(rules.find(evidence))]
 
 
-def test_a_healthy_run_names_no_stage_and_says_what_limits_it(healthy):
+def test_a_sound_run_names_no_stage_and_reports_what_limits_it(healthy):
     found = rules.find(healthy)
     assert named(healthy) == []
     assert [f.code for f in found] == list(rules._RULES)
@@ -99,14 +99,14 @@ def test_each_damage_names_its_stage_and_no_other(healthy, code, changes):
     assert sentence.endswith(f"See docs/troubleshooting.md#{code}.")
 
 
-def test_the_step_of_a_session_is_said(healthy):
+def test_the_shift_of_a_session_is_reported(healthy):
     found = rules.find(replace(healthy, trial_order=(order("s01"), order("s02", best=-1))))
     sentence = next(f.sentence for f in found if f.code == "trial-order")
     assert "ses-s02 by 1 trial (early)" in sentence
     assert "s01" not in sentence
 
 
-def test_a_weak_preference_for_a_shift_is_no_step(healthy):
+def test_a_weak_preference_for_a_shift_is_not_a_misalignment(healthy):
     evidence = replace(healthy, trial_order=(order("a", best=1, gain=4.0), order("b")))
     assert named(evidence) == []
 
@@ -140,8 +140,8 @@ def test_targets_have_their_readers_names(healthy):
         assert "_" not in sentence
 
 
-@pytest.mark.parametrize(("share", "said"), [(-0.001, " 0 % of"), (0.664, " 66 %"), (None, "reach 0.80")])
-def test_the_way_reached_is_said_in_whole_per_cent_or_not_at_all(healthy, share, said):
+@pytest.mark.parametrize(("share", "said"), [(-0.001, " 0% of"), (0.664, " 66%"), (None, "two-way 0.80")])
+def test_the_share_recovered_is_in_whole_percent_or_left_out(healthy, share, said):
     rows = [r for r in ladder() if (r.rung, r.stage) != ("brain", "stage2")]
     rows.append(rung("brain", "stage2", rules.IDENTIFICATION, 0.8, share))
     sentence = rules.find(replace(healthy, ladder=tuple(rows)))[-1].sentence
@@ -154,17 +154,17 @@ def test_the_way_reached_is_said_in_whole_per_cent_or_not_at_all(healthy, share,
     [
         (
             0.011,
-            "What limits them most is the prediction of the CLIP tokens (stage 2): with the true ones "
-            "they reach 0.96 (gain 0.06, 95 % interval 0.01 to 0.12).",
+            "The prediction of the CLIP tokens (stage 2) limits them most: with the true ones "
+            "they reach 0.96 (gain 0.06, 95% interval 0.01 to 0.12).",
         ),
         (
             -0.001,
-            "50 images are too few to tell what limits them: the true CLIP tokens (stage 2) add most, "
-            "0.06 (95 % interval 0.00 to 0.12).",
+            "50 images are too few to determine what limits them: the true CLIP tokens (stage 2) add most, "
+            "0.06 (95% interval 0.00 to 0.12).",
         ),
     ],
 )
-def test_what_limits_the_picture_is_named_where_its_gain_is_sure(healthy, low, said):
+def test_what_limits_reconstructions_is_named_where_its_gain_is_clear(healthy, low, said):
     rows = [
         replace(r, gain=Value(0.06, low, 0.12)) if (r.rung, r.stage) == ("true_tokens", "stage2") else r
         for r in healthy.ladder
@@ -172,13 +172,13 @@ def test_what_limits_the_picture_is_named_where_its_gain_is_sure(healthy, low, s
     assert rules.find(replace(healthy, ladder=tuple(rows)))[-1].sentence.endswith(said)
 
 
-def test_the_way_reached_has_its_interval(healthy):
+def test_the_share_recovered_has_its_interval(healthy):
     rows = [
         replace(r, share=Value(0.85, 0.67, 1.0)) if (r.rung, r.stage) == ("brain", "stage2") else r
         for r in healthy.ladder
     ]
     sentence = rules.find(replace(healthy, ladder=tuple(rows)))[-1].sentence
-    assert "85 % (95 % interval 67 to 100) of the way" in sentence
+    assert "85% (95% interval 67 to 100) of the range" in sentence
 
 
 def test_what_was_not_measured_is_not_judged():

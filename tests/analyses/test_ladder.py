@@ -97,7 +97,7 @@ def test_brain_images_do_not_depend_on_the_ladder(bids, recipe, out, tmp_path):
         assert other.read_bytes() == path.read_bytes(), path.name
     assert not list((tmp_path / "out").glob("sub-01/func/*_desc-null_*"))
     assert table(tmp_path / "out", "ladder")["rung"] == []
-    assert "climbed no ladder" in (tmp_path / "out" / "sub-01.html").read_text()
+    assert "No control ladder was computed" in (tmp_path / "out" / "sub-01.html").read_text()
 
 
 def test_findings_and_quality_are_written_and_valid(out, validate):

@@ -114,7 +114,7 @@ def test_voxels_that_are_nan_or_outside_the_brain_are_counted(laion: Laion, out:
     assert outside.sum() > 0
     log = next(out.glob("logs/sub-01/*/run.log")).read_text()
     assert f"{nans.sum()} voxels were dropped: NaN or infinite in some trial" in log
-    assert f"{outside.sum()} voxels were dropped: the same in all training images" in log
+    assert f"{outside.sum()} voxels were dropped: constant over all training images" in log
     page = (out / "sub-01.html").read_text()
     for count, words in (
         (nans.sum(), "Voxels dropped: not finite in some trial"),
@@ -218,7 +218,7 @@ def test_images_of_several_sizes_and_shapes(recipe: Path, tmp_path: Path) -> Non
     given = ("--participant-label", "01", "--split", laion.split("sub-01", "tau"))
     assert run(laion, recipe, tmp_path / "out", *given) == 0
     log = next((tmp_path / "out").glob("logs/sub-01/*/run.log")).read_text()
-    assert "test images differ in size: brought to 40 x 40 pixels" in log
+    assert "test images differ in size: resized to 40 x 40 pixels" in log
 
 
 def test_unknown_and_unseen_ids_are_said(laion: Laion, recipe: Path, tmp_path: Path, capsys) -> None:

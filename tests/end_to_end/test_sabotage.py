@@ -145,7 +145,7 @@ def test_weights_of_the_unet_replaced_by_noise(bids, recipe, healthy, tmp_path, 
     work = copy_work(healthy, tmp_path / "work", "sub-01/stage2_*")
     found = run(bids, recipe, work, tmp_path / "out")
     assert found["broken"] == ["generator"]
-    assert "the generator, not the brain data, is broken" in found["sentences"][0]
+    assert "the generator is broken, not the brain data" in found["sentences"][0]
 
 
 def test_responses_replaced_by_noise(bids, recipe, healthy, tmp_path):

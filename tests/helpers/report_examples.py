@@ -180,7 +180,7 @@ def full_group_report(root) -> GroupReport:
     for i in range(1, 13):
         checks = SubjectChecks(
             {"ok": 6, "broken": 1 if i == 2 else 0, "limit": 1},
-            (("trial order", "Betas and trials are out of step: ses-03 by 1 trial (late)."),) * (i == 2),
+            (("trial order", "Betas and trials are misaligned: ses-03 by 1 trial (late)."),) * (i == 2),
             {c.name: 0.001 for c in columns},
             {c.name: (0.45, 0.55) for c in columns if c.condition == "brain"},
         )

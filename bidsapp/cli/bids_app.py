@@ -127,7 +127,8 @@ def _run_group(options: dict[str, Any]) -> ExitCode:
         dry_run=options["dry_run"],
     )
     labels = ", ".join(f"sub-{label}" for label in outcome.subjects)
-    click.echo(f"{len(outcome.subjects)} subjects ({labels}): {outcome.report}")
+    n = len(outcome.subjects)
+    click.echo(f"{n} subject{'s' if n > 1 else ''} ({labels}): {outcome.report}")
     return ExitCode.OK
 
 

@@ -88,6 +88,8 @@ def check_parts(options: Mapping[str, Any]) -> None:
         raise click.UsageError(f"{given[0]} is for the participant level only.")
     if len(given) > 1:
         raise click.UsageError(f"{given[0]} and {given[1]} are two steps; give one of them.")
+    if options["dry_run"] and (options["boilerplate_only"] or options["reports_only"]):
+        raise click.UsageError(f"{given[0]} does not go with --dry-run, which writes nothing.")
     if options["shard"] and options["force"]:
         raise click.UsageError("--force does not go with --shard; give it to --prepare, before the shards.")
 

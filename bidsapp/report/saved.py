@@ -44,7 +44,7 @@ def load_report(path: Path) -> SubjectReport:
         content = json.loads(arrays.pop(_RECORD).tobytes())
         report: SubjectReport = _decode(SubjectReport, content, arrays)
     except FileNotFoundError as error:
-        what = f"{path}: missing. Run the participant level for this subject."
+        what = f"{path}: missing. Run the participant level for this subject again, with --force all."
         raise AppError(what, exit_code=ExitCode.NO_INPUT, path=path) from error
     except (
         OSError,

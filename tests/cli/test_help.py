@@ -149,6 +149,22 @@ def test_the_methods_text_alone(tmp_path, capsys):
     assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == [path]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--boilerplate-only", "--reports-only"), "are two steps"),
+        (("--prepare", "--shard", "1/2"), "are two steps"),
+        (("--reports-only", "--dry-run"), "does not go with --dry-run"),
+        (("--boilerplate-only", "--dry-run"), "does not go with --dry-run"),
+    ],
+)
+def test_parts_of_a_run_exclude_each_other(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*IO, *words]) == 64
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def with_file(tmp_path: Path, text: str, *words: str) -> dict:
     path = tmp_path / "options.toml"
     path.write_text(text)

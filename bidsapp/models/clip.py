@@ -18,7 +18,7 @@ from torch import Tensor
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models.preprocessing import MEAN_STD
 from bidsapp.models.weights.checkpoints import load_component, load_tokenizer
-from bidsapp.storage.text import read_json
+from bidsapp.models.weights.configurations import TEXT_L14, VIT_L14, Limits, read_configuration
 
 #: CLIP's own normalisation (openai/CLIP), of RGB in [0, 1]
 CLIP_MEAN, CLIP_STD = MEAN_STD["clip"]
@@ -43,8 +43,8 @@ class ClipTokens:
         """
         from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-        vision = load_component(CLIPVisionModelWithProjection, folder / "image_encoder", dtype=dtype)
-        text = load_component(CLIPTextModelWithProjection, folder / "text_encoder", dtype=dtype)
+        vision = load_component(CLIPVisionModelWithProjection, folder / "image_encoder", VIT_L14, dtype=dtype)
+        text = load_component(CLIPTextModelWithProjection, folder / "text_encoder", TEXT_L14, dtype=dtype)
         tokenizer = load_tokenizer(folder / "tokenizer")
         return cls(vision.to(device).eval(), text.to(device).eval(), tokenizer)
 
@@ -172,7 +172,12 @@ class ClipTokens:
         return self.text_tokens([""])
 
 
-def vision_shape(folder: Path) -> tuple[int, int]:
+#: Sizes that transformers' CLIP has where a configuration does not name them.
+_VISION = {"image_size": 224, "patch_size": 32, "projection_dim": 512}
+_TEXT = {"max_position_embeddings": 77, "projection_dim": 512}
+
+
+def vision_shape(folder: Path, limits: Limits = VIT_L14) -> tuple[int, int]:
     """Tokens per image and values per token, from an image encoder's configuration alone.
 
     Raises
@@ -180,20 +185,21 @@ def vision_shape(folder: Path) -> tuple[int, int]:
     AppError
         Exit code 65 if the configuration is damaged, 66 if it is missing.
     """
-    side, patch, width = _numbers(folder, {"image_size": 224, "patch_size": 32, "projection_dim": 512})
+    side, patch, width = _numbers(folder, _VISION, limits)
     return (side // patch) ** 2 + 1, width
 
 
 def token_shapes(folder: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     """Shapes of an image's and a caption's tokens; errors as :func:`vision_shape`."""
-    length, width = _numbers(folder / "text_encoder", {"max_position_embeddings": 77, "projection_dim": 512})
+    length, width = _numbers(folder / "text_encoder", _TEXT, TEXT_L14)
     return vision_shape(folder / "image_encoder"), (length, width)
 
 
-def _numbers(folder: Path, defaults: Mapping[str, int]) -> list[int]:
-    """Read sizes from a configuration; ``defaults`` are those of transformers' CLIP."""
+def _numbers(folder: Path, defaults: Mapping[str, int], limits: Limits) -> list[int]:
+    """Read sizes from a configuration."""
     file = folder / "config.json"
-    values = [read_json(file).get(key, default) for key, default in defaults.items()]
+    content = read_configuration(file, limits)
+    values = [content.get(key, default) for key, default in defaults.items()]
     if not all(isinstance(value, int) and value > 0 for value in values):
         raise AppError(
             f"{file}: {', '.join(defaults)} should be whole numbers above 0. The file may be damaged: delete "

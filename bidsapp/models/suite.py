@@ -27,6 +27,7 @@ from bidsapp.models.judges.protocol_networks import CLIP, load_protocol_networks
 from bidsapp.models.vdvae import VDVAE, load_vdvae
 from bidsapp.models.weights import registry as weights
 from bidsapp.models.weights.checkpoints import load_component
+from bidsapp.models.weights.configurations import VIT_L14
 from bidsapp.models.weights.registry import EMBEDDED, models_root
 from bidsapp.models.weights.verification import hash_files, unpublished, verify
 from bidsapp.recipes import Recipe
@@ -157,7 +158,9 @@ class Models:
             from transformers import CLIPVisionModelWithProjection
 
             where = self.evaluation / weights.CLIP_NETWORK
-            model = load_component(CLIPVisionModelWithProjection, where, dtype=self.numerics.transformers)
+            model = load_component(
+                CLIPVisionModelWithProjection, where, VIT_L14, dtype=self.numerics.transformers
+            )
         other = {k: v for k, v in _VIT_L14.items() if getattr(model.config, k) != v}
         if other:
             raise AppError(

@@ -5,7 +5,7 @@ Module names are those of the published checkpoints (openai/vdvae).
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -15,8 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.models.weights.configurations import read_configuration
 
 _IMAGENET64 = Path(__file__).with_name("imagenet64.json")
+#: Largest values of the published configurations; pixels are shifted and scaled by grey levels.
+_LIMITS = {"image_size": 64, "width": 512, "shift": 255, "scale": 255}
+#: Most blocks of a path and largest number of a block string, a little above the published 75.
+_MOST_BLOCKS = 100
 
 
 @dataclass(frozen=True)
@@ -85,13 +90,19 @@ def read_config(folder: Path) -> VDVAEConfig:
         Exit code 65 if it is not a VDVAE's.
     """
     own = folder / "config.json"
-    path = own if own.is_file() else _IMAGENET64
+    path = own if own.exists() else _IMAGENET64
+    content = read_configuration(path, _LIMITS)
     try:
-        return VDVAEConfig(**json.loads(path.read_text(encoding="utf-8")))
+        config = VDVAEConfig(**content)
+        for name, text in (("enc_blocks", config.enc_blocks), ("dec_blocks", config.dec_blocks)):
+            numbers = [int(number) for number in re.findall("[0-9]+", text)]
+            if max(numbers, default=0) > _MOST_BLOCKS or len(parse_blocks(text)) > _MOST_BLOCKS:
+                raise ValueError(f"{name}: more than {_MOST_BLOCKS} blocks or pixels")
     except (ValueError, TypeError) as error:
         raise AppError(
             f"{path}: not a VDVAE's configuration ({error}). Fetch it again.", exit_code=ExitCode.BAD_DATA
         ) from error
+    return config
 
 
 class Block(nn.Module):

@@ -30,6 +30,7 @@ from bidsapp.models.generators.latent_diffusion import (
 )
 from bidsapp.models.generators.protocol import Generator
 from bidsapp.models.weights.checkpoints import load_component, load_tokenizer, quiet_libraries, readable
+from bidsapp.models.weights.configurations import TEXT_L14, VIT_H14
 
 #: Where the adapter and its image encoder are in the hub's repository h94/IP-Adapter.
 ADAPTER = "models/ip-adapter_sd15.safetensors"
@@ -81,12 +82,12 @@ class IPAdapterDiffusion(LatentDiffusion):
             from transformers import CLIPImageProcessor, CLIPTextModel, CLIPVisionModelWithProjection
 
         unet, vae = load_unet_and_vae(folder, "unet", dtype)
-        encoder = load_component(CLIPVisionModelWithProjection, folder / IMAGE_ENCODER, dtype=dtype)
+        encoder = load_component(CLIPVisionModelWithProjection, folder / IMAGE_ENCODER, VIT_H14, dtype=dtype)
         _check_adapter(folder / ADAPTER, encoder.config.projection_dim, unet.config.cross_attention_dim)
         assemble: Any = StableDiffusionImg2ImgPipeline  # its annotations do not allow None
         pipeline = assemble(
             vae=vae,
-            text_encoder=load_component(CLIPTextModel, folder / "text_encoder", dtype=dtype),
+            text_encoder=load_component(CLIPTextModel, folder / "text_encoder", TEXT_L14, dtype=dtype),
             tokenizer=load_tokenizer(folder / "tokenizer"),
             unet=unet,
             # the hub's scheduler file is PNDM's, with the same keys for the schedule
@@ -206,7 +207,7 @@ class AdapterGuided(Generator):
     @classmethod
     def target_shapes(cls, folder: Path) -> dict[str, tuple[int, int]]:
         """Shape of the image embedding, as one token."""
-        return {"clip_image": (1, vision_shape(folder / IMAGE_ENCODER)[1])}
+        return {"clip_image": (1, vision_shape(folder / IMAGE_ENCODER, VIT_H14)[1])}
 
     @cached_property
     def model(self) -> IPAdapterDiffusion:

@@ -20,8 +20,17 @@ from torch import Tensor
 from bidsapp.errors import AppError
 from bidsapp.models.costs import latent_diffusion
 from bidsapp.models.devices import fuses_attention, other_format
-from bidsapp.models.weights.checkpoints import load_component, quiet_libraries, readable
-from bidsapp.storage.text import read_json
+from bidsapp.models.weights.checkpoints import LOCAL, load_component, quiet_libraries, readable
+from bidsapp.models.weights.configurations import (
+    AUTOKL,
+    SCHEDULE,
+    UNET,
+    check_folder,
+    read_configuration,
+)
+
+#: Schedulers of diffusers whose files hold a schedule that DDIM can use.
+_SCHEDULERS = ("DDIMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler")
 
 
 @dataclass(frozen=True)
@@ -188,8 +197,8 @@ def load_unet_and_vae(folder: Path, unet: str, dtype: torch.dtype) -> tuple[Any,
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    vae = load_component(AutoencoderKL, folder / "vae", torch_dtype=dtype)
-    return load_component(UNet2DConditionModel, folder / unet, torch_dtype=dtype), vae
+    vae = load_component(AutoencoderKL, folder / "vae", AUTOKL, torch_dtype=dtype)
+    return load_component(UNet2DConditionModel, folder / unet, UNET, torch_dtype=dtype), vae
 
 
 def load_ddim(folder: Path, **numbers: Any) -> Any:
@@ -201,11 +210,12 @@ def load_ddim(folder: Path, **numbers: Any) -> Any:
         Exit code 65 if the file is not a scheduler's, 66 if it is missing.
     """
     file = folder / "scheduler_config.json"
-    read_json(file)
+    check_folder(folder)
+    read_configuration(file, SCHEDULE, {"_class_name": _SCHEDULERS})
     with readable(file, "this schedule"), quiet_libraries():
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-        return DDIMScheduler.from_pretrained(folder, local_files_only=True, **numbers)
+        return DDIMScheduler.from_pretrained(folder, **LOCAL, **numbers)
 
 
 def noise_like(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

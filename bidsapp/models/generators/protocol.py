@@ -17,7 +17,7 @@ from bidsapp.models.batching import Batches, Workload
 from bidsapp.models.canaries import Ask
 from bidsapp.models.clip import ClipTokens
 from bidsapp.models.generators.latent_diffusion import DiffusionSettings
-from bidsapp.storage.text import read_json
+from bidsapp.models.weights.configurations import AUTOKL, UNET, read_configuration
 
 #: Images or captions embedded at once where memory is not the limit.
 EMBEDDED_AT_ONCE = 32
@@ -68,16 +68,19 @@ class Generator(ABC):
     @classmethod
     def image_side(cls, folder: Path) -> int:
         """Side of the reconstructions in pixels; errors as :meth:`target_shapes`."""
-        doublings = len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1
-        return int(read_json(folder / cls.unet_folder / "config.json")["sample_size"] * 2**doublings)
+        unet, vae = cls._configurations(folder)
+        return int(unet.sample_size * 2 ** (len(vae.block_out_channels) - 1))
 
     @classmethod
     def image_cost(cls, folder: Path, itemsize: int) -> int:
         """Bytes of one image while it is refined, with ``itemsize`` bytes per value."""
-        unet, vae = (
-            SimpleNamespace(**read_json(folder / part / "config.json")) for part in (cls.unet_folder, "vae")
-        )
-        return costs.latent_diffusion(unet, vae, itemsize)
+        return costs.latent_diffusion(*cls._configurations(folder), itemsize)
+
+    @classmethod
+    def _configurations(cls, folder: Path) -> tuple[SimpleNamespace, SimpleNamespace]:
+        unet = read_configuration(folder / cls.unet_folder / "config.json", UNET)
+        vae = read_configuration(folder / "vae" / "config.json", AUTOKL)
+        return SimpleNamespace(**unet), SimpleNamespace(**vae)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.storage.text import read_json
+from bidsapp.models.weights.configurations import Limits, check_folder, read_configuration, tokenizer_kind
 
 #: Weights in a component's folder, in the order in which the libraries look for them.
 _WEIGHTS = (
@@ -23,6 +23,12 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "diffusion_pytorch_model.bin",
 )
+
+
+#: Options of every ``from_pretrained``: nothing is fetched, and no code of a models folder is run.
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+#: What CLIP's configurations call their kind of model.
+_CLIP = ("clip", "clip_vision_model", "clip_text_model")
 
 
 @contextmanager
@@ -164,7 +170,7 @@ def load_strictly(
     model.load_state_dict({**wanted, **stored}, strict=True)
 
 
-def load_component(kind: Any, folder: Path, **options: Any) -> Any:
+def load_component(kind: Any, folder: Path, limits: Limits, **options: Any) -> Any:
     """Load a diffusers or transformers model from a local folder, refusing one that lacks weights.
 
     The libraries only warn of weights that are not in the file, and leave them random.
@@ -175,6 +181,8 @@ def load_component(kind: Any, folder: Path, **options: Any) -> Any:
         Has ``from_pretrained``.
     folder : Path
         Holds config.json and weights, as safetensors or as a torch file (read with ``weights_only``).
+    limits : mapping of str to number
+        The published architecture (:mod:`bidsapp.models.weights.configurations`).
 
     Raises
     ------
@@ -182,7 +190,8 @@ def load_component(kind: Any, folder: Path, **options: Any) -> Any:
         Exit code 65 if a file is damaged or holds more than weights, if weights are missing from it or
         are of another shape; 66 if there is no config.json.
     """
-    read_json(folder / "config.json")
+    check_folder(folder)
+    read_configuration(folder / "config.json", limits, {"_class_name": (kind.__name__,), "model_type": _CLIP})
     weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), folder)
     if index := next(iter(sorted(folder.glob("*.index.json"))), None):
         # Its entries are paths, which may lead anywhere; the models that recipes use are whole files.
@@ -191,9 +200,9 @@ def load_component(kind: Any, folder: Path, **options: Any) -> Any:
         _check_zip(weights)
         model, report = kind.from_pretrained(
             folder,
-            local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
+            **LOCAL,
             **options,
         )
     faults = [
@@ -221,10 +230,11 @@ def load_tokenizer(folder: Path) -> Any:
     AppError
         Exit code 65 if it is damaged or missing.
     """
+    kind = tokenizer_kind(folder)
     with readable(folder, "this tokenizer"), quiet_libraries():
-        from transformers import AutoTokenizer
+        import transformers
 
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return getattr(transformers, kind).from_pretrained(folder, **LOCAL)
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

@@ -28,6 +28,7 @@ def fetch_models(recipe: str, models_dir: Path | None, verify: bool, verbose: in
     from bidsapp.config import load_recipe
     from bidsapp.models.weights import verification
     from bidsapp.models.weights.fetching import fetch
+    from bidsapp.models.weights.lock import Lock
     from bidsapp.models.weights.registry import default_models_dir, files_to_fetch, missing_models
     from bidsapp.planning.check import evaluation_networks, unknown_names
     from bidsapp.system.logging import set_up_logging
@@ -43,8 +44,10 @@ def fetch_models(recipe: str, models_dir: Path | None, verify: bool, verbose: in
         fetched = fetch(needed, folder, say=click.echo)
         click.echo(f"{folder}: complete, {fetched} files downloaded")
         return ExitCode.OK
-    for name in verification.verify(needed, folder, full=True):
-        click.echo(f"{name}: verified")
+    hashes = verification.verify(needed, folder, full=True)
+    recorded = Lock.read(folder).files
+    for name in hashes:
+        click.echo(f"{name}: " + ("verified" if name in recorded else verification.NOT_RECORDED))
     if problems := missing_models(loaded, models_dir, uses, recipe):
         raise InputProblems(problems)
     click.echo(f"{folder}: complete, all files verified")

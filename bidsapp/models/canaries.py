@@ -55,11 +55,14 @@ class Canary:
         The model's weights, for messages.
     shape : tuple of int
         Of the answer; -1 is any length. Images are uint8 (1, H, W, 3).
+    weights : str
+        Hash of the weights: a recorded answer of others does not count.
     """
 
     name: str
     where: Path
     shape: tuple[int, ...]
+    weights: str = ""
 
     @property
     def what(self) -> str:
@@ -228,8 +231,8 @@ def _compare(canary: Canary, raw: np.ndarray, device: str, dtype: str, lock: Loc
     shape = list(raw.shape)
     kept = [float(f"{v:.7g}") for v in _summary(raw.astype(np.float64))]
     recorded = lock.canaries.get(canary.name)
-    if recorded is None:
-        record = {"device": device, "dtype": dtype, "shape": shape, "values": kept}
+    if recorded is None or recorded.get("weights", "") != canary.weights:
+        record = {"weights": canary.weights, "device": device, "dtype": dtype, "shape": shape, "values": kept}
         if lock.record_canary(canary.name, record) is None:
             LOG.debug("%s: its answer is not recorded, because no place for it is writable", canary.name)
         return

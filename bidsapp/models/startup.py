@@ -71,6 +71,8 @@ class Trial:
 def check_models(models: Models, work_dir: Path) -> str:
     """Ask all models of a recipe that have not passed with the same weights, device and versions.
 
+    Then the hashes of weights that have no record are recorded: all of them work.
+
     Parameters
     ----------
     models : Models
@@ -101,6 +103,7 @@ def check_models(models: Models, work_dir: Path) -> str:
         write_json(record, {**key, "passed": asked})
         LOG.info("canaries: %s passed in %.1f s", trial.name, time.monotonic() - start)
         now.append(trial.name)
+    models.record_weights()
     parts = [f"{', '.join(now)} passed now"] if now else []
     parts += [f"{', '.join(before)} passed in an earlier run"] if before else []
     return "canaries: " + "; ".join(parts)
@@ -214,7 +217,7 @@ def _asker(models: Models, trial: Trial, asked: list[str]) -> Ask:
         def one() -> np.ndarray:
             return models.batches.run(Workload(what, cost=0, most=1), 1, lambda _: answer())
 
-        canary = Canary(f"{folder}#{what}", trial.where, shape)
+        canary = Canary(f"{folder}#{what}", trial.where, shape, trial.weights)
         found = canaries.check(canary, one, models.device, models.dtype, lock)
         asked.append(what)
         return found

@@ -29,7 +29,7 @@ from bidsapp.models.weights import registry as weights
 from bidsapp.models.weights.checkpoints import load_component
 from bidsapp.models.weights.configurations import VIT_L14
 from bidsapp.models.weights.registry import EMBEDDED, models_root
-from bidsapp.models.weights.verification import hash_files, unpublished, verify
+from bidsapp.models.weights.verification import hash_files, record, unpublished, verify
 from bidsapp.recipes import Recipe
 from bidsapp.seeds import seed_for
 
@@ -224,6 +224,13 @@ class Models:
         self.unpublished = unpublished(files, self._hashes | self._evaluation_hashes)
         for name in self.unpublished:
             LOG.warning("%s is not the published file", self.evaluation.parent / name)
+
+    def record_weights(self) -> None:
+        """Record the hashes of weights that have no record; call this once they passed their self-test."""
+        if self.root != EMBEDDED:
+            record(weights.generative_files(self.recipe), self.root, self._hashes)
+        required = weights.evaluation_files(self.recipe, self.uses)
+        record(required, self.evaluation.parent, self._evaluation_hashes)
 
     # ------------------------------------------------- use
 

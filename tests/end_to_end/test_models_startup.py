@@ -375,3 +375,61 @@ def test_a_model_that_does_not_fit(models, tmp_path, monkeypatch):
 def test_nothing_is_loaded_to_list_what_there_is_to_ask(models, tmp_path, monkeypatch):
     monkeypatch.setattr(Models, "load_vdvae", lambda _: pytest.fail("loaded"))
     assert [trial.name for trial in trials(suite(models, tmp_path))] == ALL
+
+
+# ------------------------------------------------- what is recorded of the weights
+
+
+def files_recorded(models: Path) -> set[str]:
+    return set(json.loads((models / LOCK).read_text())["files"]) if (models / LOCK).exists() else set()
+
+
+def test_weights_are_recorded_once_all_models_passed(models, tmp_path, monkeypatch):
+    suite(models, tmp_path).verify()
+    assert files_recorded(models) == set()
+    with monkeypatch.context() as patch:
+        patch.setattr(VersatileDiffusion, "load", lambda *_: pytest.fail("loaded"))
+        with pytest.raises(pytest.fail.Exception):
+            check_models(suite(models, tmp_path), tmp_path)
+    assert files_recorded(models) == set()
+    check_models(suite(models, tmp_path), tmp_path)
+    recorded = files_recorded(models)
+    assert "evaluation/alexnet-owt-7be5be79.pth" in recorded
+    assert "versatile-diffusion/tokenizer/merges.txt" in recorded
+    before = (models / LOCK).read_bytes()
+    check_models(suite(models, tmp_path), tmp_path / "another")
+    assert (models / LOCK).read_bytes() == before
+
+
+BAD = {
+    "a Git LFS pointer": lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n",
+    "cut": lambda content: content[:3000],
+    "a web page": lambda _: b"<html>Sign in</html>",
+    "not finite": None,
+}
+
+
+@pytest.mark.parametrize("damage", BAD)
+def test_the_right_weights_are_taken_after_bad_ones(damage, models, tmp_path):
+    path = models / "versatile-diffusion" / "vae" / "diffusion_pytorch_model.bin"
+    right = path.read_bytes()
+    if (change := BAD[damage]) is not None:
+        path.write_bytes(change(right))
+    else:
+        torch.save({k: v * torch.nan for k, v in torch.load(path, weights_only=True).items()}, path)
+
+    def run() -> None:
+        models_of_run = suite(models, tmp_path)
+        models_of_run.verify()
+        check_models(models_of_run, tmp_path)
+
+    for _ in range(2):
+        with pytest.raises(AppError):
+            run()
+    assert files_recorded(models) == set()
+    path.write_bytes(right)
+    run()
+    assert "versatile-diffusion/vae/diffusion_pytorch_model.bin" in files_recorded(models)
+    path.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+    with pytest.raises(AppError, match="not the weights that were recorded"):
+        run()

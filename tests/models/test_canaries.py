@@ -156,14 +156,28 @@ def test_what_a_module_is_given_is_kept():
     assert torch.equal(seen[0], x)
 
 
-def test_fetching_a_models_file_again_forgets_its_answers(tmp_path):
-    for name in ("folder#network", "folder2#network"):
-        canaries.check(canary(name=name), lambda: ANSWER, "cpu", "auto", Lock.read(tmp_path))
-    Lock.read(tmp_path).record_files({"folder/w.pth": {"sha256": "0" * 64}})
-    assert set(Lock.read(tmp_path).canaries) == {"folder2#network"}
+def test_answers_of_other_weights_do_not_count(tmp_path):
+    for weights, answer in (("one", ANSWER), ("another", -ANSWER), ("another", -ANSWER)):
+        asked = canaries.Canary("folder#network", WHERE, (1, 5, 7), weights)
+        canaries.check(asked, lambda answer=answer: answer, "cpu", "auto", Lock.read(tmp_path))
+    with pytest.raises(AppError, match="answers differently"):
+        canaries.check(asked, lambda: ANSWER, "cpu", "auto", Lock.read(tmp_path))
 
 
-@pytest.mark.parametrize("text", ['{"files": [1]}', '{"files": {"a": 1}}', "[]", "{"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('{"files": [1]}', '{"files": {"a": 1}}', "[]", "{", "null"),
+        *('{"files": null}', '{"canaries": null}', '{"files": {"vdvae/a": null}}'),
+        *('{"files": {"vdvae/a": {"sha256": null}}}', '{"files": {"vdvae/a": {"sha256": "ab"}}}'),
+        *(
+            '{"canaries": {"a#b": null}}',
+            '{"canaries": {"a#b": {"device": null, "shape": [], "values": []}}}',
+        ),
+        '{"canaries": {"a#b": {"device": "cpu", "shape": null, "values": []}}}',
+        '{"canaries": {"a#b": {"device": "cpu", "shape": [1], "values": [null]}}}',
+    ],
+)
 def test_a_damaged_lock_is_named(text, tmp_path):
     (tmp_path / LOCK).write_text(text)
     with pytest.raises(AppError, match=LOCK) as caught:

@@ -130,7 +130,9 @@ def test_weights_of_another_shape_are_named(part, key, other, models, put, capfd
     put(f"{VD}/{part}/config.json", json.dumps(config | {key: other}).encode())
     load = ClipTokens.load if part == "image_encoder" else lambda f: VersatileDiffusion.load(f, N_VISION)
     refused(
-        lambda: load(models / VD), models / VD / part, r"not the weights of a whole .*of another shape: \w+\."
+        lambda: load(models / VD),
+        models / VD / part,
+        r"not the weights of a complete .*of another shape: \w+\.",
     )
     assert "".join(capfd.readouterr()) == ""
 
@@ -140,7 +142,7 @@ def test_a_text_unet_that_lacks_a_block_is_named(models, put):
     state = torch.load(models / file, weights_only=True)
     path = put(file, None)
     torch.save({k: v for k, v in state.items() if not k.startswith("mid_block.attentions.0.")}, path)
-    refused(lambda: LOADERS[file](models), path, r"the text UNet does not hold mid_block\.attentions\.0\.")
+    refused(lambda: LOADERS[file](models), path, r"the text UNet lacks mid_block\.attentions\.0\.")
 
 
 @pytest.mark.parametrize("file", [ADAPTER, "unet/diffusion_pytorch_model.safetensors"])
@@ -169,7 +171,7 @@ def test_what_is_no_state_dict(tmp_path):
     path = tmp_path / "w.pth"
     for content in ([torch.ones(2)], {"a": 1}, torch.ones(3)):
         torch.save(content, path)
-        refused(lambda: read_checkpoint(path), path, "something else than named tensors")
+        refused(lambda: read_checkpoint(path), path, "something other than named tensors")
 
 
 def test_mapped_and_read_are_the_same(models, tmp_path):

@@ -174,7 +174,7 @@ def test_values_that_are_not_finite_stop_the_run(model: VersatileDiffusion, wher
 
 
 def test_missing_weights_are_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(AppError, match=r"diffusion_pytorch_model\.bin: these weights are not there"):
+    with pytest.raises(AppError, match=r"diffusion_pytorch_model\.bin: these weights are missing"):
         read_weights(tmp_path)
     with pytest.raises(AppError, match=r"vae.config\.json: there is no such file"):
         VersatileDiffusion.load(tmp_path, N_VISION)

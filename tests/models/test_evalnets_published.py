@@ -261,7 +261,7 @@ def test_checkpoints_run_no_code(tmp_path):
 
 
 def test_missing_and_damaged_checkpoints(tmp_path):
-    with pytest.raises(AppError, match="not there") as caught:
+    with pytest.raises(AppError, match="missing") as caught:
         read_checkpoint(tmp_path / "none.pth")
     assert caught.value.exit_code == ExitCode.TRY_AGAIN
     torch.save(_alexnet_state(), tmp_path / "whole.pth")

@@ -36,7 +36,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {"/w.pth": CONTENT}
+        self.files: dict[str, bytes] = {"/w.txt": CONTENT}
         self.break_after: list[int] = []  # bytes of the next answers' bodies before the connection ends
         self.status: list[int] = []  # of the next answers
         self.kind = "application/octet-stream"
@@ -126,7 +126,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     running.server_close()
 
 
-def at(server: Server, name: str = "w.pth", **options: str) -> list[RequiredFile]:
+def at(server: Server, name: str = "w.txt", **options: str) -> list[RequiredFile]:
     file = WeightFile((name,), url=f"{server.address}/{name}", **options)  # type: ignore[arg-type]
     return [RequiredFile(Part("vdvae", "A model", "MIT", "", (file,)), file, "vdvae")]
 
@@ -145,13 +145,13 @@ def leftovers(root: Path) -> list[str]:
 def test_a_file_is_fetched_and_recorded(server: Server, tmp_path: Path) -> None:
     said: list[str] = []
     assert fetch(at(server), tmp_path / "new", say=said.append) == 1
-    target = tmp_path / "new" / "vdvae" / "w.pth"
+    target = tmp_path / "new" / "vdvae" / "w.txt"
     assert target.read_bytes() == CONTENT
-    recorded = json.loads((tmp_path / "new" / LOCK).read_text())["files"]["vdvae/w.pth"]
-    source = f"{server.address}/w.pth"
+    recorded = json.loads((tmp_path / "new" / LOCK).read_text())["files"]["vdvae/w.txt"]
+    source = f"{server.address}/w.txt"
     assert recorded == {"sha256": sha256(CONTENT), "size": len(CONTENT), "source": source, "licence": "MIT"}
     assert any("MIT" in line and source in line for line in said)
-    assert leftovers(tmp_path / "new") == ["w.pth"]
+    assert leftovers(tmp_path / "new") == ["w.txt"]
     server.asked.clear()
     assert fetch(at(server), tmp_path / "new") == 0
     assert server.asked == []
@@ -168,91 +168,123 @@ def test_a_terminal_gets_a_bar_and_a_log_a_line(
     with caplog.at_level("INFO"):
         fetch(at(server), tmp_path / "log")
     megabytes = len(CONTENT) / 1e6
-    assert f"w.pth: {megabytes:.0f} of {megabytes:.0f} MB" in caplog.text
+    assert f"w.txt: {megabytes:.0f} of {megabytes:.0f} MB" in caplog.text
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     fetch(at(server), tmp_path / "terminal")
-    assert re.search(r"w\.pth: +\d+%\|.* [\d.]+/1\.28M ", capsys.readouterr().err)
+    assert re.search(r"w\.txt: +\d+%\|.* [\d.]+/1\.28M ", capsys.readouterr().err)
 
 
 def test_a_broken_download_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
     server.break_after = [1000, 20_000]
     assert fetch(at(server), tmp_path) == 1
-    assert (tmp_path / "vdvae" / "w.pth").read_bytes() == CONTENT
+    assert (tmp_path / "vdvae" / "w.txt").read_bytes() == CONTENT
     assert [r for _, r in server.asked] == ["", "bytes=1000-", "bytes=21000-"]
-    assert leftovers(tmp_path) == ["w.pth"]
+    assert leftovers(tmp_path) == ["w.txt"]
 
 
 def test_an_interrupted_command_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
     server.break_after = [3000, 0, 0, 0]
-    with pytest.raises(AppError, match="what was fetched is kept") as caught:
+    with pytest.raises(AppError, match="the part that was fetched is kept") as caught:
         fetch(at(server), tmp_path)
     assert caught.value.exit_code == ExitCode.TRY_AGAIN
-    assert not (tmp_path / "vdvae" / "w.pth").exists()
+    assert not (tmp_path / "vdvae" / "w.txt").exists()
     server.asked.clear()
     assert fetch(at(server), tmp_path) == 1
-    assert server.asked == [("/w.pth", "bytes=3000-")]
-    assert (tmp_path / "vdvae" / "w.pth").read_bytes() == CONTENT
+    assert server.asked == [("/w.txt", "bytes=3000-")]
+    assert (tmp_path / "vdvae" / "w.txt").read_bytes() == CONTENT
 
 
 def test_another_version_is_not_glued_to_the_first_one(server: Server, tmp_path: Path) -> None:
     server.break_after = [3000, 0, 0, 0]
     with pytest.raises(AppError):
         fetch(at(server), tmp_path)
-    server.tag, server.files["/w.pth"] = '"two"', CONTENT[::-1]
+    server.tag, server.files["/w.txt"] = '"two"', CONTENT[::-1]
     assert fetch(at(server), tmp_path) == 1
-    assert (tmp_path / "vdvae" / "w.pth").read_bytes() == CONTENT[::-1]
+    assert (tmp_path / "vdvae" / "w.txt").read_bytes() == CONTENT[::-1]
 
 
 def test_a_download_that_was_complete_already(server: Server, tmp_path: Path) -> None:
     folder = tmp_path / "vdvae"
     folder.mkdir()
-    (folder / ".w.pth.partial").write_bytes(CONTENT)
-    (folder / ".w.pth.partial.etag").write_text(server.tag)
+    (folder / ".w.txt.partial").write_bytes(CONTENT)
+    (folder / ".w.txt.partial.etag").write_text(server.tag)
     assert fetch(at(server), tmp_path) == 1
-    assert (folder / "w.pth").read_bytes() == CONTENT
-    assert leftovers(tmp_path) == ["w.pth"]
+    assert (folder / "w.txt").read_bytes() == CONTENT
+    assert leftovers(tmp_path) == ["w.txt"]
 
 
 @pytest.mark.parametrize("which", ["sha256", "sha256_start"])
 def test_a_file_that_is_not_the_published_one(which: str, server: Server, tmp_path: Path) -> None:
     right = sha256(CONTENT)[: 8 if which == "sha256_start" else 64]
-    server.files["/w.pth"] = CONTENT[:-1] + b"x"
+    server.files["/w.txt"] = CONTENT[:-1] + b"x"
     with pytest.raises(AppError, match=r"SHA-256 .* as published") as caught:
         fetch(at(server, **{which: right}), tmp_path)
     assert caught.value.exit_code == ExitCode.BAD_DATA
     assert leftovers(tmp_path) == []
-    server.files["/w.pth"] = CONTENT
+    server.files["/w.txt"] = CONTENT
     assert fetch(at(server, **{which: right}), tmp_path) == 1
 
 
 def test_what_was_recorded_holds_ever_after(server: Server, tmp_path: Path) -> None:
     fetch(at(server), tmp_path)
-    target = tmp_path / "vdvae" / "w.pth"
+    target = tmp_path / "vdvae" / "w.txt"
     target.write_bytes(CONTENT[:-1] + b"x")
     with pytest.raises(AppError, match="not the weights that were recorded") as caught:
         fetch(at(server), tmp_path)
     assert caught.value.exit_code == ExitCode.BAD_DATA
     assert str(target) in str(caught.value)
     target.unlink()
-    server.files["/w.pth"] = CONTENT[::-1]  # the source changed
+    server.files["/w.txt"] = CONTENT[::-1]  # the source changed
     with pytest.raises(AppError, match="recorded before"):
         fetch(at(server), tmp_path)
     assert not target.exists()
-    server.files["/w.pth"] = CONTENT
+    server.files["/w.txt"] = CONTENT
     assert fetch(at(server), tmp_path) == 1
 
 
-def test_files_put_there_by_hand_are_recorded(server: Server, tmp_path: Path) -> None:
+def test_published_files_put_there_by_hand_are_recorded(server: Server, tmp_path: Path) -> None:
     (tmp_path / "vdvae").mkdir()
-    (tmp_path / "vdvae" / "w.pth").write_bytes(CONTENT)
+    (tmp_path / "vdvae" / "w.txt").write_bytes(CONTENT)
     assert fetch(at(server, sha256=sha256(CONTENT)), tmp_path) == 0
     assert server.asked == []
-    assert Lock.read(tmp_path).files["vdvae/w.pth"]["sha256"] == sha256(CONTENT)
+    assert Lock.read(tmp_path).files["vdvae/w.txt"]["sha256"] == sha256(CONTENT)
     (tmp_path / LOCK).unlink()
-    (tmp_path / "vdvae" / "w.pth").write_bytes(b"something else")
+    (tmp_path / "vdvae" / "w.txt").write_bytes(b"something else")
     with pytest.raises(AppError, match="as published"):
         fetch(at(server, sha256=sha256(CONTENT)), tmp_path)
+
+
+def test_files_without_a_published_hash_are_recorded_by_a_run(server: Server, tmp_path: Path) -> None:
+    """Fetching does not know whether they work."""
+    (tmp_path / "vdvae").mkdir()
+    (tmp_path / "vdvae" / "w.txt").write_bytes(CONTENT)
+    said: list[str] = []
+    assert fetch(at(server), tmp_path, say=said.append) == 0
+    assert said == ["vdvae/w.txt: exists, not recorded yet: the first run does that, once its models work"]
+    assert not (tmp_path / LOCK).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("w.json", b'{"hidden_size": 10', "JSON"),
+        ("w.th", bytes(range(256)), "cannot be read"),
+        ("w.safetensors", (999).to_bytes(8, "little") + b'{"a":', "cannot be read"),
+        ("w.th", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1\n", "Git LFS pointer"),
+        ("merges.txt", b"<html>Sign in</html>", "web page"),
+    ],
+)
+def test_what_cannot_be_loaded_is_not_recorded(
+    name: str, content: bytes, word: str, server: Server, tmp_path: Path
+) -> None:
+    """Of a file without a published hash: cut short, another format, something in its place."""
+    server.files = {f"/{name}": content}
+    with pytest.raises(AppError, match=word) as caught:
+        fetch(at(server, name), tmp_path)
+    assert caught.value.exit_code == ExitCode.BAD_DATA
+    assert not (tmp_path / LOCK).exists()
+    assert not (tmp_path / "vdvae" / name).exists()
 
 
 def test_a_folder_that_is_complete_asks_nobody_and_may_be_read_only(server: Server, tmp_path: Path) -> None:
@@ -264,7 +296,7 @@ def test_a_folder_that_is_complete_asks_nobody_and_may_be_read_only(server: Serv
     said: list[str] = []
     with read_only(tmp_path):
         assert fetch(needed, tmp_path, hub=server.address, say=said.append) == 0
-    assert said == ["vd/w.bin: there, verified"]
+    assert said == ["vd/w.bin: exists, verified"]
 
 
 def test_runs_need_not_read_again_what_was_fetched(
@@ -273,7 +305,7 @@ def test_runs_need_not_read_again_what_was_fetched(
     monkeypatch.setattr(verification, "_SETTLED_S", -1)  # files of a test are always young
     fetch(at(server), tmp_path)
     monkeypatch.setattr(verification, "sha256_file", lambda path: pytest.fail(f"{path} was read"))
-    assert verification.verify(at(server), tmp_path) == {"vdvae/w.pth": sha256(CONTENT)}
+    assert verification.verify(at(server), tmp_path) == {"vdvae/w.txt": sha256(CONTENT)}
 
 
 def test_a_folder_that_cannot_be_written_to(server: Server, tmp_path: Path) -> None:
@@ -314,7 +346,7 @@ def test_a_web_page_in_place_of_the_file(server: Server, tmp_path: Path) -> None
     server.kind = "text/html; charset=utf-8"
     with pytest.raises(AppError, match="web page"):
         fetch(at(server), tmp_path)
-    assert not (tmp_path / "vdvae" / "w.pth").exists()
+    assert not (tmp_path / "vdvae" / "w.txt").exists()
 
 
 def test_no_connection(server: Server, tmp_path: Path) -> None:

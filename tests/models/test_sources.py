@@ -19,6 +19,7 @@ from bidsapp.models.weights import fetching
 from bidsapp.models.weights import lock as weights_lock
 from bidsapp.models.weights import registry as weights
 from bidsapp.models.weights.registry import files_to_fetch, load_registry, missing_models, models_root
+from bidsapp.models.weights.verification import record, verify
 from bidsapp.planning.check import evaluation_networks
 
 PUBLISHED = "imagenet64-iter-1600000-model-ema.th"
@@ -120,9 +121,9 @@ def test_the_subcommand_fetches_nothing_that_exists(models, tmp_path, capsys, mo
     monkeypatch.setattr(fetching, "_list_repository", lambda *_: pytest.fail("the hub was asked"))
     assert cli.main(["fetch-models", "--recipe", str(recipe), "--models-dir", str(models)]) == 0
     said = capsys.readouterr().out
-    assert f"vdvae-imagenet64/{PUBLISHED}: there, verified" in said
+    assert f"vdvae-imagenet64/{PUBLISHED}: exists, not recorded yet" in said
     assert f"{models}: complete, 0 files downloaded" in said
-    assert len(json.loads((models / weights_lock.LOCK).read_text())["files"]) >= 14
+    assert not (models / weights_lock.LOCK).exists()
 
 
 @pytest.mark.usefixtures("quiet")
@@ -131,6 +132,11 @@ def test_the_subcommand_may_verify_only(models, tmp_path, capsys):
     shutil.copytree(models, copy)
     recipe = write_recipe(tmp_path, metrics={"networks": []})
     words = ["fetch-models", "--verify", "--recipe", str(recipe), "--models-dir", str(copy)]
+    assert cli.main(words) == 0
+    assert f"vdvae-imagenet64/{PUBLISHED}: not recorded yet" in capsys.readouterr().out
+    files = files_to_fetch(load_recipe(str(recipe)))
+    record(files, copy, verify(files, copy))  # as a run does
+    assert len(json.loads((copy / weights_lock.LOCK).read_text())["files"]) >= 14
     assert cli.main(words) == 0
     said = capsys.readouterr().out
     assert f"vdvae-imagenet64/{PUBLISHED}: verified" in said

@@ -1,4 +1,4 @@
-"""Weights are recorded when first met, verified ever after, and not read again without need."""
+"""Weights are recorded once they have worked, verified ever after, and not read again without need."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models.weights import verification
 from bidsapp.models.weights.lock import LOCK, Lock, own_folder
-from bidsapp.models.weights.registry import Part, RequiredFile, WeightFile
-from bidsapp.models.weights.verification import SEEN, unpublished, verify
+from bidsapp.models.weights.registry import Part, RequiredFile, WeightFile, _missing
+from bidsapp.models.weights.verification import SEEN, record, unpublished, verify
 
 FIRST, SECOND = b"first weights", b"other weights"
 
@@ -43,6 +43,13 @@ def put(root: Path, name: str, content: bytes, age_s: float = 60) -> Path:
     return path
 
 
+def used(files: list[RequiredFile], root: Path, *, full: bool = False) -> dict[str, str]:
+    """Verify files and record them, as a run does whose models pass their self-test."""
+    hashes = verify(files, root, full=full)
+    record(files, root, hashes)
+    return hashes
+
+
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -63,13 +70,13 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-# ------------------------------------------------- recorded when first met
+# ------------------------------------------------- recorded once they have worked
 
 
-def test_files_put_there_by_hand_are_recorded_at_first_use(root: Path) -> None:
+def test_files_put_there_by_hand_are_recorded_once_they_have_worked(root: Path) -> None:
     put(root, "a.pth", FIRST)
     put(root, "b.pth", SECOND)
-    found = verify(needed("a.pth", "b.pth", "not-there.pth"), root)
+    found = used(needed("a.pth", "b.pth", "not-there.pth"), root)
     assert found == {"vdvae/a.pth": sha256(FIRST), "vdvae/b.pth": sha256(SECOND)}
     files = json.loads((root / LOCK).read_text())["files"]
     assert files["vdvae/a.pth"] == {
@@ -82,13 +89,53 @@ def test_files_put_there_by_hand_are_recorded_at_first_use(root: Path) -> None:
     assert not own_folder(root).exists()
 
 
+def test_nothing_is_recorded_before_it_has_worked(root: Path) -> None:
+    """Otherwise damaged weights would be the record, and the right ones refused afterwards."""
+    put(root, "a.pth", FIRST)
+    for full in (False, True):
+        verify(needed("a.pth"), root, full=full)
+    assert not (root / LOCK).exists()
+    put(root, "a.pth", SECOND)
+    assert used(needed("a.pth"), root) == {"vdvae/a.pth": sha256(SECOND)}
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+STAND_INS = {
+    "a Git LFS pointer": (LFS, "git lfs pull"),
+    "a git-annex pointer": (b"/annex/objects/MD5E-s12345--0123456789abcdef.pth\n", "datalad get"),
+    "a link of git-annex as text": (b"../../.git/annex/objects/x1/2y/MD5E-s12/MD5E-s12", "datalad get"),
+    "a web page": (b"\n<!DOCTYPE html>\n<html>Sign in</html>", "fetch the weights again"),
+    "a page without its head": (b"<HTML><body>Sign in", "fetch the weights again"),
+}
+
+
+@pytest.mark.parametrize("kind", STAND_INS)
+def test_a_pointer_or_a_page_in_place_of_weights_is_named(kind: str, root: Path, read: list[str]) -> None:
+    content, fix = STAND_INS[kind]
+    paths = [put(root, name, content) for name in ("a.pth", "config.json")]
+    with pytest.raises(AppError, match=fix) as caught:
+        verify(needed("a.pth", "config.json"), root)
+    assert caught.value.exit_code == ExitCode.BAD_DATA
+    assert all(str(path) in str(caught.value) for path in paths)
+    assert read == []
+    assert not (root / LOCK).exists()
+
+
+def test_links_of_a_dataset_that_was_not_fetched_are_named(root: Path) -> None:
+    (root / "vdvae").mkdir()
+    (root / "vdvae" / "a.pth").symlink_to("../.git/annex/objects/x1/2y/MD5E-s12--0/MD5E-s12--0")
+    (problem,) = _missing(needed("a.pth"), root, "run: fetch-models")
+    assert "links to nothing" in problem.what
+    assert f"datalad get {root / 'vdvae'}" in problem.mend
+
+
 def test_a_file_that_changes_later_is_refused(root: Path) -> None:
     path = put(root, "a.pth", FIRST)
-    verify(needed("a.pth"), root)
+    used(needed("a.pth"), root)
     put(root, "a.pth", SECOND)
     for _ in range(2):  # also when what is there now was hashed before
         with pytest.raises(AppError, match="not the weights that were recorded") as caught:
-            verify(needed("a.pth"), root)
+            used(needed("a.pth"), root)
         assert caught.value.exit_code == ExitCode.BAD_DATA
         for part in (str(path), sha256(FIRST)[:12], sha256(SECOND)[:12], str(root / LOCK)):
             assert part in str(caught.value)
@@ -97,11 +144,11 @@ def test_a_file_that_changes_later_is_refused(root: Path) -> None:
 
 def test_all_files_that_changed_are_named_at_once(root: Path) -> None:
     paths = [put(root, name, FIRST) for name in ("a.pth", "b.pth", "c.pth")]
-    verify(needed("a.pth", "b.pth", "c.pth"), root)
+    used(needed("a.pth", "b.pth", "c.pth"), root)
     for name in ("a.pth", "c.pth"):
         put(root, name, SECOND)
     with pytest.raises(AppError) as caught:
-        verify(needed("a.pth", "b.pth", "c.pth"), root)
+        used(needed("a.pth", "b.pth", "c.pth"), root)
     assert [str(path) in str(caught.value) for path in paths] == [True, False, True]
 
 
@@ -111,39 +158,39 @@ def test_a_file_that_is_not_the_published_one(which: str, root: Path) -> None:
     put(root, "a.pth", SECOND)
     files = needed("a.pth", **{which: sha256(FIRST)[: 8 if which == "sha256_start" else 64]})
     with pytest.raises(AppError, match="as published"):
-        verify(files, root, full=True)
+        used(files, root, full=True)
     assert not (root / LOCK).exists()
-    assert unpublished(files, verify(files, root)) == ["vdvae/a.pth"]
+    assert unpublished(files, used(files, root)) == ["vdvae/a.pth"]
     with pytest.raises(AppError, match="as published"):
-        verify(files, root, full=True)
+        used(files, root, full=True)
     (root / LOCK).unlink()
     put(root, "a.pth", FIRST)
-    assert unpublished(files, verify(files, root, full=True)) == []
+    assert unpublished(files, used(files, root, full=True)) == []
 
 
 def test_a_converted_file_has_a_hash_of_its_own(root: Path) -> None:
     file = WeightFile(("a.safetensors", "a.pth"), sha256=sha256(FIRST))
     files = [RequiredFile(Part("vdvae", "A model", "MIT", "", (file,)), file, "vdvae")]
     put(root, "a.safetensors", SECOND)
-    assert unpublished(files, verify(files, root, full=True)) == []
+    assert unpublished(files, used(files, root, full=True)) == []
     assert Lock.read(root).files["vdvae/a.safetensors"]["sha256"] == sha256(SECOND)
 
 
 def test_a_deleted_entry_lets_a_change_in(root: Path) -> None:
     put(root, "a.pth", FIRST)
-    verify(needed("a.pth"), root)
+    used(needed("a.pth"), root)
     put(root, "a.pth", SECOND)
     content = json.loads((root / LOCK).read_text())
     del content["files"]["vdvae/a.pth"]
     (root / LOCK).write_text(json.dumps(content))
-    assert verify(needed("a.pth"), root) == {"vdvae/a.pth": sha256(SECOND)}
+    assert used(needed("a.pth"), root) == {"vdvae/a.pth": sha256(SECOND)}
 
 
 def test_jobs_that_start_together_lose_no_record(root: Path) -> None:
     names = [f"{i}.pth" for i in range(12)]
     for name in names:
         put(root, name, name.encode())
-    jobs = [threading.Thread(target=verify, args=(needed(name), root)) for name in names]
+    jobs = [threading.Thread(target=used, args=(needed(name), root)) for name in names]
     for job in jobs:
         job.start()
     for job in jobs:
@@ -168,14 +215,14 @@ def test_another_job_that_recorded_other_bytes_meanwhile(root: Path) -> None:
 def test_a_read_only_folder_is_recorded_in_the_users_cache(root: Path) -> None:
     put(root, "a.pth", FIRST)
     with read_only(root):
-        verify(needed("a.pth"), root)
+        used(needed("a.pth"), root)
         before = sorted(root.rglob("*"))
     assert before == [root / "vdvae", root / "vdvae" / "a.pth"]
     place = own_folder(root) / LOCK
     assert json.loads(place.read_text())["files"]["vdvae/a.pth"]["sha256"] == sha256(FIRST)
     put(root, "a.pth", SECOND)
     with read_only(root), pytest.raises(AppError, match="not the weights that were recorded") as caught:
-        verify(needed("a.pth"), root)
+        used(needed("a.pth"), root)
     assert str(place) in str(caught.value)
 
 
@@ -184,19 +231,19 @@ def test_two_folders_have_a_record_each(root: Path, tmp_path: Path) -> None:
     for folder, content in ((root, FIRST), (other, SECOND)):
         put(folder, "a.pth", content)
         with read_only(folder):
-            verify(needed("a.pth"), folder)
+            used(needed("a.pth"), folder)
     for folder, content in ((root, FIRST), (other, SECOND)):
         with read_only(folder):
-            assert verify(needed("a.pth"), folder) == {"vdvae/a.pth": sha256(content)}
+            assert used(needed("a.pth"), folder) == {"vdvae/a.pth": sha256(content)}
 
 
 def test_the_folders_own_record_goes_before_the_users(root: Path) -> None:
     put(root, "a.pth", FIRST)
     with read_only(root):
-        verify(needed("a.pth"), root)
+        used(needed("a.pth"), root)
     put(root, "a.pth", SECOND)
     (root / LOCK).write_text(json.dumps({"files": {"vdvae/a.pth": {"sha256": sha256(SECOND)}}}))
-    assert verify(needed("a.pth"), root) == {"vdvae/a.pth": sha256(SECOND)}
+    assert used(needed("a.pth"), root) == {"vdvae/a.pth": sha256(SECOND)}
 
 
 def test_where_nothing_can_be_recorded_it_is_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -204,7 +251,7 @@ def test_where_nothing_can_be_recorded_it_is_said(root: Path, caplog: pytest.Log
     cache = own_folder(root).parent
     cache.mkdir(parents=True)
     with read_only(root), read_only(cache), caplog.at_level("WARNING"):
-        assert verify(needed("a.pth"), root) == {"vdvae/a.pth": sha256(FIRST)}
+        assert used(needed("a.pth"), root) == {"vdvae/a.pth": sha256(FIRST)}
     assert "hashes of 1 files of weights are recorded nowhere" in caplog.text
     assert str(root) in caplog.text
 
@@ -218,9 +265,9 @@ def test_a_user_without_a_home(
     monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
     put(root, "a.pth", FIRST)
     with read_only(root), caplog.at_level("WARNING"):
-        assert verify(needed("a.pth"), root) == {"vdvae/a.pth": sha256(FIRST)}
+        assert used(needed("a.pth"), root) == {"vdvae/a.pth": sha256(FIRST)}
     assert "recorded nowhere" in caplog.text
-    assert verify(needed("a.pth"), root) == {"vdvae/a.pth": sha256(FIRST)}
+    assert used(needed("a.pth"), root) == {"vdvae/a.pth": sha256(FIRST)}
     assert (root / LOCK).is_file()
 
 
@@ -262,7 +309,7 @@ def _touch(path: Path) -> None:
 def test_whatever_changes_how_a_file_looks_has_it_read_again(change, root: Path, read: list[str]) -> None:
     assert len(FIRST) == len(SECOND)
     path = put(root, "a.pth", FIRST)
-    verify(needed("a.pth"), root)
+    used(needed("a.pth"), root)
     change(path)
     if path.read_bytes() == FIRST:
         verify(needed("a.pth"), root)
@@ -291,7 +338,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(
 
     with monkeypatch.context() as patch:
         patch.setattr(verification, "sha256_file", hash_and_change)
-        verify(needed("a.pth"), root)
+        used(needed("a.pth"), root)
     with pytest.raises(AppError, match="not the weights"):
         verify(needed("a.pth"), root)
     assert path.read_bytes() == SECOND
@@ -315,8 +362,8 @@ _JSON = st.recursive(
 
 
 @given(st.binary(max_size=40) | _JSON)
-@example({"files": {"vdvae/a.pth": {key: [] for key in verification._LOOK} | {"sha256": "0" * 64}}})
-@example({"files": {"vdvae/a.pth": dict.fromkeys(verification._LOOK, 1) | {"sha256": None}}})
+@example({"files": {"vdvae/a.pth": {key: [] for key in verification._MARKS} | {"sha256": "0" * 64}}})
+@example({"files": {"vdvae/a.pth": dict.fromkeys(verification._MARKS, 1) | {"sha256": None}}})
 @example({"files": {"vdvae/a.pth": {"sha256": "0" * 64}}})
 def test_a_damaged_memory_only_costs_time(tmp_path_factory, damage) -> None:
     root = tmp_path_factory.mktemp("damaged")

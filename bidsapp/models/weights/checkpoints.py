@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models.weights.configurations import Limits, check_folder, read_configuration, tokenizer_kind
+from bidsapp.storage.text import read_json
 
 #: Weights in a component's folder, in the order in which the libraries look for them.
 _WEIGHTS = (
@@ -48,14 +49,18 @@ def readable(path: Path, what: str = "these weights") -> Iterator[None]:
         raise
     except Exception as error:
         raise _unreadable(path, _reason(error), what) from error
+    except BaseException as error:  # how the tokenizers' and safetensors' compiled parts fail
+        if type(error).__name__ != "PanicException":
+            raise
+        raise _unreadable(path, _reason(error), what) from error
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Silence remarks of diffusers and transformers that the user can do nothing about.
 
-    They speak of torchvision, which is not needed, of formats, and of weights in a torch file as of
-    something that is not safe; it is read without running code.
+    They concern torchvision, which is not needed, formats, and the safety of torch files, which are read
+    without running code.
     """
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
@@ -81,19 +86,14 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     mapped : bool
         Map a torch file into memory where its format allows that, so that only what is used is read.
 
-    Returns
-    -------
-    dict of Tensor
-        On the CPU, names as stored.
-
     Raises
     ------
     AppError
-        Exit code 75 if the file is not there, 65 if it cannot be read or holds no state dict.
+        Exit code 75 if the file is missing, 65 if it cannot be read or is not a state dict.
     """
     if not path.is_file():
         raise AppError(
-            f"{path}: these weights are not there. Fetch them, or give the folder that holds them with "
+            f"{path}: these weights are missing. Fetch them, or give the folder that holds them with "
             "--models-dir.",
             exit_code=ExitCode.TRY_AGAIN,
         )
@@ -107,8 +107,29 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
             mapped = mapped and zipfile.is_zipfile(path)
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise _unreadable(path, "it holds something else than named tensors")
+        raise _unreadable(path, "it holds something other than named tensors")
     return dict(state)
+
+
+def check_loadable(path: Path, name: str) -> None:
+    """Check that a file can be loaded, by the ending of its final name.
+
+    Raises
+    ------
+    AppError
+        Exit code 65 if it is cut short or of another format.
+    """
+    if name.endswith(".json"):
+        read_json(path)
+    elif name.endswith(".safetensors"):
+        from safetensors import safe_open
+
+        with readable(path), safe_open(path, framework="pt"):
+            pass  # the header has the file's length
+    elif name.endswith((".bin", ".pth", ".th", ".tar")):
+        with readable(path):
+            _check_zip(path)
+            torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def _check_zip(path: Path) -> None:
@@ -127,24 +148,24 @@ def _check_zip(path: Path) -> None:
 def load_strictly(
     model: nn.Module, path: Path, *, unused: Sequence[str] = (), prefix: str = "", optional: str = ""
 ) -> None:
-    """Load a checkpoint into a model whose every tensor it must fill, and nothing else be left over.
+    """Load a checkpoint that must fill every tensor of a model, with nothing left over.
 
     Parameters
     ----------
     model : nn.Module
     path : Path
     unused : sequence of str
-        Beginnings of names (after ``prefix`` is taken off) that the checkpoint may hold and the model
-        has no use for, such as a classifier.
+        Beginnings of names (without ``prefix``) that the checkpoint may hold and the model does not use,
+        such as a classifier.
     prefix : str
-        Taken off the names that begin with it, e.g. ``module.`` of data-parallel training.
+        Removed from the names that begin with it, e.g. ``module.`` of data-parallel training.
     optional : str
         Ending of names that old checkpoints lack; such tensors keep their initial value.
 
     Raises
     ------
     AppError
-        Exit code 65 where names or shapes do not agree, naming them; as :func:`read_checkpoint` else.
+        Exit code 65 if names or shapes differ, naming them; otherwise as :func:`read_checkpoint`.
     """
     stored = {name.removeprefix(prefix): tensor for name, tensor in read_checkpoint(path).items()}
     stored = {name: tensor for name, tensor in stored.items() if not name.startswith(tuple(unused))}
@@ -164,7 +185,7 @@ def load_strictly(
     if faults:
         raise AppError(
             f"{path}: these are not the weights of {type(model).__name__} ({'; '.join(faults)}). "
-            "Fetch the published file again, or check that files were not exchanged.",
+            "Fetch the published file again, or check that files were not swapped.",
             exit_code=ExitCode.BAD_DATA,
         )
     model.load_state_dict({**wanted, **stored}, strict=True)
@@ -194,8 +215,8 @@ def load_component(kind: Any, folder: Path, limits: Limits, **options: Any) -> A
     read_configuration(folder / "config.json", limits, {"_class_name": (kind.__name__,), "model_type": _CLIP})
     weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), folder)
     if index := next(iter(sorted(folder.glob("*.index.json"))), None):
-        # Its entries are paths, which may lead anywhere; the models that recipes use are whole files.
-        raise _unreadable(index, "weights that an index divides into several files are not supported")
+        # Its entries are paths, which may lead anywhere; the models that recipes use are single files.
+        raise _unreadable(index, "weights that an index splits into several files are not supported")
     with readable(weights), quiet_libraries():
         _check_zip(weights)
         model, report = kind.from_pretrained(
@@ -215,7 +236,7 @@ def load_component(kind: Any, folder: Path, limits: Limits, **options: Any) -> A
     ]
     if faults:
         raise AppError(
-            f"{folder}: not the weights of a whole {kind.__name__} ({'; '.join(faults)}). The file is "
+            f"{folder}: not the weights of a complete {kind.__name__} ({'; '.join(faults)}). The file is "
             "damaged or of another model: delete it and fetch it again.",
             exit_code=ExitCode.BAD_DATA,
         )
@@ -243,11 +264,11 @@ def _some(names: Sequence[str], most: int = 3) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Say why in one line; what the libraries advise (to trust the file) is left out."""
+    """Give the reason in one line, without the libraries' advice to trust the file."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UnpicklingError):
-            return "it holds something else than tensors, perhaps code; none of it was run"
+            return "it holds something other than tensors, perhaps code; none of it was run"
         cause = cause.__cause__ or cause.__context__
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()]

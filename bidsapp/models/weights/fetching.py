@@ -1,4 +1,4 @@
-"""Fetch published weights: resumable, whole or not at all, and recorded with their hash."""
+"""Fetch published weights: resumable, complete or not at all, and recorded with their hash."""
 
 from __future__ import annotations
 
@@ -19,9 +19,17 @@ from typing import Any
 
 from bidsapp import __version__
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.models.weights.checkpoints import check_loadable
 from bidsapp.models.weights.lock import Lock
 from bidsapp.models.weights.registry import RequiredFile
-from bidsapp.models.weights.verification import not_the_published, verify
+from bidsapp.models.weights.verification import (
+    NOT_RECORDED,
+    is_published,
+    not_the_published,
+    record,
+    stand_in,
+    verify,
+)
 from bidsapp.storage.atomic import atomic_path
 from bidsapp.storage.files import sha256_file
 from bidsapp.storage.locks import locked
@@ -34,7 +42,7 @@ _EVERY_S = 30.0
 #: Seconds to wait before another try, times the number of tries so far.
 PAUSE_S = 2.0
 _BROKEN = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError)
-#: Where repositories' files lie until they are verified.
+#: Where repositories' files are until they are verified.
 STAGING = ".fetching"
 
 
@@ -45,51 +53,55 @@ def fetch(
     hub: str | None = None,
     say: Callable[[str], None] = LOG.info,
 ) -> int:
-    """Verify what is there, reading every byte, and fetch what is not.
+    """Verify existing files, reading every byte, and fetch missing ones.
 
     Parameters
     ----------
     required : sequence of RequiredFile
     root : Path
-        The models folder. It may be read-only where nothing is missing.
+        The models folder. It may be read-only if nothing is missing.
     hub : str, optional
         Address of the Hugging Face hub.
     say : callable
-        Takes a line on each file.
+        Takes one line per file.
 
     Returns
     -------
     int
-        How many files were fetched now.
+        Number of files fetched now.
 
     Raises
     ------
     AppError
         Exit code 75 if a source can't be reached or another process fetches into this folder, 65 if a
-        file is not the one that was published or recorded before, 73 or 74 if it can't be written.
+        file is not the one that was published or recorded before or can't be loaded, 73 or 74 if it can't
+        be written.
     """
-    for name in verify(required, root, full=True):
-        say(f"{name}: there, verified")
+    hashes = verify(required, root, full=True)
+    record([item for item in required if is_published(item, hashes)], root, hashes)
+    recorded = Lock.read(root).files
+    for name in hashes:
+        say(f"{name}: exists, " + ("verified" if name in recorded else NOT_RECORDED))
     if not any(item.is_missing(root) for item in required):
         return 0
     with locked(root / f"{STAGING}.held", timeout=0):
         fetcher = _Fetcher(root, Lock.read(root), hub, say)
         fetched = sum(fetcher.one(item) for item in required if item.found(root) is None)
         shutil.rmtree(root / STAGING, ignore_errors=True)
-    # read back under their final names, so that runs need not, which may find the folder read-only
+    # hashed under their final names now, because runs may find the folder read-only
     verify(required, root)
     return fetched
 
 
 class _Fetcher:
-    """What fetching one models folder needs to know."""
+    """Fetches into one models folder."""
 
     def __init__(self, root: Path, lock: Lock, hub: str | None, say: Callable[[str], None]) -> None:
         self.root, self.lock, self.hub, self.say = root, lock, hub, say
         self.listings: dict[str, dict[str, tuple[str, str]]] = {}
 
     def one(self, item: RequiredFile) -> bool:
-        """Fetch a file; tell whether its source had it."""
+        """Fetch a file; False if it is optional and its source does not have it."""
         if item.file.packaged:
             return self._copy(item)
         return self._from_hub(item) if item.part.repository else self._from_url(item)
@@ -135,6 +147,15 @@ class _Fetcher:
 
     def _install(self, waiting: Path, target: Path, source: str, item: RequiredFile, published: str) -> None:
         """Give a verified file its final name, and record it."""
+        if message := stand_in(waiting):
+            waiting.unlink()
+            raise AppError(f"{source}: {message}", exit_code=ExitCode.BAD_DATA)
+        if not (published or item.file.sha256_start):
+            try:
+                check_loadable(waiting, target.name)
+            except AppError:
+                waiting.unlink()
+                raise
         sha256 = sha256_file(waiting)
         recorded = self.lock.files.get(target.relative_to(self.root).as_posix(), {}).get("sha256", "")
         for expected in (published, item.file.sha256_start, recorded):
@@ -153,9 +174,9 @@ class _Fetcher:
 
 def _unreachable(what: object, why: object) -> AppError:
     return AppError(
-        f"{what}: cannot be fetched ({why}). Check the connection (and the proxy, if there is one) and "
-        "run the same command again: what was fetched is kept. Without one, fetch on another machine "
-        "and copy the models folder.",
+        f"{what}: cannot be fetched ({why}). Check the connection (and the proxy, if there is one) and run "
+        "the same command again: the part that was fetched is kept. Without a connection, fetch on another "
+        "machine and copy the models folder.",
         exit_code=ExitCode.TRY_AGAIN,
     )
 
@@ -171,7 +192,7 @@ def _download(url: str, partial: Path) -> Path:
             return partial
         except urllib.error.HTTPError as error:
             if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and attempt == 0:
-                partial.unlink(missing_ok=True)  # longer than the file that is there now, or all of it
+                partial.unlink(missing_ok=True)  # longer than the file is now, or complete
             elif error.code < 500 or attempt == _TRIES - 1:
                 raise _unreachable(url, f"HTTP {error.code} {error.reason}") from error
         except _BROKEN as error:
@@ -248,7 +269,7 @@ def _list_repository(repository: str, revision: str, hub: str | None) -> dict[st
 
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
-    """Word the hub's errors for the user."""
+    """Translate the hub's errors."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     known = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError)

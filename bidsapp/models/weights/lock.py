@@ -1,13 +1,14 @@
 """The lock of a models folder: each file's SHA-256 and each model's canary answer, once recorded.
 
-It lies in the folder (``weights.lock.json``). Where the folder cannot be written to, what a run finds
-is kept in a file of the user's own, which adds to the folder's and never overrides it.
+It is in the folder (``weights.lock.json``). If the folder is not writable, what a run finds is kept in a
+file in the user's cache, which adds to the folder's and never overrides it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ Entries = dict[str, dict[str, Any]]
 
 
 def user_cache() -> Path:
-    """Give this app's folder in the user's cache; for a user without a home, one that cannot be made."""
+    """Give this app's folder in the user's cache; for a user without a home, one that can't be created."""
     from platformdirs import user_cache_path
 
     name = "bidsapp-recon"
@@ -50,7 +51,7 @@ class Lock:
     files : dict
         By path in the folder: ``sha256``, ``size``, ``source``, ``licence``.
     canaries : dict
-        What models answered, by folder, ``#`` and name.
+        What models answered, by folder, ``#`` and name; with the hash of the weights that did.
     own : frozenset of str
         Names in ``files`` that only the user's own record has.
     """
@@ -62,12 +63,12 @@ class Lock:
 
     @classmethod
     def read(cls, root: Path) -> Lock:
-        """Read what is recorded of a models folder; empty where nothing is.
+        """Read what is recorded of a models folder; empty if nothing is.
 
         Raises
         ------
         AppError
-            Exit code 65 for a file that is no lock.
+            Exit code 65 for a file that is not a lock.
         """
         there, own = _read(root / LOCK), _read(own_folder(root) / LOCK)
         files = own["files"] | there["files"]
@@ -78,17 +79,12 @@ class Lock:
         return (own_folder(self.root) if name in self.own else self.root) / LOCK
 
     def record_files(self, entries: Mapping[str, Mapping[str, Any]]) -> Path | None:
-        """Record files; the canary answers of models whose record is new are forgotten.
-
-        Parameters
-        ----------
-        entries : mapping of str to mapping
-            As :attr:`files`.
+        """Record files.
 
         Returns
         -------
         Path or None
-            Where they are recorded now; None where no place can be written to.
+            Where they are recorded now; None if no place is writable.
 
         Raises
         ------
@@ -96,24 +92,21 @@ class Lock:
             Exit code 65 if another process has recorded another hash in the meantime.
         """
 
-        def change(files: Entries, canaries: Entries) -> None:
+        def change(files: Entries, _: Entries) -> None:
             for name, entry in entries.items():
                 before = files.get(name, {}).get("sha256")
                 if before not in (None, entry["sha256"]):
                     raise changed(self.root / name, entry["sha256"], before, self.place(name))
                 files[name] = dict(entry)
-                if before is None:
-                    for model in [m for m in canaries if name.startswith(f"{m.partition('#')[0]}/")]:
-                        del canaries[model]
 
         return self._change(change)
 
     def record_canary(self, name: str, answer: Mapping[str, Any]) -> Path | None:
-        """Record what a model answered; ``name`` is its folder, ``#``, and what it is."""
+        """Record what a model answered; ``name`` is its folder, ``#``, and the question."""
         return self._change(lambda _, canaries: canaries.update({name: dict(answer)}))
 
     def _change(self, change: Callable[[Entries, Entries], None]) -> Path | None:
-        """Read again while other processes wait, change, write whole: here or in the user's own file."""
+        """Read again while other processes wait, change, and write: here or in the user's cache."""
         for folder in (self.root, own_folder(self.root)):
             try:
                 with locked(folder / f".{LOCK}.held"):
@@ -131,11 +124,11 @@ class Lock:
 
 
 def changed(path: Path, found: str, recorded: str, record: Path) -> AppError:
-    """Word the error of a file that is not the recorded one."""
+    """Give the error of a file that is not the recorded one."""
     return AppError(
         f"{path}: these are not the weights that were recorded (SHA-256 {found[:12]}..., recorded "
         f"{recorded[:12]}... in {record}). The file is damaged or was replaced: delete it and fetch it "
-        "again; if the change was meant, delete its entry there.",
+        "again. If the change was intended, delete its entry there.",
         exit_code=ExitCode.BAD_DATA,
     )
 
@@ -143,9 +136,30 @@ def changed(path: Path, found: str, recorded: str, record: Path) -> AppError:
 def _read(path: Path) -> dict[str, Entries]:
     content = read_json(path) if path.is_file() else {}
     parts = {name: content.get(name, {}) for name in ("files", "canaries")}
-    if not all(isinstance(p, dict) and all(isinstance(v, dict) for v in p.values()) for p in parts.values()):
-        raise AppError(
-            f"{path}: not what fetch-models writes. Delete it and run fetch-models again.",
-            exit_code=ExitCode.BAD_DATA,
-        )
+    for name, is_entry in (("files", _is_file), ("canaries", _is_answer)):
+        entries = parts[name]
+        wrong = [k for k, v in entries.items() if not is_entry(v)] if isinstance(entries, dict) else [name]
+        if wrong:
+            raise AppError(
+                f"{path}: this is not what the app writes, at {', '.join(wrong[:3])}. Delete the file: the "
+                "next run or fetch-models writes it again.",
+                exit_code=ExitCode.BAD_DATA,
+            )
     return parts
+
+
+def _is_file(entry: object) -> bool:
+    """Whether this is the record of a file."""
+    return isinstance(entry, dict) and bool(re.fullmatch("[0-9a-f]{64}", str(entry.get("sha256"))))
+
+
+def _is_answer(entry: object) -> bool:
+    """Whether this is the record of a canary's answer."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("device"), str):
+        return False
+    lists = entry.get("shape"), entry.get("values")
+    return all(isinstance(values, list) and all(map(_is_number, values)) for values in lists)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -170,6 +170,9 @@ def _missing(required: Sequence[RequiredFile], root: Path, fix: str) -> list[Pro
     problems = []
     for folder, names in absent.items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        what = f"these weights are missing: {', '.join(names[:3])}{more}"
-        problems.append(Problem(str(root / folder), what, fix, ExitCode.TRY_AGAIN))
+        what, how = f"these weights are missing: {', '.join(names[:3])}{more}", fix
+        if any((root / folder / name).is_symlink() for name in names):
+            what += " (links to nothing, as in a DataLad dataset whose content was not fetched)"
+            how = f"run `datalad get {quote(str(root / folder))}`, or {fix}"
+        problems.append(Problem(str(root / folder), what, how, ExitCode.TRY_AGAIN))
     return problems

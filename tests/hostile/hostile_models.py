@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import zipfile
 import zlib
@@ -20,7 +21,8 @@ from hostile.hostile_tables import DEEP, beside
 from bidsapp.config import load_recipe
 from bidsapp.decoding import model_file
 from bidsapp.models.judges.protocol_networks import load_network
-from bidsapp.models.weights.checkpoints import load_component, read_checkpoint
+from bidsapp.models.weights.checkpoints import load_component, load_tokenizer, read_checkpoint
+from bidsapp.models.weights.configurations import AUTOKL
 from bidsapp.models.weights.lock import LOCK
 from bidsapp.models.weights.registry import generative_files
 from bidsapp.models.weights.verification import verify
@@ -38,7 +40,7 @@ def checkpoint(name: str) -> How:
 
 
 def component(tmp: Path) -> object:
-    return load_component(dict, tmp / "m")
+    return load_component(dict, tmp / "m", AUTOKL)
 
 
 def network(tmp: Path) -> object:
@@ -195,15 +197,43 @@ CASES = {
     "model's settings of 200,000 brackets": Case(
         65, "cannot be read as JSON", folder_of(config__json=DEEP), reader(component)
     ),
+    "model's settings that are a pipe": Case(
+        65, "a pipe", lambda tmp: [(tmp / "m").mkdir(), os.mkfifo(tmp / "m" / "config.json")],
+        reader(component),
+    ),
+    "model's settings that name code": Case(
+        65, "names code", folder_of(config__json='{"a": {"auto_map": {"AutoModel": "code.Model"}}}'),
+        reader(component),
+    ),
+    "model of 100,000 layers": Case(
+        65, "layers_per_block is 100000", folder_of(config__json='{"layers_per_block": 100000}'),
+        reader(component),
+    ),
+    "tokenizer that pads to two billion": Case(
+        65, "Fixed is 2000000000",
+        folder_of(
+            tokenizer_config__json="{}",
+            tokenizer__json='{"padding": {"strategy": {"Fixed": 2000000000}}, "model": {}}',
+        ),
+        reader(lambda tmp: load_tokenizer(tmp / "m")),
+    ),
     # the lock
     "weights that were exchanged": Case(
         65, "not the weights that were recorded",
         locked(json.dumps({"files": {WEIGHTS: {"sha256": "0" * 64}}, "canaries": {}})), VERIFIED,
     ),
-    "lock without hashes": Case(65, "not what fetch-models writes", locked('{"files": {"a": 1}}'), VERIFIED),
+    "lock without hashes": Case(65, "not what the app writes", locked('{"files": {"a": 1}}'), VERIFIED),
     "lock with a hash that is a list": Case(
-        65, "not the weights that were recorded",
+        65, "not what the app writes",
         locked(json.dumps({"files": {WEIGHTS: {"sha256": [1, 2]}}})), VERIFIED,
+    ),
+    "lock of null": Case(65, "must hold a JSON object", locked("null"), VERIFIED),
+    "lock whose hash is null": Case(
+        65, "not what the app writes", locked(json.dumps({"files": {WEIGHTS: {"sha256": None}}})), VERIFIED
+    ),
+    "lock whose answer is null": Case(
+        65, "not what the app writes", locked('{"canaries": {"a#b": {"device": "cpu", "values": null}}}'),
+        VERIFIED,
     ),
     "lock of 200,000 brackets": Case(65, "cannot be read as JSON", locked(DEEP), VERIFIED),
     # the app's own model file

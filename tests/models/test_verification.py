@@ -126,7 +126,7 @@ def test_links_of_a_dataset_that_was_not_fetched_are_named(root: Path) -> None:
     (root / "vdvae" / "a.pth").symlink_to("../.git/annex/objects/x1/2y/MD5E-s12--0/MD5E-s12--0")
     (problem,) = _missing(needed("a.pth"), root, "run: fetch-models")
     assert "links to nothing" in problem.what
-    assert f"datalad get {root / 'vdvae'}" in problem.mend
+    assert f"datalad get {root / 'vdvae'}" in problem.fix
 
 
 def test_a_file_that_changes_later_is_refused(root: Path) -> None:

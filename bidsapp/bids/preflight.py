@@ -18,8 +18,8 @@ from bidsapp.bids.outputs import stimulus_labels
 from bidsapp.bids.voxels import choose_voxels
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
 from bidsapp.records import Session, Split, SubjectInputs
+from bidsapp.storage.hdf5 import REVERSED_AXES, REVERSED_AXES_FIX, open_array
 from bidsapp.storage.hdf5 import SUFFIXES as HDF5_SUFFIXES
-from bidsapp.storage.hdf5 import open_array
 from bidsapp.storage.nifti import TOLERANCE, displacement, load_volume, read_header
 
 
@@ -107,7 +107,8 @@ def _check_subject(dataset: Dataset, subject: SubjectInputs) -> list[Problem]:
     for session in subject.sessions:
         header = _grid(session.betas, problems)
         if header is not None:
-            problems += _check_betas(session, header)
+            found, header = _check_betas(session, header)
+            problems += found
             headers.append((session.betas, header))
     # HDF5 betas have no affine; the first image that has one then stands for all.
     reference = next((h for h in headers if h[1].affine is not None), headers[0] if headers else None)
@@ -179,14 +180,18 @@ def _grid(path: Path, problems: list[Problem]) -> _Grid | None:
         return None
 
 
-def _check_betas(session: Session, header: _Grid) -> list[Problem]:
+def _check_betas(session: Session, header: _Grid) -> tuple[list[Problem], _Grid]:
+    """Compare the number of volumes with the trials; return the grid, in the right order of axes."""
     volumes, trials = header.shape[3], len(session.stimulus_ids)
     if volumes == trials:
-        return []
+        return [], header
+    if session.betas.suffix in HDF5_SUFFIXES and header.shape[0] == trials:
+        reversed_axes = _Grid(header.shape[::-1], None)
+        return [Problem(str(session.betas), REVERSED_AXES, REVERSED_AXES_FIX)], reversed_axes
     plural = "s" if volumes != 1 else ""
     what = f"Holds {volumes} volume{plural}, but {session.trials} lists {trials} trials."
     fix = "The table needs a row a volume: find the trials left out, or take both files of one version."
-    return [Problem(str(session.betas), what, fix)]
+    return [Problem(str(session.betas), what, fix)], header
 
 
 def _compare(path: Path, header: _Grid, reference: tuple[Path, _Grid] | None, what: str) -> list[Problem]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bidsapp.storage.hdf5 import BETAS, DAMAGED, is_complete, open_array
+from bidsapp.storage.hdf5 import BETAS, DAMAGED, REVERSED_AXES, REVERSED_AXES_FIX, is_complete, open_array
 from bidsapp.storage.nifti import refuse
 
 #: Values of one read, or of one block of trials, held in memory.
@@ -102,11 +102,7 @@ def _check_shape(
 ) -> None:
     if found[1:] != shape[::-1]:
         if found[:3] == shape:
-            refuse(
-                path,
-                f"Its axes {found} are in the order (x, y, z, trials).",
-                "Store them as NSD does: (trials, z, y, x) as Python and C count axes.",
-            )
+            refuse(path, REVERSED_AXES, REVERSED_AXES_FIX)
         refuse(
             path,
             f"Its volumes have the shape {found[:0:-1]}, the mask has {shape}.",

@@ -16,6 +16,7 @@ from bidsapp.nsd.design import Design, read_design
 from bidsapp.nsd.layout import Missing, Nsd
 from bidsapp.nsd.sources import Betas, Brick, Inventory, Sources
 from bidsapp.nsd.stimuli import StimulusInfo, check_agreement, read_stimulus_info
+from bidsapp.storage.hdf5 import REVERSED_AXES, REVERSED_AXES_FIX
 from bidsapp.storage.nifti import Header
 
 
@@ -247,6 +248,9 @@ def _check_sessions(
     grid: Header | None = None
     for session, own in sorted(betas.items()):
         expected = design.n_trials(session) if session <= design.n_sessions else 0
+        if own.shape[3] != expected == own.shape[0] and own.header is None:
+            inventory.problems.append(Problem(str(own.path), REVERSED_AXES, REVERSED_AXES_FIX))
+            continue
         if own.shape[3] != expected:
             what = f"has {own.shape[3]} volumes, but session {session} has {expected} trials in the design"
         elif shape and own.shape[:3] != shape:

@@ -20,6 +20,9 @@ from bidsapp.storage.files import kind_of
 SUFFIXES = (".h5", ".hdf5")
 #: The array of single-trial betas in NSD's files; axes (trials, z, y, x) as C and Python count them.
 BETAS = "betas"
+#: What is wrong with betas whose axes have the opposite order, and how to fix it.
+REVERSED_AXES = "Its axes are in the order (x, y, z, trials)."
+REVERSED_AXES_FIX = "Store them as NSD does: (trials, z, y, x) as Python and C count axes."
 #: Largest chunk, in bytes; a chunk is read and inflated as a whole.
 _MOST_CHUNK = 1 << 28
 #: What h5py raises on damaged files.

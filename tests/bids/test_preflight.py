@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -203,3 +204,19 @@ def test_displacement_is_in_voxels() -> None:
     c[1, 1] = 2.2  # grows with distance: 9 voxels x 0.2 mm = 0.9 voxels
     assert displacement(a, c, (10, 10, 10)) == pytest.approx(0.9)
     assert displacement(a, a, (10, 10, 10)) == 0
+
+
+@pytest.mark.parametrize("n_wrong", [1, 2])
+def test_hdf5_betas_with_reversed_axes_are_named_once_each(tiny: Path, n_wrong: int) -> None:
+    paths = sorted(tiny.glob("sub-01/ses-*/func/*_statmap.nii.gz"))
+    for number, path in enumerate(paths):
+        image = nib.load(path)
+        values = np.asarray(image.dataobj)
+        with h5py.File(path.with_name(path.name.replace(".nii.gz", ".hdf5")), "w") as file:
+            file["betas"] = values if number < n_wrong else values.transpose()
+        path.unlink()
+    problems = _check(tiny)
+    assert [p.path for p in problems] == [str(p).replace(".nii.gz", ".hdf5") for p in paths[:n_wrong]]
+    for problem in problems:
+        assert "order (x, y, z, trials)" in problem.what
+        assert "(trials, z, y, x)" in problem.fix

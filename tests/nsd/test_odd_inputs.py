@@ -167,3 +167,13 @@ def test_a_dataset_without_its_images_is_told_so(nsd, tmp_path, capsys):
     assert cli.main(list(map(str, words))) in (65, 66)
     said = capsys.readouterr().err
     assert f"{bids / 'stimuli/stimuli.tsv'}: the images of all 246 stimuli are missing" in said
+
+
+def test_hdf5_betas_with_reversed_axes_are_named(nsd, tmp_path, capsys):
+    path = nsd.betas(1, 2, ".hdf5")
+    with h5py.File(path, "w") as file:
+        file["betas"] = np.asarray(nib.load(nsd.betas(1, 2)).dataobj)
+    nsd.betas(1, 2).unlink()
+    assert run(nsd.root, tmp_path / "bids") == 1
+    assert "order (x, y, z, trials)" in entry(capsys.readouterr().err, path)
+    assert not (tmp_path / "bids/sub-01/ses-nsd02").exists()

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -239,5 +238,6 @@ def test_mistyped_networks_get_a_suggestion():
 
     recipe = load_recipe("brain-diffuser")
     networks = ("incepton", *recipe.metrics.networks[1:])
-    problems = unknown_names(replace(recipe, metrics=replace(recipe.metrics, networks=networks)))
+    metrics = recipe.metrics.model_copy(update={"networks": networks})
+    problems = unknown_names(recipe.model_copy(update={"metrics": metrics}))
     assert "Did you mean 'inception'" in problems[0].what

@@ -60,7 +60,7 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream, delimiter="\t"))
 
 
-def test_table_has_a_row_a_subject_and_a_column_a_score(out: Path) -> None:
+def test_table_has_one_row_per_subject_and_one_column_per_score(out: Path) -> None:
     outcome = run(out)
     assert outcome.subjects == ("01", "02", "03")
     assert not outcome.missing
@@ -133,7 +133,7 @@ def test_means_are_over_subjects_with_t_intervals(out: Path) -> None:
     means = run(out).means["stage1_pixcorr"]
     assert means.n == 3
     assert means.mean == pytest.approx(1.3 / 3, abs=1e-6)
-    # t(2 df, 97.5 %) = 4.302653, from a printed table
+    # t(2 df, 97.5%) = 4.302653, from a printed table
     half = 4.302653 * np.std([0.3, 0.4, 0.6], ddof=1) / math.sqrt(3)
     assert (means.low, means.high) == pytest.approx((1.3 / 3 - half, 1.3 / 3 + half), abs=1e-5)
 
@@ -148,7 +148,7 @@ def test_estimate_needs_two_subjects_for_an_interval() -> None:
     assert 0.0 <= cut.low < 0.5  # 0.89 - 12.7 * 0.127 / sqrt(2) lies below 0
 
 
-def test_interval_covers_the_true_mean_as_often_as_it_says() -> None:
+def test_interval_has_its_nominal_coverage() -> None:
     rng = np.random.default_rng(5)
     hits = 0
     for _ in range(1000):
@@ -348,7 +348,7 @@ def checks_shown(root: Path) -> dict[str, list[str]]:
     return {name: re.findall(r">([^<]*)</td>", cells) for name, cells in rows}
 
 
-def test_findings_and_the_subjects_own_test_are_shown(out: Path) -> None:
+def test_findings_and_the_test_of_each_subject_are_shown(out: Path) -> None:
     add_checks(out, "01", ("ok", "ok", "limit"), 0.004)
     add_checks(out, "02", ("broken", "unknown", "unknown", "ok"), 0.25)
     run(out)
@@ -367,7 +367,7 @@ def test_findings_and_the_subjects_own_test_are_shown(out: Path) -> None:
     assert 'class="oracleband"' in text
 
 
-def test_damaged_findings_do_not_take_the_subject_out(out: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_findings_do_not_exclude_the_subject(out: Path, caplog: pytest.LogCaptureFixture) -> None:
     add_checks(out, "01", ("ok",), 0.001)
     (out / "sub-01" / "func" / "sub-01_task-scenes_desc-findings_metrics.tsv").write_bytes(b"a\tb\n1\n\xff")
     with caplog.at_level(logging.WARNING):

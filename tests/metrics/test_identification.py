@@ -83,7 +83,7 @@ def test_chance_is_a_half_and_one_in_n_whatever_ties(r):
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-8, 1e-7])
-def test_equal_images_tie_though_their_features_differ_by_rounding(noise):
+def test_equal_images_tie_even_if_their_features_differ_by_rounding(noise):
     rng = np.random.default_rng(0)
     r = rng.uniform(-1, 1, (8, 8))
     r[5] = r[2]

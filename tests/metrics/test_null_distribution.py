@@ -26,7 +26,7 @@ def test_p_is_uniform_under_the_null():
     assert 0.02 <= np.mean(np.array(ps) <= 0.05) <= 0.09
 
 
-def test_p_is_small_where_there_is_something():
+def test_p_is_small_where_there_is_an_effect():
     rng = np.random.default_rng(0)
     truth = rng.standard_normal((40, 30))
     r = similarity(truth, truth + 3 * rng.standard_normal((40, 30)))

@@ -51,7 +51,7 @@ def test_ssim_is_scikit_images(shape):
     np.testing.assert_allclose(ssim(a, b), ssim(b, a), rtol=1e-12)
 
 
-def test_columnwise_ssim_takes_columns_for_channels():
+def test_columnwise_ssim_treats_columns_as_channels():
     a, b = _pairs()
     expected = [
         structural_similarity(rgb2gray(x), rgb2gray(y), channel_axis=-1, **SETTINGS)

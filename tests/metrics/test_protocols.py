@@ -188,7 +188,7 @@ def _score_small(made, truth, networks, name="bd2023", seed=0):
     name=st.sampled_from(["bd2023", "mindeye"]),
 )
 @settings(max_examples=15, deadline=None)
-def test_networks_not_given_are_skipped_and_said(given_names, name):
+def test_networks_not_given_are_skipped_and_listed(given_names, name):
     truth, made = _formula_images(3, 16, 0), _formula_images(3, 16, 1)
     got = _score_small(made, truth, dict.fromkeys(sorted(given_names), _formula_network), name)
     everything = published_protocols()[name].metrics
@@ -286,7 +286,7 @@ def test_same_seed_same_scores():
     assert first == again != other
 
 
-def test_a_network_that_the_protocol_does_not_have_is_refused():
+def test_a_network_that_the_protocol_does_not_use_is_refused():
     truth = _formula_images(3, 16, 0)
     with pytest.raises(AppError, match=r"'mindeye' does not use a network 'vgg'.*alexnet2") as caught:
         score(truth, truth, {"clip": _formula_network, "vgg": _formula_network}, protocol="mindeye")

@@ -81,7 +81,7 @@ def test_chance_of_pixel_metrics_is_that_of_mismatched_pairs():
     assert got["ssim"].chance == pytest.approx(np.mean(structure), rel=1e-9)
 
 
-def test_constant_reconstructions_show_their_ties():
+def test_constant_reconstructions_tie():
     truth = _images(5)
     scores = score(np.full_like(truth, 128), truth, {"net": _mean_colours}, size=32)
     assert scores.summary["two_way_net"].ties == 20
@@ -90,7 +90,7 @@ def test_constant_reconstructions_show_their_ties():
     assert scores.summary["pixcorr"].mean == 0
 
 
-def test_sizes_are_brought_together_for_pixels_only():
+def test_images_are_resized_for_pixel_metrics_only():
     truth, made = _images(4, 64), _images(4, 32)
     seen = []
     scores = score(made, truth, {"net": lambda x: (seen.append(x.shape), _mean_colours(x))[1]}, size=16)

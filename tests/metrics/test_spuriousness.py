@@ -26,7 +26,7 @@ def test_cosines_and_nearest_as_scipy(rng):
     assert (spuriousness.cosine(np.zeros((1, 12)), b) == 0).all()
 
 
-def test_within_and_between_as_loops_and_both_make_up_the_whole(rng):
+def test_within_and_between_equal_loops_and_add_up_to_the_whole(rng):
     labels = rng.integers(0, 4, 20)
     r = similarity(rng.standard_normal((20, 9)), rng.standard_normal((20, 9)))
     found = spuriousness.two_way_by_cluster(r, labels)
@@ -39,7 +39,7 @@ def test_within_and_between_as_loops_and_both_make_up_the_whole(rng):
         np.testing.assert_allclose(whole, two_way(r).per_image[j])
 
 
-def test_a_decoder_of_the_cluster_alone_is_unmasked(rng):
+def test_a_decoder_of_the_cluster_alone_is_at_chance_within_clusters(rng):
     labels = np.repeat(np.arange(5), 20)
     centres = rng.standard_normal((5, 30)) * 5
     stimuli = centres[labels] + rng.standard_normal((100, 30))
@@ -59,7 +59,7 @@ def test_alone_in_its_cluster_has_no_score_within():
         spuriousness.two_way_by_cluster(r, np.array([0, 1]))
 
 
-def test_no_more_clusters_than_different_rows(rng, recwarn):
+def test_at_most_as_many_clusters_as_distinct_rows(rng, recwarn):
     rows = rng.standard_normal((3, 8))
     x = np.repeat(rows, 10, axis=0) * (1 + rng.uniform(-1e-7, 1e-7, (30, 1)))
     found = spuriousness.clusters(x, 7, seed=0)
@@ -69,7 +69,7 @@ def test_no_more_clusters_than_different_rows(rng, recwarn):
     assert not recwarn.list
 
 
-def test_clusters_find_blobs_and_repeat_themselves(rng):
+def test_clusters_find_blobs_and_are_reproducible(rng):
     truth = np.repeat(np.arange(3), 15)
     x = (rng.standard_normal((3, 8)) * 10)[truth] + rng.standard_normal((45, 8))
     found = spuriousness.clusters(x, 3, seed=1)

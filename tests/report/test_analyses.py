@@ -1,4 +1,4 @@
-"""The report's sections of what options add, and its histograms."""
+"""The report's sections of optional analyses, its table of targets, and its histograms."""
 
 from __future__ import annotations
 

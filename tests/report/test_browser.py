@@ -1,4 +1,4 @@
-"""The reports in a browser: nothing is complained of, nothing loaded from elsewhere, nothing runs over."""
+"""The reports in a browser: no complaints, nothing loaded from elsewhere, nothing overflows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from bidsapp.report import write_group_report, write_subject_report
 
 WIDTHS = (390, 1200)
-#: Evaluated in the page: its width and the window's, pictures that did not load, text of too little contrast.
+#: Evaluated in the page: its width and the window's, images that did not load, colours of text and page.
 PROBE = """(() => {
   const root = document.documentElement;
   const scrolls = e => e && e !== root && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
@@ -36,7 +36,7 @@ PROBE = """(() => {
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     command = find()
     if command is None:
-        pytest.skip("no Chromium is installed: the reports were not looked at in a browser")
+        pytest.skip("Chromium is not installed: the reports were not opened in a browser")
     with launched(command, tmp_path_factory.mktemp("profile")) as running:
         yield running
 
@@ -61,9 +61,7 @@ def contrast(visit: Visit) -> float:
 
 
 @pytest.mark.parametrize("name", ["subject", "group"])
-def test_a_full_page_is_well_formed_and_says_what_its_pictures_show(
-    pages: dict[str, Path], name: str
-) -> None:
+def test_a_full_page_is_well_formed_and_describes_its_images(pages: dict[str, Path], name: str) -> None:
     tree = ElementTree.fromstring(pages[name].read_text(encoding="utf-8"))
     ids = [e.get("id") for e in tree.iter() if e.get("id")]
     assert len(ids) == len(set(ids))
@@ -78,7 +76,7 @@ def test_a_full_page_is_well_formed_and_says_what_its_pictures_show(
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", ["subject", "group"])
-def test_a_page_fits_its_window_and_loads_its_own_pictures_only(
+def test_a_page_fits_its_window_and_loads_only_its_own_images(
     browser: Browser, pages: dict[str, Path], name: str, width: int
 ) -> None:
     seen = browser.visit(pages[name], width, PROBE)
@@ -101,7 +99,7 @@ def test_light_and_dark_are_both_readable(browser: Browser, pages: dict[str, Pat
     assert min(contrast(light), contrast(dark)) > 7
 
 
-def test_what_must_not_be_is_noticed(browser: Browser, tmp_path: Path) -> None:
+def test_the_probe_detects_faults(browser: Browser, tmp_path: Path) -> None:
     bad = tmp_path / "bad.html"
     Image.new("RGB", (4, 4)).save(tmp_path / "here.png")
     bad.write_text(

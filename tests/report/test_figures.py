@@ -1,4 +1,4 @@
-"""Which images are shown, and their pictures."""
+"""Which test images are shown, and how."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_few_images_are_all_shown_once(n: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (64, 64), (425, 300)])
-def test_side_by_side_puts_pictures_side_by_side(size: tuple[int, int]) -> None:
+def test_side_by_side(size: tuple[int, int]) -> None:
     colours = [(200, 10, 20), (10, 200, 20), (10, 20, 200)]
     images = [np.full((*size, 3), c, np.uint8) for c in colours]
     picture = side_by_side(images)

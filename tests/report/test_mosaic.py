@@ -41,7 +41,7 @@ def green(path: Path) -> int:
     return int((np.ptp(rgb, axis=2) > 40).sum())
 
 
-def test_the_voxels_used_are_seen_and_the_bytes_are_the_same(tmp_path: Path) -> None:
+def test_the_voxels_used_are_visible_and_the_bytes_are_the_same(tmp_path: Path) -> None:
     used, ground = brain()
     values = np.where(used, np.linspace(0, 60, used.size).reshape(used.shape), np.nan).astype(np.float32)
     for name in ("a.png", "b.png"):
@@ -55,7 +55,7 @@ def test_the_voxels_used_are_seen_and_the_bytes_are_the_same(tmp_path: Path) -> 
         assert "Software" not in image.info
 
 
-def test_voxels_of_no_noise_ceiling_are_seen_too(tmp_path: Path) -> None:
+def test_voxels_without_a_noise_ceiling_are_visible_too(tmp_path: Path) -> None:
     used, ground = brain()
     # All of them at 0, or unknown: the least colour, not no colour.
     for name, value in (("zero", 0.0), ("unknown", np.nan)):
@@ -64,13 +64,13 @@ def test_voxels_of_no_noise_ceiling_are_seen_too(tmp_path: Path) -> None:
     assert green(tmp_path / "zero.png") == green(tmp_path / "unknown.png") > 2000
 
 
-def test_without_a_ground_the_mask_stands_alone(tmp_path: Path) -> None:
+def test_without_a_background_only_the_mask_is_shown(tmp_path: Path) -> None:
     used, ground = brain()
     write_mosaic(tmp_path / "a.png", Slices(used, AFFINE, np.zeros_like(ground)))
     assert green(tmp_path / "a.png") > 2000
 
 
-def test_slices_lie_where_the_voxels_are() -> None:
+def test_slices_are_where_the_voxels_are() -> None:
     used, _ = brain()
     world = np.argwhere(used) @ AFFINE[:3, :3].T + AFFINE[:3, 3]
     for axis in range(3):
@@ -89,7 +89,7 @@ def test_the_colours_end_at_a_round_number(values: list[float], high: float) -> 
     assert colour_range(np.asarray(values, np.float32)) == (0.0, pytest.approx(high))
 
 
-def test_the_ground_is_the_mean_size_of_the_first_responses(tmp_path: Path) -> None:
+def test_the_background_is_the_mean_size_of_the_first_responses(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     stored = rng.integers(-900, 900, (4, 5, 6, N_BACKGROUND + 5)).astype(np.int16)
     path = tmp_path / "betas.nii.gz"

@@ -41,7 +41,7 @@ def images() -> tuple[np.ndarray, np.ndarray]:
     return shown, np.clip(shown + rng.normal(0, 60, shown.shape), 0, 255).astype(np.uint8)
 
 
-def test_what_is_there_is_scored_and_what_is_not_is_named(
+def test_networks_that_exist_score_and_missing_ones_are_named(
     tmp_path: Path, images: tuple[np.ndarray, np.ndarray]
 ) -> None:
     shown, made = images
@@ -66,7 +66,7 @@ def test_what_is_there_is_scored_and_what_is_not_is_named(
     assert second.n_images == 4
 
 
-def test_a_protocol_of_ones_own_has_nothing_beside_it(images: tuple[np.ndarray, np.ndarray]) -> None:
+def test_an_own_protocol_has_no_published_table(images: tuple[np.ndarray, np.ndarray]) -> None:
     shown, made = images
     config = SimpleNamespace(recipe=load_recipe("embedded"), seed=0)
     own = score(made, shown, size=32)
@@ -74,7 +74,7 @@ def test_a_protocol_of_ones_own_has_nothing_beside_it(images: tuple[np.ndarray, 
     assert published_table(Evidence(), "01") is None
 
 
-def test_the_table_says_whose_scores_they_are_and_what_is_missing(tmp_path: Path) -> None:
+def test_the_table_names_the_systems_and_what_is_missing(tmp_path: Path) -> None:
     values = {"pixcorr": Value(0.111, 0.1, 0.12), "ssim": Value(0.3), "ssim_columnwise": Value(0.42)}
     bd = ProtocolScores("bd2023", "Brain-Diffuser", values, {}, 982)
     skipped = {"distance_effnet": "efficientnet_b1-c27df63c.pth"}

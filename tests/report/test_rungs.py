@@ -1,4 +1,4 @@
-"""What the ladder made, gathered for the report."""
+"""Images of the ladder, collected for the report."""
 
 from __future__ import annotations
 

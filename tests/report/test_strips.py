@@ -1,4 +1,4 @@
-"""The rungs' pictures: one file a rung, the same images in each, drawn without looking at scores."""
+"""Images of the rungs: one file per rung, the same test images in each, drawn regardless of scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IDS = tuple(f"scene{i:02d}" for i in range(10))
 
 
 def pictures(*rungs: str) -> LadderImages:
-    """Flat images whose red tells the rung and whose green tells the stimulus."""
+    """Flat images whose red encodes the rung and whose green encodes the stimulus."""
     images = {}
     for r, rung in enumerate(rungs):
         images[rung] = np.zeros((10, 16, 16, 3), np.uint8)
@@ -47,7 +47,7 @@ def test_each_strip_shows_the_chosen_images_of_its_rung(tmp_path: Path) -> None:
         assert all(IDS[i] in strip.alt for i in chosen)
 
 
-def test_a_rung_without_a_second_stage_says_so(tmp_path: Path) -> None:
+def test_a_rung_without_stage_2_is_labelled(tmp_path: Path) -> None:
     found = dataclasses.replace(pictures("brain", "random"), first_only=("random",))
     shown = write_strips(tmp_path, SubjectReport(subject="01", ladder=found))
     assert shown is not None
@@ -61,7 +61,7 @@ def test_the_choice_depends_on_the_seed_alone() -> None:
     assert all(choose_strip(one, seed) == sorted(set(choose_strip(one, seed))) for seed in range(20))
 
 
-def test_strips_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
+def test_strips_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
     write_strips(tmp_path, report("truth", "brain"))
     write_strips(tmp_path, report("truth"))
     folder = tmp_path / "sub-01" / "figures"

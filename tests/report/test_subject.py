@@ -97,7 +97,7 @@ def test_page_is_well_formed_and_its_anchors_exist(page: Path) -> None:
     assert anchors <= set(found.ids)
 
 
-def test_page_loads_only_its_own_pictures(page: Path) -> None:
+def test_page_loads_only_its_own_images(page: Path) -> None:
     found = parse(page)
     assert found.loads
     assert all(re.fullmatch(r"sub-01/figures/[\w.-]+\.png", src) for src in found.loads)
@@ -107,7 +107,7 @@ def test_page_loads_only_its_own_pictures(page: Path) -> None:
     assert "@import" not in page.read_text()
 
 
-def test_every_picture_has_an_alternative_text_that_names_its_stimulus(page: Path) -> None:
+def test_every_image_has_an_alternative_text_that_names_its_stimulus(page: Path) -> None:
     images = parse(page).images
     assert len(images) == 20
     assert all(re.match(r"Stimulus scene\d{3}: a .* scene\.", str(i["alt"])) for i in images)
@@ -139,7 +139,7 @@ def test_summary_scores_and_settings_are_shown(page: Path) -> None:
     assert "nothing" not in re.findall(r'<th scope="row">([^<]*)</th>', text)
 
 
-def test_top1_among_fewer_images_does_not_stand_beside_the_brains(tmp_path: Path) -> None:
+def test_top1_among_fewer_images_is_not_shown_next_to_the_brains(tmp_path: Path) -> None:
     rows = [ScoreRow("brain", "stage2", "top1_clip", 0.31, 0.2, 0.4, 0.033, 0.0, 0.1, 30)]
     rows += [
         ScoreRow(c, "stage2", "top1_clip", v, n_images=10) for c, v in (("null", 0.1), ("oracle", 0.777))
@@ -155,7 +155,7 @@ def test_top1_among_fewer_images_does_not_stand_beside_the_brains(tmp_path: Path
     assert "a hit is easier" not in text
 
 
-def test_a_null_outside_chance_is_called_out(tmp_path: Path) -> None:
+def test_a_null_outside_chance_is_reported(tmp_path: Path) -> None:
     report = example()
     rows = tuple(dataclasses.replace(r, mean=0.7) if r.condition == "null" else r for r in report.scores)
     text = write_subject_report(tmp_path / "a.html", dataclasses.replace(report, scores=rows)).read_text()
@@ -199,7 +199,7 @@ def test_any_caption_keeps_the_page_well_formed(tmp_path_factory: pytest.TempPat
     assert text in {cell.text for cell in tree.iter("td")}
 
 
-def test_a_failed_run_has_a_report_that_says_so(tmp_path: Path) -> None:
+def test_a_failed_run_has_a_report_with_its_error(tmp_path: Path) -> None:
     report = SubjectReport(subject="02", errors=("betas.nii.gz is truncated.\nCopy it again.",))
     path = write_subject_report(tmp_path / "sub-02.html", report)
     text = path.read_text()
@@ -219,7 +219,7 @@ def test_the_same_report_gives_the_same_bytes(tmp_path: Path) -> None:
     assert all((first / n).read_bytes() == (second / n).read_bytes() for n in names)
 
 
-def test_pictures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
+def test_images_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
     write_subject_report(tmp_path / "sub-01.html", example(30))
     write_subject_report(tmp_path / "sub-01.html", example(5))
     left = {p.name for p in (tmp_path / "sub-01" / "figures").iterdir()}
@@ -237,7 +237,7 @@ def test_pictures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
         ({"figures": (ExtraFigure("nowhere", "a.png", "t", "a"),)}, "unknown section"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, object], why: str) -> None:
+def test_parts_that_do_not_match_are_refused(tmp_path: Path, changes: dict[str, object], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         write_subject_report(tmp_path / "sub-01.html", dataclasses.replace(example(12), **changes))
     assert not list(tmp_path.iterdir())

@@ -45,14 +45,14 @@ def test_the_summary_prefers_two_way_with_clip() -> None:
 
 
 @given(st.floats(-5, 5), st.floats(0.1, 5), st.floats(-20, 20))
-def test_places_lie_inside_the_plot_and_keep_their_order(low: float, width: float, value: float) -> None:
+def test_positions_are_inside_the_plot_and_keep_their_order(low: float, width: float, value: float) -> None:
     axis = Axis(low, low + width)
     assert 2 <= axis.at(value) <= 98
     assert axis.at(value) <= axis.at(value + 0.5)
 
 
 @given(st.lists(st.one_of(st.none(), st.just(math.nan), st.floats(-3, 3)), max_size=8))
-def test_axis_holds_all_values_and_has_a_few_ticks(values: list[float | None]) -> None:
+def test_axis_contains_all_values_and_has_a_few_ticks(values: list[float | None]) -> None:
     label = metric_label("pixcorr")
     axis = axis_for(label, values)
     finite = [v for v in values if v is not None and not math.isnan(v)]
@@ -110,7 +110,7 @@ def test_methods_state_the_counts_that_are_known() -> None:
     assert "sessions)" not in methods_text("embedded").paragraphs[0]
 
 
-def test_methods_speak_only_of_what_was_run() -> None:
+def test_methods_describe_only_what_was_run() -> None:
     text = methods_text("embedded", metrics=("pixcorr",), conditions=("brain",)).paragraphs[-1]
     assert text == "Reconstructions were compared with the stimuli by pixel correlation."
 

@@ -43,7 +43,6 @@ class StimulusTable:
     path: Path
     ids: tuple[str, ...]
     split_column: dict[str, str]
-    columns: dict[str, tuple[str, ...]]
     places: Mapping[str, Place]
 
 
@@ -73,12 +72,10 @@ def read_stimulus_table(path: Path) -> StimulusTable:
     """
     table = read_table(path)
     ids, kept = _read_ids(path, table)
-    used = {*ID_COLUMNS, *_FILE_COLUMNS, *_ROW_COLUMNS, "split", "present"}
     return StimulusTable(
         path=path,
         ids=ids,
         split_column=_read_split(path, table, ids, kept),
-        columns={k: tuple(v[i] for i in kept) for k, v in table.items() if k not in used},
         places=_read_places(path, table, ids, kept),
     )
 

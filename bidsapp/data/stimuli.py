@@ -40,8 +40,6 @@ class StimulusSet:
         no are left out.
     split_column : dict of str to str
         ``train`` or ``test`` of each id that has one.
-    columns : dict of str to tuple of str
-        The table's other columns (NSD_id, COCO_id, ...), in the order of ``ids``.
     captions_path : Path or None
         The table of captions; None if the dataset has none.
     """
@@ -49,7 +47,6 @@ class StimulusSet:
     table: Path
     ids: tuple[str, ...]
     split_column: dict[str, str]
-    columns: dict[str, tuple[str, ...]]
     captions_path: Path | None
     _places: Mapping[str, Place] = field(repr=False)
     _captions: Mapping[str, tuple[str, ...]] = field(repr=False)
@@ -93,7 +90,6 @@ class StimulusSet:
             table=table.path,
             ids=table.ids,
             split_column=table.split_column,
-            columns=table.columns,
             captions_path=path,
             _places=table.places,
             _captions=texts,

@@ -26,26 +26,14 @@ TASK = "nsdcore"
 
 #: The mask of responsive posterior cortex, and the volumes of labels.
 MASK = "nsdgeneral"
-SEGMENTATIONS = (
-    "prf-visualrois",
-    "prf-eccrois",
-    "floc-faces",
-    "floc-words",
-    "floc-places",
-    "floc-bodies",
-    "streams",
-)
+_FLOC = ("faces", "words", "places", "bodies")
+SEGMENTATIONS = ("prf-visualrois", "prf-eccrois", *(f"floc-{name}" for name in _FLOC), "streams")
 
 DESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
 STIMULUS_INFO = "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
 BRICK = "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
 #: Folders in which COCO's annotations are looked for; the first is where nsd_access puts them.
-ANNOTATIONS = (
-    "nsddata_stimuli/stimuli/nsd/annotations",
-    "annotations",
-    "COCO/annotations",
-    "coco/annotations",
-)
+ANNOTATIONS = (f"{Path(BRICK).parent}/annotations", "annotations", "COCO/annotations", "coco/annotations")
 #: COCO's sets that NSD's images come from.
 COCO_SPLITS = ("train2017", "val2017")
 

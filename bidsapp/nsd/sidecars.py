@@ -23,19 +23,9 @@ def settings(nsd: Nsd, stimuli: str) -> str:
 
 #: Of Allen et al. 2022.
 AUTHORS = (
-    "Emily J. Allen",
-    "Ghislain St-Yves",
-    "Yihan Wu",
-    "Jesse L. Breedlove",
-    "Jacob S. Prince",
-    "Logan T. Dowdle",
-    "Matthias Nau",
-    "Brad Caron",
-    "Franco Pestilli",
-    "Ian Charest",
-    "J. Benjamin Hutchinson",
-    "Thomas Naselaris",
-    "Kendrick Kay",
+    "Emily J. Allen, Ghislain St-Yves, Yihan Wu, Jesse L. Breedlove, Jacob S. Prince, Logan T. Dowdle, "
+    "Matthias Nau, Brad Caron, Franco Pestilli, Ian Charest, J. Benjamin Hutchinson, Thomas Naselaris, "
+    "Kendrick Kay"
 )
 
 
@@ -46,7 +36,7 @@ def dataset_description(made_with: str) -> dict[str, Any]:
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "License": "NSD Data Access Agreement and Terms and Conditions (https://naturalscenesdataset.org)",
-        "Authors": list(AUTHORS),
+        "Authors": AUTHORS.split(", "),
         "HowToAcknowledge": "Cite Allen et al. 2022, Nature Neuroscience, doi:10.1038/s41593-021-00962-x",
         "ReferencesAndLinks": [
             "https://doi.org/10.1038/s41593-021-00962-x",

@@ -303,7 +303,7 @@ def load_recipe(name_or_path: str) -> Recipe:
             "TOML file.",
             exit_code=ExitCode.USAGE,
         )
-    from bidsapp.recipes import build_recipe  # the command line's help can do without pydantic
+    from bidsapp.recipes import build_recipe  # not needed for the command line's help
 
     try:
         content = tomllib.loads(read_text(path))

@@ -1,6 +1,6 @@
 """What can go wrong, each with the exit code of the BIDS execution specification.
 
-An error message says what is wrong, where (a path), why, and how to fix it.
+An error message states what is wrong, where (a path), why, and how to fix it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class ExitCode(IntEnum):
     TRY_AGAIN = 75
 
 
-#: Where problems of several kinds meet, the first of these that is among them is the exit code: the
-#: command itself, then the input from the whole to the single file, then where to write. 75 is last,
-#: because a scheduler may simply submit such a job again, which must not happen while anything else is wrong.
+#: With problems of several kinds, the first of these among them is the exit code: the command itself, then
+#: the input from the whole to the single file, then the folders to write to. 75 is last, because a scheduler
+#: may submit such a job again, which must not happen while anything else is wrong.
 PRECEDENCE = (
     ExitCode.USAGE,
     ExitCode.UNKNOWN_LEVEL,
@@ -49,15 +49,14 @@ PRECEDENCE = (
 
 #: Characters of one line of a message; a cell of a table may have millions.
 _LONGEST_LINE = 6000
-#: Control characters, which can rewrite what a terminal shows, and marks that turn the direction of writing.
+#: Control characters, which can change what a terminal shows, and marks that change the writing direction.
 _UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def as_shown(text: str) -> str:
-    """Give a text that may hold words out of files as it is safe to show in a terminal and in a log.
+    """Make text that may come from files safe to show in a terminal and in a log.
 
-    Control characters become escapes in letters; of a line of more than 6000 characters the middle is left
-    out.
+    Control characters are escaped; lines of more than 6000 characters lose their middle.
     """
     if max(map(len, text.split("\n"))) > _LONGEST_LINE:
         text = "\n".join(map(_cut, text.split("\n")))
@@ -82,7 +81,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 class AppError(Exception):
     """An error meant for the user: a message that names the fix, and an exit code.
 
-    ``path`` is the file that it is about, where one is; the message names it too. ``fix`` is the end of the
+    ``path`` is the file that it is about, if any; the message names it too. ``fix`` is the end of the
     message that states the fix, where it is known apart from the rest.
     """
 
@@ -107,7 +106,7 @@ class AppError(Exception):
 class Problem:
     """One thing wrong with an input: where it is, what is wrong, how to fix it.
 
-    ``fix`` is "" where ``what`` says it; ``subject`` is the label of the subject that alone has it.
+    ``fix`` is "" if ``what`` states it; ``subject`` is the label of the only subject that has the problem.
     """
 
     path: str
@@ -120,22 +119,22 @@ class Problem:
     def of(
         cls, error: AppError, path: str | os.PathLike[str], fix: str = "", *, subject: str = ""
     ) -> Problem:
-        """Make a problem of an error: of the path that it names itself, else of ``path``."""
+        """Turn an error into a problem of the path that it names, or else of ``path``."""
         where = error.path or os.fspath(path)
         what, fix = str(error).removesuffix(f" {error.fix}"), error.fix or fix
         if what.startswith((f"{where}:", f"{where},")):
             what = what.removeprefix(where).lstrip(":, ")
-        if os.sep not in what.partition(" ")[0]:  # another path stays as it is spelled
+        if os.sep not in what.partition(" ")[0]:  # a path keeps its spelling
             what = what[:1].upper() + what[1:]
         return cls(where, what, fix, error.exit_code, subject)
 
 
-#: Problems of one path that are listed; a table may be wrong in each of 73,000 rows.
+#: Problems listed for one path; a table may be wrong in each of 73,000 rows.
 _MOST_OF_A_FILE = 20
 
 
 class InputProblems(AppError):
-    """All the problems found in an input, at once; the exit code is chosen by :data:`PRECEDENCE`."""
+    """All problems found in an input; :data:`PRECEDENCE` chooses the exit code."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -146,13 +145,8 @@ class InputProblems(AppError):
     def as_text(self, width: int | None = None) -> str:
         """List the problems: those of the whole run, then subject by subject, each path once.
 
-        Of a table that is wrong in every row, the first 20 are listed and the others counted.
-
-        Parameters
-        ----------
-        width : int, optional
-            Columns of the terminal, to fold lines at; paths stay whole, so that they can be copied. By
-            default nothing is folded, for logs.
+        The first 20 problems of a path are listed, the others counted. Lines are folded at ``width`` columns
+        of a terminal, except for paths, so that they can be copied; by default nothing is folded, for logs.
         """
         groups: dict[str, dict[str, list[Problem]]] = {"": {}}
         for problem in self.problems:
@@ -172,7 +166,7 @@ class InputProblems(AppError):
 
 
 class ProblemCollector:
-    """Gathers problems from checks that raise, so that all can be told at once."""
+    """Collects problems from checks that raise errors, to report all of them at once."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
@@ -184,7 +178,7 @@ class ProblemCollector:
 
     @contextmanager
     def at(self, path: str | os.PathLike[str], fix: str = "", *, subject: str = "") -> Iterator[None]:
-        """Turn an error of the block into a problem (of ``path``, where the error names none)."""
+        """Turn an error of the body into a problem (of ``path``, if the error names none)."""
         try:
             yield
         except InputProblems as error:
@@ -194,7 +188,7 @@ class ProblemCollector:
             self.add([Problem.of(error, path, fix, subject=subject)])
 
     def raise_any(self) -> None:
-        """Raise what was gathered, if anything: an error that is alone as it was, else all in a list."""
+        """Raise what was collected, if anything: a single error as it was, several as a list."""
         if len(self.problems) == 1 and self._errors:
             raise self._errors[0]
         if self.problems:

@@ -1,4 +1,4 @@
-"""The one place randomness comes from: a seed made of the run's seed and what it is for."""
+"""The only source of randomness: seeds derived from the run's seed and their purpose."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def seed_for(run_seed: int, *parts: str) -> int:
-    """Make a 63-bit seed that depends on the run's seed and on every part, and on nothing else."""
+    """Derive a 63-bit seed from the run's seed and every part, and from nothing else."""
     text = "\x1f".join([str(run_seed), *parts])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -19,7 +19,7 @@ def seed_for(run_seed: int, *parts: str) -> int:
 def image_generators(
     run_seed: int, subject: str, stimulus_ids: Sequence[str], purpose: str
 ) -> list[torch.Generator]:
-    """Make a CPU generator for each image, so that no image depends on its place in the list."""
+    """Make a CPU generator for each image, so that no image depends on its position in the list."""
     import torch
 
     return [

@@ -1,1 +1,1 @@
-"""The participant level: one subject after the other, from betas to report."""
+"""The participant level: subject by subject, from betas to report."""

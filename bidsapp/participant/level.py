@@ -1,4 +1,4 @@
-"""The participant level: one subject after the other, once :mod:`bidsapp.planning.check` has checked all."""
+"""The participant level: subject by subject, once :mod:`bidsapp.planning.check` has checked all."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _finish_subject(
     completion = Completion(tree, run, models, config)
     if not config.force and (there := completion.find()):
         rows, earlier = there
-        what = "the same inputs, settings and weights, and all outputs are there"
+        what = "the same inputs, settings and weights, and all outputs exist"
         LOG.info("sub-%s: already done by run %s: %s", label, earlier, what)
     else:
         completion.withdraw()

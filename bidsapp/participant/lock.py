@@ -1,4 +1,4 @@
-"""One job at a time for a subject: another one that writes to the same place is told who is at it."""
+"""Locks of a subject: one job at a time writes to its folders, and others learn which job that is."""
 
 from __future__ import annotations
 
@@ -20,24 +20,23 @@ LOG = logging.getLogger("bidsapp")
 
 
 class Busy(AppError):
-    """Another job is at this subject; exit code 75."""
+    """Another job is working on this subject; exit code 75."""
 
     exit_code = ExitCode.TRY_AGAIN
 
 
 @contextmanager
 def subject_lock(label: str, output_dir: Path, work_dir: Path, *, together: bool = False) -> Iterator[None]:
-    """Hold a subject's output and its part of the work folder while the body runs.
+    """Lock a subject's output and its part of the work folder while the body runs.
 
-    Jobs that make parts of one subject hold them ``together``; all others hold them alone.
-
-    The locks are the kernel's (:mod:`bidsapp.storage.locks`): the system gives them up when the job ends,
-    however it ends, also on another machine of the same NFS. Beside each lies who holds it.
+    Shards of one subject hold the locks ``together``; other jobs hold them alone. The kernel releases a lock
+    when its job ends, however it ends, also on another machine of the same NFS
+    (:mod:`bidsapp.storage.locks`). A file next to each lock names the job that holds it.
 
     Raises
     ------
     Busy
-        Where another job holds one of them; nothing is waited for.
+        If another job holds one of the locks; there is no waiting.
     """
     with ExitStack() as stack:
         for folder, kind in ((output_dir / "logs", "output"), (work_dir, "work")):
@@ -55,8 +54,8 @@ def _hold(folder: Path, kind: str, label: str, together: bool) -> Iterator[None]
             if error.exit_code != ExitCode.TRY_AGAIN:
                 raise
             raise Busy(
-                f"sub-{label}: another job is at it, with the same {kind} folder{_who(owner)}. Wait for it "
-                "to end and run the same command again, or choose other folders."
+                f"sub-{label}: another job works on this subject, with the same {kind} folder{_who(owner)}. "
+                "Wait until it ends and run the same command again, or choose other folders."
             ) from error
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         who = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
@@ -65,7 +64,7 @@ def _hold(folder: Path, kind: str, label: str, together: bool) -> Iterator[None]
         try:
             yield
         finally:
-            if not together or _text(owner) == mine:  # of those that hold it together, the last is named
+            if not together or _text(owner) == mine:  # of shards, the last one is named
                 owner.unlink(missing_ok=True)
 
 
@@ -73,7 +72,7 @@ def _who(owner: Path) -> str:
     try:
         who = json.loads(owner.read_text(encoding="utf-8"))
         return f" (host {who['host']}, process {who['pid']}, since {who['since']})"
-    except (OSError, ValueError, KeyError, TypeError):  # it has just begun, or is just ending
+    except (OSError, ValueError, KeyError, TypeError):  # the job has just begun or ended
         return ""
 
 
@@ -86,17 +85,9 @@ def _text(path: Path) -> str:
 
 @contextmanager
 def turn(label: str, work_dir: Path, what: str, *, every_s: float = 2.0) -> Iterator[None]:
-    """Let one process at a time through, in no order; those that wait say so once.
+    """Run the body in one process at a time; a process that waits logs once ``what`` it waits for.
 
-    Parameters
-    ----------
-    label : str
-        Of the subject.
-    work_dir : Path
-    what : str
-        What the others are waited for, for the log.
-    every_s : float
-        Seconds between two looks.
+    Checked every ``every_s`` seconds; processes take turns in no order.
     """
     lock = work_dir / f".sub-{label}.prepare.lock"
     with ExitStack() as stack:
@@ -119,13 +110,7 @@ def turn(label: str, work_dir: Path, what: str, *, every_s: float = 2.0) -> Iter
 def alone_after_shards(
     label: str, output_dir: Path, work_dir: Path, *, every_s: float = 2.0
 ) -> Iterator[None]:
-    """Hold a subject alone, when those that hold it together have ended.
-
-    Raises
-    ------
-    Busy
-        Where a job holds it alone.
-    """
+    """Lock a subject alone, once the shards that work on it have ended (Busy if another job holds it)."""
     with ExitStack() as stack:
         said = False
         while True:
@@ -134,26 +119,20 @@ def alone_after_shards(
                 break
             except Busy:
                 with subject_lock(label, output_dir, work_dir, together=True):
-                    pass  # it can be held together, so no job holds it alone
+                    pass  # shards can lock it, so no job holds it alone
             if not said:
-                LOG.info("sub-%s: waiting for the shards that are at work", label)
+                LOG.info("sub-%s: waiting for the shards that are running", label)
                 said = True
             time.sleep(every_s)
         yield
 
 
 def clear_leftovers(label: str, output_dir: Path, work_dir: Path) -> list[Path]:
-    """Remove temporary files that killed jobs left: of this subject, and of what subjects share.
-
-    Returns
-    -------
-    list of Path
-        What was removed.
-    """
+    """Remove, and return, the temporary files of killed jobs: of this subject, and those subjects share."""
     own = [output_dir / f"sub-{label}", output_dir / "logs" / f"sub-{label}", work_dir / f"sub-{label}"]
     folders = [Path(place) for root in own for place, _, _ in os.walk(root)]
     folders += [output_dir, output_dir / "logs", work_dir, work_dir / "canaries", *work_dir.glob("targets-*")]
     removed = [path for folder in dict.fromkeys(folders) for path in clear_partials(folder)]
     for path in removed:
-        LOG.info("%s: removed, a killed run left it half written", path)
+        LOG.info("%s: removed; a killed run left it incomplete", path)
     return removed

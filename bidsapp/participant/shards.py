@@ -1,7 +1,7 @@
 """Parts of the participant level: ``--prepare`` does what precedes stage 2, ``--shard K/N`` a share of it.
 
 Stage 2 takes nearly all of a run's time, and its images do not depend on each other. Its blocks
-(:mod:`bidsapp.storage.blocks`) lie in the work folder: shards find there what was prepared, and the plain
+(:mod:`bidsapp.storage.blocks`) are in the work folder: shards find there what was prepared, and the plain
 command, which does the rest, finds the blocks. Outputs are the same for any number of shards.
 """
 
@@ -71,7 +71,7 @@ class _Part:
         self.folder = config.work_dir / f"sub-{self.label}"
 
     def prepare(self) -> None:
-        """Do what precedes stage 2 (Busy if another job is at the subject)."""
+        """Do what precedes stage 2 (Busy if another job works on the subject)."""
         what = "another job computes what precedes stage 2"
         with turn(self.label, self.config.work_dir, what), subject_lock(*self.places):
             self._prepare()

@@ -1,1 +1,1 @@
-"""What a run will do and need, found out before anything is computed."""
+"""What a run will do and need, checked before anything is computed."""

@@ -51,7 +51,7 @@ class CheckedRun:
     device: str
 
     def regions(self, label: str, config: RunConfig) -> dict[str, npt.NDArray[np.bool_]]:
-        """Read a subject's regions for ``--roi-analysis``, (x, y, z) each; none without that option."""
+        """Read the regions for ``--roi-analysis``, (x, y, z) each; none without that option."""
         from bidsapp.bids.regions import region_masks
 
         if not config.roi_analysis:
@@ -341,7 +341,7 @@ def _warn_of_memory(estimates: Iterable[ResourceEstimate], config: RunConfig) ->
 def _space_problems(
     estimates: list[ResourceEstimate], config: RunConfig, known: list[Problem]
 ) -> list[Problem]:
-    """Refuse a run that the disk has no room for; files of earlier runs in the work folder count as room."""
+    """Refuse a run that does not fit on the disk; files of earlier runs in the work folder count as free."""
     from bidsapp.bids.folders import RequiredSpace, check_space
 
     folders = {str(config.output_dir), str(config.work_dir)}

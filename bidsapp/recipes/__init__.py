@@ -244,7 +244,7 @@ _SHOULD_BE = {
 
 
 def _in_words(error: ErrorDetails) -> tuple[str, str]:
-    """Say what is wrong with a key and how to fix it."""
+    """State what is wrong with a key and how to fix it."""
     kind, about = error["type"], error.get("ctx", {})
     place = [part for part in error["loc"] if part not in (_ONE, _SEVERAL)]
     *table, key = [part for part in place if isinstance(part, str)]

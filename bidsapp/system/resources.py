@@ -1,4 +1,4 @@
-"""The CPUs and the memory that this process may use: scheduler, affinity, control groups."""
+"""CPUs and memory that this process may use (scheduler, affinity, control groups), and amounts in words."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def available_cpus(environ: Mapping[str, str] | None = None, root: Path = Path("
 
 
 def _quotas(root: Path) -> Iterator[tuple[int, int]]:
-    """Microseconds of CPU time, and of the period they are for, of every control group around us."""
+    """Microseconds of CPU time per period, and of the period, of every control group around this process."""
     for version, group in control_groups(root, "cpu"):
         if version == 2:
             yield from _pair(read_small(group / "cpu.max").split())
@@ -55,15 +55,9 @@ def _quotas(root: Path) -> Iterator[tuple[int, int]]:
 def control_groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
     """Give the folders of the control groups around this process, each with its version, 1 or 2.
 
-    A group is held by the limits of all groups above it too. In a container the group that
-    ``/proc/self/cgroup`` names is often not to be seen, and the mounted top is the container's own.
-
-    Parameters
-    ----------
-    root : Path
-        Where ``proc`` and ``sys`` are.
-    controller : str
-        ``cpu`` or ``memory``; groups of version 2 hold all.
+    The limits of all groups above a group apply to it too. In a container the group that
+    ``/proc/self/cgroup`` names is often not visible, and the mounted top is the container's own. ``root`` has
+    the folders ``proc`` and ``sys``; ``controller`` is ``cpu`` or ``memory`` (groups of version 2 have all).
     """
     for line in read_small(root / "proc/self/cgroup").splitlines():
         # hierarchy:controllers:path; no controllers: version 2.
@@ -79,7 +73,7 @@ def control_groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
 def _upwards(top: Path, path: str) -> Iterator[Path]:
     """Folders from a group up to the top of its hierarchy."""
     group = PurePosixPath(path.lstrip("/"))
-    if ".." not in group.parts:  # a group outside this name space
+    if ".." not in group.parts:  # a group outside this namespace
         for part in (group, *group.parents):
             yield top / part
     else:
@@ -87,45 +81,35 @@ def _upwards(top: Path, path: str) -> Iterator[Path]:
 
 
 def _pair(words: list[str]) -> Iterator[tuple[int, int]]:
-    """Quota and period, where both are positive numbers ("max" and -1 mean none)."""
+    """Quota and period, if both are positive numbers ("max" and -1 mean no limit)."""
     if len(words) == 2 and all(w.isdigit() and int(w) > 0 for w in words):
         yield int(words[0]), int(words[1])
 
 
 def read_small(path: Path) -> str:
-    """Read a small file of the kernel's; empty where there is none."""
+    """Read a small file of the kernel; "" if it does not exist."""
     try:
         return path.read_text(encoding="ascii")
     except (OSError, ValueError):
         return ""
 
 
-#: Version 1 says "no limit" with a number near 2**63.
+#: In version 1, a number near 2**63 means "no limit".
 _NO_LIMIT = 1 << 60
-
-
 _FILES = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that can be taken before the system or a control group (a job, a container) is out of them.
+    """Bytes left before the system or a control group (a job, a container) runs out of memory.
 
-    Parameters
-    ----------
-    root : Path
-        Where ``proc`` and ``sys`` are.
-
-    Returns
-    -------
-    int or None
-        The least of the kernel's MemAvailable and of what every control group around this process
-        leaves; None where nothing is known (not on Linux).
+    The least of the kernel's MemAvailable and of what every control group around this process leaves; None if
+    nothing is known (not on Linux). ``root`` has the folders ``proc`` and ``sys``.
     """
     return min([*_of_the_system(root), *_of_groups(root)], default=None)
 
 
 def resident_memory(root: Path = Path("/")) -> int | None:
-    """Bytes of memory that this process holds; None where that is not known (not on Linux)."""
+    """Bytes of memory that this process holds; None if that is not known (not on Linux)."""
     words = read_small(root / "proc/self/statm").split()
     return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 and words[1].isdigit() else None
 
@@ -148,12 +132,12 @@ def _of_groups(root: Path) -> Iterator[int]:
     for version, group in control_groups(root, "memory"):
         limit, used = (read_small(group / name).strip() for name in _FILES[version])
         if limit.isdigit() and used.isdigit() and int(limit) < _NO_LIMIT:
-            # files that were read count as used, and are given back when memory is short
+            # files that were read count as used, but are released when memory is short
             yield max(0, int(limit) - int(used) + _page_cache(group))
 
 
 def _page_cache(group: Path) -> int:
-    """Bytes of files that a control group holds and can give back at once."""
+    """Bytes of cached files that a control group can release at once."""
     rows = dict(line.split()[:2] for line in read_small(group / "memory.stat").splitlines() if " " in line)
     found = rows.get("total_inactive_file", rows.get("inactive_file", ""))
     return int(found) if found.isdigit() else 0

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a run within seconds: by an exception where Python runs, else by force."""
+"""SIGTERM and SIGINT end a run within seconds: by an exception while Python runs, else by force."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import NoReturn
 
 from bidsapp.system.processes import remove_temporaries
 
-AGAIN = "Run the same command again to go on."
+AGAIN = "Run the same command again to resume."
 #: Schedulers kill 30 s after SIGTERM, some after 10.
 GRACE_S = 7.0
 _HANDLED = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(SystemExit):
-    """A signal asked the run to end; no ``Exception``, so nothing takes it for a failure of its own.
+    """A signal asked the run to end; not an ``Exception``, so no code mistakes it for a failure.
 
     ``code`` is the exit code: 128 and the signal's number (143 for SIGTERM, 130 for SIGINT).
     """
@@ -40,7 +40,7 @@ _received: list[int] = []
 
 
 def received() -> Stopped | None:
-    """Give the exception of the signal that came, if one did."""
+    """Give the exception of the signal received, if there was one."""
     return Stopped(_received[0]) if _received else None
 
 
@@ -48,12 +48,12 @@ def received() -> Stopped | None:
 def ending_cleanly(grace_s: float = GRACE_S) -> Iterator[None]:
     """Turn SIGTERM and SIGINT into :class:`Stopped`, raised in the main thread, while the body runs.
 
-    Python runs its handlers between two instructions, and a long call of a library (one factorisation, one
-    pass of a network) is a single one. A thread that the system itself wakes therefore counts: if the run
-    has not ended ``grace_s`` seconds after the signal, temporary files are removed and the process ends
-    with the same exit code. That is safe at any moment, since results are renamed when complete.
+    Python runs its handlers between two instructions, and a long library call (one factorisation, one pass
+    of a network) is a single one. A thread that the system wakes therefore measures time: if the run has not
+    ended ``grace_s`` seconds after the signal, temporary files are removed and the process ends with the same
+    exit code. That is safe at any moment, since results are renamed when complete.
 
-    In another thread than the main one nothing is changed. A signal that was ignored stays so.
+    Has no effect outside the main thread. A signal that was ignored stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -66,7 +66,7 @@ def ending_cleanly(grace_s: float = GRACE_S) -> Iterator[None]:
     ended = threading.Event()
 
     def stop(number: int, _: FrameType | None) -> None:
-        if not _received:  # a second one must not interrupt the cleaning up
+        if not _received:  # a second signal must not interrupt the cleanup
             _received.append(number)
             raise Stopped(number)
 
@@ -86,8 +86,8 @@ def ending_cleanly(grace_s: float = GRACE_S) -> Iterator[None]:
         yield
     except Stopped as asked:
         remove_temporaries()  # of threads too
-        with contextlib.suppress(OSError):  # nobody may read it
-            print(f"\n{asked}", file=sys.stderr, flush=True)  # here it is still counted how long that takes
+        with contextlib.suppress(OSError):  # its reader may be gone
+            print(f"\n{asked}", file=sys.stderr, flush=True)  # still within the grace period
         raise
     finally:
         ended.set()
@@ -100,10 +100,10 @@ def ending_cleanly(grace_s: float = GRACE_S) -> Iterator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process; at once where a signal asked for it.
+    """End the process; at once if a signal asked for it.
 
-    The interpreter's own end waits for threads and gives memory back piece by piece, unwatched; nothing of
-    the run depends on it. A signal that comes while a run that is done ends this way changes no exit code.
+    The interpreter's own shutdown waits for threads and frees memory piece by piece, which nothing of the run
+    depends on. A signal that arrives while a finished run ends this way does not change its exit code.
     """
     if not _received:
         for number in _HANDLED:
@@ -121,7 +121,7 @@ def _flush() -> None:
 
 
 def _for_a_second(do: Callable[[], object]) -> None:
-    """Write a last word, if anyone takes it: a full pipe that nobody reads is waited for without end."""
+    """Write a last message for at most a second: a full pipe that no process reads would block forever."""
     worker = threading.Thread(target=do, daemon=True)
     worker.start()
     worker.join(1.0)

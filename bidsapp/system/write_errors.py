@@ -1,4 +1,4 @@
-"""A disk that is full, or a folder that can't be written: one error for it, whichever library met it."""
+"""A full disk, or a folder that cannot be written: one error, whichever library met it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from bidsapp.errors import AppError, ExitCode
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
-#: NumPy's error where a file took less than it was given; it says no reason, and no other is known.
+#: NumPy's error if fewer bytes were written than given; it gives no reason, and no other is known.
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
-#: HDF5 puts the number into its message where h5py makes another error than OSError of it.
+#: HDF5's message has the number, which h5py may wrap in another error than OSError.
 _ERRNO = re.compile(r"errno = (\d+)")
 
 
 class CannotWrite(AppError):
-    """A file that can't be written: exit code 74 where the disk is full, 73 where the system refuses.
+    """A file that cannot be written: exit code 74 if the disk is full, 73 if the system refuses.
 
-    Whatever else is to be written to the same folder will hardly fare better.
+    Other files in the same folder would hardly fare better.
     """
 
 
 def reason(error: BaseException) -> int | None:
-    """Give the system's number of an error that says that a disk or a quota is full; else None."""
+    """Give the system's number of an error if it means that a disk or quota is full, else None."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return error.errno
     if isinstance(error, OSError) and error.errno is None and _SHORT_WRITE.search(str(error)):
@@ -38,20 +38,12 @@ def reason(error: BaseException) -> int | None:
 
 
 def is_about_writing(error: BaseException) -> bool:
-    """Say whether an error of the system is one that reading a file that can be read does not meet."""
+    """Whether an error of the system must come from writing, not from reading a readable file."""
     return reason(error) is not None or (isinstance(error, OSError) and error.errno in _FORBIDDEN)
 
 
 def cannot_write(path: str | os.PathLike[str], error: BaseException) -> CannotWrite:
-    """Word an error of writing a file.
-
-    Parameters
-    ----------
-    path : path
-        What was to be written, by its final name.
-    error : exception
-        Of the system, or of a library that passes the system's on.
-    """
+    """Turn an error of the system, or of a library, into a message about ``path``, the file's final name."""
     number = reason(error)
     why = os.strerror(number) if number is not None else getattr(error, "strerror", None) or str(error)
     if number is not None:
@@ -65,15 +57,9 @@ def cannot_write(path: str | os.PathLike[str], error: BaseException) -> CannotWr
 
 @contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Say of a full disk that ``path`` could not be written, while the body runs.
+    """Report a full disk in the body as CannotWrite (exit code 74) of ``path``, or of the file it names.
 
-    For bodies that read as well: only what can be about writing is translated, where the system names a
-    file, by its name.
-
-    Raises
-    ------
-    CannotWrite
-        Exit code 74.
+    The body may read as well: other errors pass unchanged.
     """
     try:
         yield

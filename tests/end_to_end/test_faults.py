@@ -122,7 +122,7 @@ def test_interrupted_at_random_moments_within_every_stage(scenes, number):
             assert after - before < LIMIT_S, text
             assert leftovers(folder) == []
             assert "Traceback" not in run.said()
-            assert code == 0 or "Run the same command again to go on." in run.said()
+            assert code == 0 or "Run the same command again to resume." in run.said()
         scenes.check_resumes(folder)
         shutil.rmtree(folder)
     took = f"at most {waited:.1f} s to end, {longest:.1f} s of them of the processor"

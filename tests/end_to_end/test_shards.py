@@ -126,7 +126,7 @@ def test_a_plain_run_beside_shards_and_a_shard_beside_a_plain_run_exit_75(bids, 
         assert cli.main([*words, "--prepare"]) == 75
     with subject_lock("01", out, out / ".work"):
         assert cli.main([*words, "--shard", "1/2"]) == 75
-    assert "another job is at it" in capsys.readouterr().err
+    assert "another job works on this subject" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

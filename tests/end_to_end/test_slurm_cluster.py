@@ -91,7 +91,7 @@ def test_a_cancelled_task_ends_cleanly_and_the_group_has_the_other(slurm, first)
     assert slurm.states(jobs["participant"]) == {"0": "COMPLETED", "1": "CANCELLED"}
     assert slurm.states(jobs["group"]) == {"": "COMPLETED"}
     log = said(scripts, f"participant-{jobs['participant']}_1.log")
-    assert "Stopped by SIGTERM. Run the same command again to go on." in log
+    assert "Stopped by SIGTERM. Run the same command again to resume." in log
     assert not [p for p in out.rglob("*") if "partial" in p.name or p.suffix == ".owner"]
     assert read_tsv(out / "phenotype" / "reconmetrics.tsv")["participant_id"] == ["sub-01"]
 

@@ -23,10 +23,6 @@ NOT_YET_REVISED = {
     ".",
     "bids",
     "models",
-    "participant",
-    "planning",
-    "recipes",
-    "system",
 }
 
 

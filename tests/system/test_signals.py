@@ -53,7 +53,7 @@ def test_a_signal_ends_the_process_without_leftovers(tmp_path: Path, code: str, 
 def test_the_command_says_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setattr(bids_app, "make_config", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     assert cli.main(["bids", "out", "participant"]) == 143
-    assert "Stopped by SIGTERM. Run the same command again to go on." in capsys.readouterr().err
+    assert "Stopped by SIGTERM. Run the same command again to resume." in capsys.readouterr().err
 
 
 def test_a_second_signal_does_not_interrupt_the_cleaning_up():

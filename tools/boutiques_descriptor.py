@@ -15,7 +15,7 @@ import click
 
 from bidsapp import __version__
 from bidsapp.cli import app
-from bidsapp.cli.types import Percent
+from bidsapp.cli.types import PERCENT
 from bidsapp.cli.words import LEVELS, is_list
 from bidsapp.errors import ExitCode
 
@@ -134,7 +134,7 @@ def _about(option: click.Option) -> str:
 def _kind(kind: click.ParamType[Any], name: str) -> dict[str, Any]:
     if isinstance(kind, click.Choice):
         return {"value-choices": list(kind.choices)}
-    if isinstance(kind, Percent):
+    if kind is PERCENT:
         return {"type": "Number", "minimum": 0, "maximum": 100}
     if isinstance(kind, click.types.IntParamType):
         low = getattr(kind, "min", None)

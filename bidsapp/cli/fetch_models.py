@@ -8,13 +8,13 @@ import click
 
 from bidsapp.cli.help import Command
 from bidsapp.cli.options import run_options
-from bidsapp.cli.types import RecipeName
+from bidsapp.cli.types import RECIPE
 from bidsapp.errors import ExitCode, InputProblems
 
 
 @click.command("fetch-models", cls=Command, examples=["bidsapp-recon fetch-models --recipe sd15-ip-adapter"])
 @click.option(
-    "--recipe", type=RecipeName(), default="brain-diffuser", show_default=True,
+    "--recipe", type=RECIPE, default="brain-diffuser", show_default=True,
     help="Name of a recipe, or a TOML file.",
 )  # fmt: skip
 @run_options("models_dir", "verbose")

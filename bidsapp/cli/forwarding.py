@@ -13,25 +13,7 @@ from bidsapp.cli.words import normalise
 
 
 def parse_run(bids_dir: Path, output_dir: Path, words: Sequence[str]) -> click.Context:
-    """Parse the options of a participant run.
-
-    Parameters
-    ----------
-    bids_dir, output_dir : Path
-        Absolute.
-    words : sequence of str
-        Options alone, as typed.
-
-    Returns
-    -------
-    click.Context
-        With the parameters, and where each came from.
-
-    Raises
-    ------
-    click.UsageError
-        For options that the app refuses, and for anything that is not an option.
-    """
+    """Parse the options of a participant run (click.UsageError for anything else)."""
     positionals = [str(bids_dir), str(output_dir), "participant"]
     flat = normalise([*positionals, *words], app)
     if flat[-4:] != ["--", *positionals]:
@@ -47,14 +29,9 @@ def given(context: click.Context, name: str) -> bool:
 
 
 def written_again(context: click.Context, leave_out: Sequence[str] = ()) -> list[list[str]]:
-    """Write the options that were given, each as one list of words, with absolute paths.
+    """Write the options that :func:`parse_run` found, each as a list of words, with absolute paths.
 
-    Parameters
-    ----------
-    context : click.Context
-        From :func:`parse_run`.
-    leave_out : sequence of str
-        Names of parameters.
+    Parameters named in ``leave_out`` are not written.
     """
     lines: list[list[str]] = []
     for option in context.command.params:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from bidsapp.cli.help import GroupedOption
-from bidsapp.cli.types import Memory, NamedFolder, Percent, RecipeName, Shard
+from bidsapp.cli.types import MEMORY, NAMED_FOLDER, PERCENT, RECIPE, SHARD
 from bidsapp.config import GROUPS, OPTIONS, Option, RunConfig
 from bidsapp.system.resources import available_cpus
 
@@ -24,11 +24,11 @@ KINDS: dict[str, click.ParamType[Any]] = {
     "path": click.Path(path_type=Path),
     "file": click.Path(path_type=Path, dir_okay=False),
     "folder": click.Path(path_type=Path, file_okay=False),
-    "memory": Memory(),
-    "percent": Percent(),
-    "recipe": RecipeName(),
-    "shard": Shard(),
-    "dataset": NamedFolder(),
+    "memory": MEMORY,
+    "percent": PERCENT,
+    "recipe": RECIPE,
+    "shard": SHARD,
+    "dataset": NAMED_FOLDER,
 }
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -20,7 +20,7 @@ from bidsapp.cli.bids_app import app, make_config
 from bidsapp.cli.forwarding import given, parse_run, recipe_file, written_again
 from bidsapp.cli.help import Command, GroupedOption
 from bidsapp.cli.options import run_options
-from bidsapp.cli.types import Memory, Text
+from bidsapp.cli.types import MEMORY, Parsed, text
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.slurm.directives import in_place_of
 from bidsapp.slurm.resources import asks_for_gpu, is_time, most_shards
@@ -35,26 +35,23 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("bidsapp")
 
 
-_TIME = Text("time", is_time, "is not a time limit: minutes, HH:MM:SS, or D-HH:MM:SS")
+_TIME = text("time", is_time, "is not a time limit: minutes, HH:MM:SS, or D-HH:MM:SS")
 #: A name in a batch script's header: it must not end the line or the word.
-_WORD = Text("text", re.compile(r"[\w.,:=+@/-]+").fullmatch, "is not a single word")
-_GPUS = Text("gpus", re.compile(r"([\w.-]+:)?[1-9][0-9]*").fullmatch, "is not [TYPE:]N with N from 1")
-_LINE = Text("line", str.isprintable, "is not one line; repeat the option for each line")
+_WORD = text("text", re.compile(r"[\w.,:=+@/-]+").fullmatch, "is not a single word")
+_GPUS = text("gpus", re.compile(r"([\w.-]+:)?[1-9][0-9]*").fullmatch, "is not [TYPE:]N with N from 1")
+_LINE = text("line", str.isprintable, "is not one line; repeat the option for each line")
 
 
-class _Directive(click.ParamType[str]):
-    """An option of sbatch's, as it would follow ``#SBATCH``."""
-
-    name = "option"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Check that it is one line and an option."""
-        text = str(value).strip()
-        if not text.startswith("-") or not text.isprintable():
-            self.fail(f"{value!r} is not an option of sbatch's; write for example --sbatch=--constraint=a100")
-        if instead := in_place_of(text):
-            self.fail(f"{text}: {instead}")
-        return text
+def _directive(value: str) -> str:
+    """Check an option of sbatch's, as it would follow ``#SBATCH``."""
+    stripped = value.strip()
+    if not stripped.startswith("-") or not stripped.isprintable():
+        raise ValueError(
+            f"{value!r} is not an option of sbatch's; write for example --sbatch=--constraint=a100"
+        )
+    if instead := in_place_of(stripped):
+        raise ValueError(f"{stripped}: {instead}")
+    return stripped
 
 
 class _Command(Command):
@@ -112,7 +109,7 @@ def _option(
 @_option("--qos", type=_WORD, group="Cluster", help="Quality of service.")
 @_option(
     "--sbatch",
-    type=_Directive(),
+    type=Parsed("option", _directive),
     group="Cluster",
     multiple=True,
     help="Further option of sbatch's (repeatable).",
@@ -122,7 +119,7 @@ def _option(
     help="Time limit.  [default: 3 times the estimate + 15 min]",
 )  # fmt: skip
 @_option(
-    "--mem", type=Memory(), group="Resources of a task",
+    "--mem", type=MEMORY, group="Resources of a task",
     help="Memory (24GB).  [default: 1.25 times the estimate]",
 )  # fmt: skip
 @_option(

@@ -10,88 +10,84 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
+class Parsed(click.ParamType[Any]):
+    """A value that a function reads from text.
 
-class Memory(click.ParamType[int]):
-    """An amount of memory with its unit, in bytes: ``8GB``, ``7.5GiB``, ``900M``."""
+    Parameters
+    ----------
+    name : str
+        Shown in the help.
+    parse : callable
+        Raises ValueError with what is wrong and how to write it.
+    """
 
-    name = "amount"
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name, self._parse = name, parse
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse; a bare number is refused, because MB and GB are both customary."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGT])(i?)B?|B)\s*", str(value), re.IGNORECASE)
-        if not match:
-            self.fail(f"{value!r} has no known unit; write for example 8GB or 900MiB", param, ctx)
-        base = 1024 if match[3] else 1000
-        return int(float(match[1]) * base ** _UNITS[(match[2] or "").upper()])
-
-
-class Percent(click.ParamType[float]):
-    """A number from 0 to 100, with or without the percent sign."""
-
-    name = "percent"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parse; ``nan`` is refused, which a range by comparison would accept."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse text; any other value is one that was parsed before."""
         try:
-            number = float(str(value).strip().removesuffix("%"))
-        except ValueError:
-            number = -1.0
-        if not 0 <= number <= 100:
-            self.fail(f"{value!r} is not a number from 0 to 100", param, ctx)
-        return number
+            return self._parse(value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
-class Shard(click.ParamType[tuple[int, int]]):
-    """A share of the work: ``K/N``, K from 1 to N."""
+def text(name: str, fits: Callable[[str], Any], problem: str) -> Parsed:
+    """Text of a certain form; ``problem`` completes "'VALUE' ..." for other text."""
 
-    name = "K/N"
+    def parse(value: str) -> str:
+        if not fits(value):
+            raise ValueError(f"{value!r} {problem}")
+        return value
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        """Parse."""
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", str(value), re.ASCII)
-        k, n = (int(match[1]), int(match[2])) if match else (0, 0)
-        if not 1 <= k <= n:
-            self.fail(f"{value!r} is not K/N with K from 1 to N; write for example 2/8", param, ctx)
-        return k, n
+    return Parsed(name, parse)
 
 
-class NamedFolder(click.ParamType[tuple[str, Path]]):
-    """A dataset and its name: ``NAME=PATH``, or ``PATH`` whose last folder is the name."""
-
-    name = "dataset"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, Path]:
-        """Parse; the name becomes part of BIDS URIs, and must not be one that the app uses itself."""
-        if isinstance(value, tuple):
-            return value
-        name, equals, path = str(value).partition("=")
-        if not equals:
-            name, path = Path(value).absolute().name, str(value)
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or not path:
-            self.fail(f"{value!r} is not NAME=PATH, with a name of letters, digits, - _ and .", param, ctx)
-        if name in ("source", "input"):
-            self.fail(f"the app itself uses the name {name!r}; choose another for {path}", param, ctx)
-        return name, Path(path)
+def _bytes(value: str) -> int:
+    """Read ``8GB``, ``7.5GiB``, ``900M``; a bare number is refused, because MB and GB are both customary."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGT])(i?)B?|B)\s*", value, re.IGNORECASE)
+    if not match:
+        raise ValueError(f"{value!r} has no known unit; write for example 8GB or 900MiB")
+    power = " KMGT".index((match[2] or " ").upper())
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
-class RecipeName(click.ParamType[str]):
+def _percent(value: str) -> float:
+    """Read a number from 0 to 100; ``nan`` is refused, which a range by comparison would accept."""
+    try:
+        number = float(value.strip().removesuffix("%"))
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 100:
+        raise ValueError(f"{value!r} is not a number from 0 to 100")
+    return number
+
+
+def _shard(value: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", value, re.ASCII)
+    k, n = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= k <= n:
+        raise ValueError(f"{value!r} is not K/N with K from 1 to N; write for example 2/8")
+    return k, n
+
+
+def _named_folder(value: str) -> tuple[str, Path]:
+    """Read ``NAME=PATH``, or ``PATH`` whose last folder is the name, which becomes part of BIDS URIs."""
+    name, equals, path = value.partition("=")
+    if not equals:
+        name, path = Path(value).absolute().name, value
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or not path:
+        raise ValueError(f"{value!r} is not NAME=PATH, with a name of letters, digits, - _ and .")
+    if name in ("source", "input"):
+        raise ValueError(f"the app itself uses the name {name!r}; choose another for {path}")
+    return name, Path(path)
+
+
+class _RecipeName(click.ParamType[str]):
     """The name of a recipe, or the path of a TOML file."""
 
     name = "text"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Take any text; loading the recipe checks it."""
-        return str(value)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -104,24 +100,8 @@ class RecipeName(click.ParamType[str]):
         return found or [CompletionItem(incomplete, type="file")]
 
 
-class Text(click.ParamType[str]):
-    """Text of a certain form.
-
-    Parameters
-    ----------
-    name : str
-        Shown in the help.
-    fits : callable
-        Whether a text has the form.
-    problem : str
-        What is wrong with one that does not; completes "'VALUE' ...".
-    """
-
-    def __init__(self, name: str, fits: Callable[[str], Any], problem: str) -> None:
-        self.name, self._fits, self._problem = name, fits, problem
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Check the form."""
-        if not self._fits(str(value)):
-            self.fail(f"{value!r} {self._problem}", param, ctx)
-        return str(value)
+MEMORY = Parsed("amount", _bytes)
+PERCENT = Parsed("percent", _percent)
+SHARD = Parsed("K/N", _shard)
+NAMED_FOLDER = Parsed("dataset", _named_folder)
+RECIPE = _RecipeName()

@@ -29,7 +29,7 @@ import numpy as np
 from isal import igzip
 
 from bidsapp.bids.inputs import Dataset, open_dataset
-from bidsapp.bids.preflight import check
+from bidsapp.bids.preflight import find_problems
 from bidsapp.data.splits import make_split
 from bidsapp.data.stimuli import StimulusSet
 
@@ -122,7 +122,7 @@ def split_all(dataset: Dataset, stimuli: StimulusSet) -> dict[str, Any]:
 
 def no_problems(dataset: Dataset, stimuli: StimulusSet, splits: dict[str, Any]) -> None:
     """All checks before a run but those of the folders and the models."""
-    problems = check(dataset, stimuli, splits)
+    problems = find_problems(dataset, stimuli, splits)
     if problems:
         raise SystemExit(f"the tree is wrong: {problems[:3]}")
 

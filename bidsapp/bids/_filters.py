@@ -1,6 +1,6 @@
 """Which files are the betas, the trials, the masks and the noise ceiling: defaults and filter files.
 
-A filter file is a JSON object as fMRIPrep's ``--bids-filter-file``: for each kind of file the values
+A filter file is a JSON object like fMRIPrep's ``--bids-filter-file``: for each kind of file, the values
 that its BIDS entities must have, e.g. ``{"betas": {"desc": "singletrial", "space": "T1w"}}``.
 """
 
@@ -22,14 +22,14 @@ Wanted = None | str | tuple[str, ...]
 
 _NIFTI = (".nii", ".nii.gz")
 _BETAS = (*_NIFTI, *HDF5_SUFFIXES)
-#: Short keys of file names are accepted as well as the long names of entities.
+#: The short keys of file names are accepted as well as the long names of entities.
 _LONG_NAMES = {key: name for name, key in ENTITY_KEYS.items()} | {"sub": "subject", "resolution": "res"}
 _ENTITIES = {*ENTITY_KEYS, "subject", "suffix", "datatype", "extension"}
 
 
 @dataclass(frozen=True)
 class Filters:
-    """What the user's filter file asks of each kind of file (empty where nothing)."""
+    """What the filter file requires of each kind of file (may be empty)."""
 
     by_kind: Mapping[str, Mapping[str, Wanted]]
     path: Path | None = None
@@ -37,8 +37,7 @@ class Filters:
     def select(self, index: Index, kind: str) -> list[IndexedFile]:
         """Files of one kind, in the index's order.
 
-        A value in the filter file takes the place of the default for the same entity; the other
-        defaults stay.
+        A value in the filter file replaces the default for the same entity; the other defaults stay.
         """
         asked = self.by_kind.get(kind, {})
         tests = {name: test for name, test in _DEFAULTS[kind].items() if name not in asked}
@@ -88,7 +87,7 @@ def read_filters(path: Path | None) -> Filters:
     Parameters
     ----------
     path : Path or None
-        None gives filters that ask nothing.
+        None gives filters without requirements.
 
     Raises
     ------
@@ -101,14 +100,14 @@ def read_filters(path: Path | None) -> Filters:
     by_kind: dict[str, dict[str, Wanted]] = {}
     for kind, asked in read_json(path).items():
         if kind not in KINDS:
-            raise _usage(path, f"{kind!r} is no kind of file. The kinds are {', '.join(KINDS)}")
+            raise _usage(path, f"unknown file type {kind!r}; choose from {', '.join(KINDS)}")
         if not isinstance(asked, dict):
             raise _usage(path, f"the filter of {kind!r} must be an object of entities and values")
         by_kind[kind] = {}
         for key, value in asked.items():
             name = _LONG_NAMES.get(key, key)
             if name not in _ENTITIES:
-                raise _usage(path, f"{key!r} is no entity. The entities are {', '.join(sorted(_ENTITIES))}")
+                raise _usage(path, f"unknown entity {key!r}; choose from {', '.join(sorted(_ENTITIES))}")
             by_kind[kind][name] = _wanted(path, name, value)
     return Filters(by_kind, path)
 

@@ -119,7 +119,7 @@ def build_index(root: Path) -> Index:
 
 
 def entities_of(path: Path) -> dict[str, str]:
-    """Read a file's entities from its name: ``sub-01_task-x_bold.nii.gz``.
+    """Read the entities in a file's name: ``sub-01_task-x_bold.nii.gz``.
 
     Only entities that the app knows and whose values are valid labels are given; the first of each counts.
     """

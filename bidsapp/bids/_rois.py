@@ -1,4 +1,4 @@
-"""Regions of interest: mask files, labels of a segmentation, or a path pattern of the user's."""
+"""Regions of interest: mask files, labels of a segmentation, or a path pattern."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Roi:
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a ROI's name is a path (with ``{subject}`` for the label) rather than a label."""
+    """Whether a ROI is given as a path (with ``{subject}`` for the label) rather than a name."""
     return "/" in name or name.endswith((".nii", ".nii.gz"))
 
 
@@ -53,29 +53,29 @@ def find_roi(
 ) -> Roi:
     """Find one ROI of one subject.
 
-    ``name`` may be the ``label`` (or ``desc``) of a mask, a ``seg`` (all its labels above 0), the
-    name of one of a segmentation's labels as its TSV has it, the same without the ``v`` and ``d`` of
-    ventral and dorsal parts (``V1`` joins ``V1v`` and ``V1d``), ``seg:name`` where several
-    segmentations have that name, or a path in which ``{subject}`` stands for the label and ``*`` for
-    anything. Where nothing is spelled just so, case and hyphens do not count.
+    ``name`` may be the ``label`` (or ``desc``) of a mask, a ``seg`` (all its labels above 0), the name of a
+    segmentation's label in its TSV, the same without the ``v`` and ``d`` of ventral and dorsal parts (``V1``
+    joins ``V1v`` and ``V1d``), ``seg:name`` if several segmentations have that name, or a path in which
+    ``{subject}`` stands for the label and ``*`` for anything. If no spelling matches exactly, case and
+    hyphens are ignored.
 
     Parameters
     ----------
     name, subject : str
     files : iterable of IndexedFile
-        The subject's masks and segmentations that the filters let through.
+        The subject's masks and segmentations that pass the filters.
     base : Path
-        Where a relative path starts.
+        Where relative paths start.
     others : mapping of str to iterable of IndexedFile, optional
-        Those of further datasets, by the datasets' names: looked at where ``files`` has none, or
-        first where ``name`` is ``dataset:roi``.
+        Those of further datasets, by the datasets' names: used if ``files`` has none, or if ``name`` is
+        ``dataset:roi``.
     fits : callable, optional
-        Whether an image is on the betas' grid, which chooses among several.
+        Whether an image is on the betas' grid, to choose among several.
 
     Raises
     ------
     AppError
-        Where there is none, or several; the message lists what there is.
+        If there is none, or several; the message lists what there is.
     """
     own, further = list(files), {k: list(v) for k, v in (others or {}).items()}
     dataset, _, rest = name.partition(":")
@@ -92,8 +92,8 @@ def find_roi(
     if found:
         listed = "\n      ".join(str(r.path) for r in found)
         raise _error(
-            f"ROI {name!r} is in several files:\n      {listed}\n    A filter file's 'mask' entry, "
-            "seg:name for a segmentation, or dataset:name for one of --derivatives chooses one",
+            f"ROI {name!r} is in several files:\n      {listed}\n    Choose one by the 'mask' "
+            "entry of a filter file, by seg:name for a segmentation, or by dataset:name for --derivatives",
             ExitCode.USAGE,
         )
     if is_pattern(name):
@@ -118,7 +118,7 @@ def _matching_paths(pattern: str, base: Path) -> list[Path]:
 
 
 def _matching(name: str, files: list[IndexedFile]) -> list[Roi]:
-    """ROIs of a name among some files; the strictest spelling under which there is one counts."""
+    """ROIs of a name among some files, by the strictest spelling that matches any."""
     masks = [f for f in files if f.get("suffix") == "mask"]
     segmentations = [f for f in files if f.get("suffix") == "dseg"]
     for spelled in (str, str.lower, _letters):
@@ -140,7 +140,7 @@ def _matching(name: str, files: list[IndexedFile]) -> list[Roi]:
 
 
 def _letters(text: str) -> str:
-    """Letters and digits in lower case: LAION-fMRI's FFA-1 is FFA1 where its own package fetched it."""
+    """Letters and digits in lower case: LAION-fMRI's own package calls FFA-1 FFA1."""
     return "".join(c for c in text.lower() if c.isalnum())
 
 
@@ -152,30 +152,27 @@ def _names(files: Iterable[IndexedFile]) -> list[str]:
             try:
                 names |= {name for name in read_labels(file.path) if name}
             except AppError:
-                continue  # said when that segmentation is asked for
+                continue  # reported when that segmentation is requested
     return sorted(n for n in names if n)
 
 
 def read_labels(segmentation: Path) -> dict[str, tuple[int, ...]]:
     """Read a segmentation's label table (``index`` and ``name``), the TSV of the same name.
 
-    Returns
-    -------
-    dict of str to tuple of int
-        Values above 0 of each name, sorted; empty where there is no table.
+    Gives the sorted values above 0 of each name; empty if there is no table.
     """
     path = segmentation.with_name(segmentation.name.removesuffix(".gz").removesuffix(".nii") + ".tsv")
     if not path.is_file():
         return {}
     table = read_tsv(path)
     if "index" not in table or "name" not in table:
-        raise _error(f"{path}: needs the columns index and name", ExitCode.BAD_DATA, path)
+        raise _error(f"{path}: the columns index and name are needed", ExitCode.BAD_DATA, path)
     labels: dict[str, list[int]] = {}
     for line, (index, name) in enumerate(zip(table["index"], table["name"], strict=True), start=2):
         try:
             value = int(index)
         except ValueError as error:
-            what = f"{path}, line {line}: index {index!r} is no number"
+            what = f"{path}, line {line}: index {index!r} is not a number"
             raise _error(what, ExitCode.BAD_DATA, path) from error
         if value > 0:  # NSD marks voxels outside by -1 and 0
             labels.setdefault(name.strip(), []).append(value)
@@ -183,7 +180,7 @@ def read_labels(segmentation: Path) -> dict[str, tuple[int, ...]]:
 
 
 def matching_indices(labels: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
-    """Values that a name stands for: itself, or its ventral and dorsal parts."""
+    """Values of a label, or of its ventral and dorsal parts."""
     wanted = name.lower()
     for options in ({wanted}, {wanted + "v", wanted + "d"}):
         values = [v for label, vs in labels.items() if label.lower() in options for v in vs]

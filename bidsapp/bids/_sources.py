@@ -1,7 +1,7 @@
 """Further datasets that masks may come from (``-d/--derivatives NAME=PATH``).
 
-Their files may be named as BIDS has it, or be called like the ROI alone and lie anywhere in the
-subject's folder (``sub-01/rois/hlvis.nii.gz``).
+Their files may have BIDS names, or just the name of the ROI, anywhere in the subject's folder
+(``sub-01/rois/hlvis.nii.gz``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def index_sources(datasets: Mapping[str, Path]) -> dict[str, Index]:
     Raises
     ------
     AppError
-        Exit code 66 for one that is no folder or has no subjects.
+        Exit code 66 for one that is not a folder or has no subjects.
     """
     indices = {}
     for name, root in datasets.items():
@@ -52,7 +52,7 @@ def masks_of(indices: Mapping[str, Index], filters: Filters) -> Files:
 
 
 def _plainly_named(file: IndexedFile, root: Path) -> IndexedFile | None:
-    """Give a mask whose file is called like the ROI the entities that its place and name mean."""
+    """Give a mask that is named after its ROI alone the entities that its folder and name imply."""
     folder = file.path.relative_to(root.absolute()).parts[0]  # the index has absolute paths
     if file.path.name.startswith("sub-") or not folder.startswith("sub-"):
         return None

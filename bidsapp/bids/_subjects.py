@@ -1,10 +1,11 @@
-"""Gather one subject's sessions, regions of interest and noise ceiling from the index."""
+"""Collect a subject's sessions, regions of interest and noise ceiling from the index."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,8 +24,39 @@ from bidsapp.storage.nifti import TOLERANCE, displacement, read_header
 SCALE_KEY = "ScaleFactor"
 
 
+@dataclass(frozen=True)
+class InputSelection:
+    """What is used of a dataset.
+
+    Attributes
+    ----------
+    participants, sessions : sequence of str
+        Labels, with or without ``sub-`` and ``ses-``; by default all that have betas.
+    max_sessions : int, optional
+        Only the first so many of each subject's sessions, in natural order.
+    task, space : str, optional
+        Required if the betas have several.
+    roi : sequence of str
+        ROIs whose union of voxels is used: names of masks or of a segmentation's labels, or path patterns
+        with ``{subject}`` (relative ones start at the dataset's folder).
+    filters : path, optional
+        BIDS filter file with the keys ``betas``, ``trials``, ``mask``, ``noiseceiling``.
+    derivatives : mapping of str to Path
+        Further datasets, by names that the caller chooses, whose masks and segmentations may be ROIs.
+    """
+
+    participants: Sequence[str] = ()
+    sessions: Sequence[str] = ()
+    max_sessions: int | None = None
+    task: str | None = None
+    space: str | None = None
+    roi: Sequence[str] = ("nsdgeneral",)
+    filters: str | os.PathLike[str] | None = None
+    derivatives: Mapping[str, Path] = field(default_factory=dict)
+
+
 class Finder:
-    """Collects each subject's files, and the problems met on the way."""
+    """Collects each subject's files, and the problems found on the way."""
 
     def __init__(
         self,
@@ -32,15 +64,14 @@ class Finder:
         base: Path,
         filters: Filters,
         betas: list[IndexedFile],
-        task: str,
-        space: str,
-        roi: tuple[str, ...],
-        others: Files | None = None,
+        selection: InputSelection,
+        others: Files,
     ) -> None:
-        self._index, self._base, self._task, self._space, self._roi = index, base, task, space, roi
+        self._index, self._base, self._roi = index, base, selection.roi
+        self._task, self._space = selection.task or "", selection.space or ""
         self._betas = _by_subject(betas)
         self._trials = _by_subject(filters.select(index, "trials"))
-        self._masks, self._others = _by_subject(filters.select(index, "mask")), others or {}
+        self._masks, self._others = _by_subject(filters.select(index, "mask")), others
         self._ceilings = _by_subject(filters.select(index, "noiseceiling"))
         self.problems: list[Problem] = []
         self.rois: dict[str, dict[str, _rois.Roi]] = {}
@@ -91,13 +122,13 @@ class Finder:
 
     def _error(self, error: AppError, path: Path, fix: str, code: ExitCode | None = None) -> None:
         problem = Problem.of(error, path, fix)
-        # A sidecar above the subjects' folders is all subjects' problem, to be listed once.
+        # A sidecar above the subjects' folders is a problem of all subjects, to be listed once.
         own = f"sub-{self._label}" in Path(problem.path).parts
         subject = self._label if own else ""
         self.problems.append(replace(problem, code=code or problem.code, subject=subject))
 
     def _fitting(self, files: Iterable[IndexedFile]) -> list[IndexedFile]:
-        """Files of no other task or space than the betas'."""
+        """Files without a task or space other than that of the betas."""
         return [
             f
             for f in files
@@ -110,13 +141,13 @@ class Finder:
         trials = _best_trials(file, self._trials.get(file.get("subject"), []))
         if trials is None:
             what = "No *_trials.tsv belongs to these betas, so the stimulus of each volume is unknown."
-            fix = "Put a table (beta_index, stim_id) beside them, of the same session, task and run."
+            fix = "Put a table (beta_index, stim_id) next to them, with the same session, task and run."
             self._problem(file.path, what, fix, ExitCode.NO_INPUT)
             return None, reference
         try:
             ids = read_trials(trials)
         except AppError as error:
-            fix = "Correct the table: a row a volume, columns beta_index and stim_id."
+            fix = "Correct the table: one row per volume, columns beta_index and stim_id."
             self._error(error, trials, fix)
             return None, reference
         return Session(label, file.path, trials, ids, scale), reference
@@ -130,7 +161,7 @@ class Finder:
         scale = metadata.get(SCALE_KEY, 1.0)
         number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
         if not number or not 0 < scale <= sys.float_info.max:  # NaN is neither
-            what = f"{SCALE_KEY} in its sidecar is {scale!r}, which is no number above 0."
+            what = f"{SCALE_KEY} in its sidecar is {scale!r}, which is not a number above 0."
             self._problem(file.path, what, "Give the number that turns values into percent (NSD: 300).")
             scale = 1.0
         reference = metadata.get("SpatialReference")
@@ -147,7 +178,7 @@ class Finder:
             try:
                 found[name] = _rois.find_roi(name, label, files, self._base, others, grid)
             except AppError as error:
-                fix = "Name one that is there with --roi, or add the mask to the dataset."
+                fix = "Choose an existing one with --roi, or add the mask to the dataset."
                 self._error(error, self._index.root / f"sub-{label}", fix)
         return found
 
@@ -161,7 +192,7 @@ def _same_grid(betas: Path, image: Path) -> bool:
                 return bool(second.shape[:3] == array.shape[:0:-1])
         first = read_header(betas)
     except AppError:
-        return False  # said by the checks, where it matters
+        return False  # the checks report it if it matters
     same_shape = first.shape[:3] == second.shape[:3]
     return same_shape and displacement(first.affine, second.affine, first.shape) <= TOLERANCE
 
@@ -174,7 +205,7 @@ def _by_subject(files: Iterable[IndexedFile]) -> dict[str, list[IndexedFile]]:
 
 
 def _one_per_session(betas: list[IndexedFile], report: Callable[[Path, str, str], None]) -> list[IndexedFile]:
-    """One file for each session (and run); several are a problem, unless one is called singletrial."""
+    """One file per session (and run); several are a problem, unless one has desc-singletrial."""
     groups: dict[tuple[str, str], list[IndexedFile]] = {}
     for file in betas:
         groups.setdefault((file.get("session"), file.get("run")), []).append(file)
@@ -191,7 +222,7 @@ def _one_per_session(betas: list[IndexedFile], report: Callable[[Path, str, str]
 
 
 def _without_twins(files: list[IndexedFile]) -> list[IndexedFile]:
-    """Leave out HDF5 files that are there as NIfTI too, whose affine can be checked."""
+    """Leave out HDF5 files that also exist as NIfTI, which has an affine to check."""
 
     def stem(file: IndexedFile) -> str:
         return str(file.path).removesuffix(file.get("extension"))
@@ -201,7 +232,7 @@ def _without_twins(files: list[IndexedFile]) -> list[IndexedFile]:
 
 
 def _best_trials(betas: IndexedFile, tables: Iterable[IndexedFile]) -> Path | None:
-    """Choose the table all of whose entities the betas share; the same ``desc`` and more entities win."""
+    """Choose the table whose entities the betas all share; the same ``desc`` and more entities win."""
     free = ("suffix", "extension", "desc", "stat", "datatype", "space")
     fitting = []
     for table in tables:
@@ -214,10 +245,10 @@ def _best_trials(betas: IndexedFile, tables: Iterable[IndexedFile]) -> Path | No
 
 
 def _best_ceiling(maps: list[IndexedFile]) -> IndexedFile | None:
-    """Choose the map over all sessions rather than one's, plainly named rather than of a selection.
+    """Choose the map over all sessions, never one session's, and plainly named before that of a selection.
 
-    LAION-fMRI has ``Noiseceiling4rep``, ``12rep`` and ``Allrep`` at the subject's level and
-    ``Noiseceiling`` in each session; a session's own map is never taken for the subject's.
+    LAION-fMRI has ``Noiseceiling4rep``, ``12rep`` and ``Allrep`` for the subject, and ``Noiseceiling`` for
+    each session.
     """
     whole = [f for f in maps if not f.get("session")]
     ranks = {"noiseceiling": 0, "noiseceilingallrep": 1}

@@ -1,4 +1,4 @@
-"""The table beside a session's betas: which stimulus each volume belongs to."""
+"""The table of a session's trials: which stimulus each volume of the betas belongs to."""
 
 from __future__ import annotations
 
@@ -8,28 +8,25 @@ from pathlib import Path
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.storage.text import read_tsv
 
-#: Columns that may name the stimulus, the first one present counts; ``label`` is LAION-fMRI's.
+#: Columns that may name the stimulus; the first one present is used. ``label`` is LAION-fMRI's.
 ID_COLUMNS = ("stim_id", "stimulus_id", "label", "image_name")
 
 
 def read_trials(path: Path) -> tuple[str, ...]:
     """Read the stimulus of every volume.
 
-    Parameters
-    ----------
-    path : Path
-        ``*_trials.tsv``, a row a volume. With a column ``beta_index`` (from 0) the rows may be in
-        any order; without it they are in volume order.
+    ``*_trials.tsv`` has one row per volume. With a column ``beta_index`` (from 0) the rows may be in any
+    order; without it they are in volume order.
 
     Returns
     -------
     tuple of str
-        Stimulus ids without ``stim-``, in volume order; "" where a trial had no stimulus (``n/a``).
+        Stimulus ids without ``stim-``, in volume order; "" for a trial without a stimulus (``n/a``).
 
     Raises
     ------
     AppError
-        Where the table can't be read, names no stimuli, or its ``beta_index`` is not 0, 1, ... n-1.
+        If the table cannot be read, names no stimuli, or its ``beta_index`` is not 0, 1, ... n-1.
     """
     table = read_tsv(path)
     column = next((name for name in ID_COLUMNS if name in table), None)

@@ -1,7 +1,7 @@
-"""What the output dataset says of itself: the files at its root, shared by all subjects' jobs.
+"""The files at the root of the output dataset, which the jobs of all subjects share.
 
-Their contents depend on the input dataset and the version, never on which subject a job works on. What
-jobs add to (links to further datasets, ``.bidsignore``, ``participants.tsv``) is merged under a lock.
+Their contents depend on the input dataset and the version, never on the subject of a job. Files that jobs add
+to (links to further datasets, ``.bidsignore``, ``participants.tsv``) are merged under a lock.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from bidsapp.storage.text import read_json, read_text, read_tsv, write_json, wri
 
 BIDS_VERSION = "1.11.1"
 APP = "bidsapp-recon"
-#: No slash behind folders: the validator would then report the folder itself.
+#: No trailing slash on folders: the validator would then report the folder itself.
 BIDSIGNORE = ("*.html", "figures", "*_statmap.*", "*_trials.*", "*_metrics.*", "*_model.*", "*_image.*")
 
 _REFERENCES = ("https://arxiv.org/abs/2303.05334",)
 _README = """# Images reconstructed from brain responses
 
 [BIDS](https://bids.neuroimaging.io) derivative dataset written by `{app}` {version}. For every test
-stimulus that a subject saw, it holds the image that the subject's fMRI responses were decoded to.
+stimulus that a subject saw, it holds the image reconstructed from the subject's fMRI responses.
 
 - `sub-<label>.html`, `group.html`: the reports; start here.
 - `sub-<label>/func/*_desc-recon_image.png`: the reconstructions, `*_desc-vdvae_image.png` their first
-  stage. `descriptions.tsv` says what each `desc-` means.
-- `sub-<label>/func/*_metrics.tsv`: scores, a row an image; the `.json` beside it explains the columns.
+  stage. `descriptions.tsv` explains each `desc-`.
+- `sub-<label>/func/*_metrics.tsv`: scores, one row per image; the `.json` of the same name explains the
+  columns.
 - `sub-<label>/func/*_mask.nii.gz`: the voxels used. `*_model.h5`: the fitted regressions.
-- `phenotype/reconmetrics.tsv`: a row a subject, written by the group level.
+- `phenotype/reconmetrics.tsv`: one row per subject, written by the group level.
 - `logs/`: the settings and the log of every run.
 
 The file names listed in `.bidsignore` are not part of BIDS yet.
@@ -51,34 +52,34 @@ def write_dataset_files(
     code_url: str | None = None,
     links: Mapping[str, Path] | None = None,
 ) -> None:
-    """Write the description of the output dataset; files that are up to date stay untouched.
+    """Write ``dataset_description.json``, ``README.md``, ``CHANGES``, ``descriptions.tsv``, ``.bidsignore``.
 
-    ``dataset_description.json``, ``README.md``, ``CHANGES``, ``descriptions.tsv``, ``.bidsignore``.
+    Files that are up to date stay untouched.
 
     Parameters
     ----------
     out_dir : path
-        Made if need be.
+        Created if missing.
     source_dir : path
         The input dataset, to which ``bids:source:`` URIs refer (:attr:`Dataset.root`).
     version : str
-        Version of this app.
+        Of this app.
     container : mapping, optional
         ``Type``, ``Tag`` and ``URI`` of the container that the app runs in.
     code_url : str, optional
-        Where this version's source is.
+        Source code of this version.
     links : mapping of str to Path, optional
-        Further datasets that URIs refer to, by name. Links that the description has already stay,
+        Further datasets that URIs refer to, by name. Links that the description already has are kept,
         since another subject's job may have written them.
 
     Raises
     ------
     AppError
-        Exit code 73 where the folder can't be written, or is another pipeline's dataset.
+        Exit code 73 if the folder cannot be written, or is another pipeline's dataset.
     """
     out = Path(out_dir)
     refuse_foreign_dataset(out)
-    with locked(out / f".{APP}.lock"):  # links are added to those that are there
+    with locked(out / f".{APP}.lock"):  # links are added to existing ones
         _write_dataset_files(out, source_dir, version, container, code_url, links or {})
 
 
@@ -118,7 +119,7 @@ def _write_dataset_files(
 
 
 def refuse_foreign_dataset(out_dir: Path) -> None:
-    """Raise AppError (exit code 73) where ``out_dir`` is a dataset that another pipeline made."""
+    """Raise AppError (exit code 73) if ``out_dir`` is a dataset of another pipeline."""
     path = out_dir / "dataset_description.json"
     if not path.is_file():
         return
@@ -126,8 +127,8 @@ def refuse_foreign_dataset(out_dir: Path) -> None:
     names = [e.get("Name") for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
     if APP not in names:
         message = (
-            f"{out_dir} already is a dataset of {', '.join(map(str, names)) or 'unknown origin'}, and its "
-            "description would be overwritten. Choose an output folder of its own for this app."
+            f"{out_dir} already is a dataset of {', '.join(map(str, names)) or 'unknown origin'}, whose "
+            "description would be overwritten. Choose a separate output folder for this app."
         )
         raise AppError(message, exit_code=ExitCode.CANNOT_CREATE)
 
@@ -138,9 +139,9 @@ def update_participants(
     *,
     source_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Add subjects to ``participants.tsv``; rows and columns that are there stay.
+    """Add subjects to ``participants.tsv``; existing rows and columns are kept.
 
-    Safe when jobs of several subjects do it at once (a lock file at the dataset's root).
+    Jobs of several subjects may do this at the same time (there is a lock file at the dataset's root).
 
     Parameters
     ----------
@@ -148,7 +149,7 @@ def update_participants(
     labels : iterable of str
         With or without ``sub-``.
     source_dir : path, optional
-        Input dataset whose ``participants.tsv`` (and ``.json``) the new rows' other columns come from.
+        Input dataset whose ``participants.tsv`` (and ``.json``) give the other columns of new rows.
 
     Returns
     -------
@@ -177,13 +178,13 @@ def update_participants(
 
 
 def _participants_around(folder: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """Participants of a dataset, else of the one that it is a derivative of."""
+    """Participants of a dataset, or of the one that it is a derivative of."""
     found = (_participants(place) for place in datasets_around(folder))
     return next((each for each in found if each[1]), ([], {}))
 
 
 def _participants(folder: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """Columns beside the id, and rows by id, of a participants table ([], {} where there is none)."""
+    """Columns other than the id, and rows by id, of a participants table ([], {} if there is none)."""
     path = folder / "participants.tsv"
     if not path.is_file():
         return [], {}
@@ -200,7 +201,7 @@ def _as_read(table: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object, {} where there is none that can be read: nothing depends on it."""
+    """Read a JSON object; {} if it cannot be read, since nothing depends on it."""
     try:
         return read_json(path)
     except AppError:
@@ -208,7 +209,7 @@ def _optional_json(path: Path) -> dict[str, Any]:
 
 
 def _first_json(folder: str | os.PathLike[str], name: str) -> dict[str, Any]:
-    """Read a file of a dataset, else of the one that it is a derivative of; {} where there is none."""
+    """Read a file of a dataset, or of the one that it is a derivative of; {} if there is none."""
     found = (_optional_json(place / name) for place in datasets_around(Path(folder)))
     return next((content for content in found if content), {})
 

@@ -1,4 +1,4 @@
-"""The folders to write to: outside of the input, writable, and with room for what will be written."""
+"""Checks of the folders to write to: outside of the input, writable, with enough free space."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from bidsapp.bids.descriptions import refuse_foreign_dataset
 from bidsapp.errors import AppError, ExitCode, Problem
 
-#: How names begin that the app itself gives to what lies in an output folder, and in a work folder.
+#: First letters of the names that the app uses in an output folder, and in a work folder.
 _OF_OUTPUT = ("sub-", "logs", "phenotype")
 _OF_WORK = ("sub-", "targets-", "canaries", "cache")
 
@@ -27,22 +27,11 @@ class RequiredSpace:
 
 
 def check_folders(inputs: Iterable[Path], out_dir: Path, work_dir: Path) -> list[Problem]:
-    """Check that the output and work folders can be made and written, and lie outside of the input.
+    """Check that the output and work folders can be created and written, and are outside of the input.
 
-    Nothing is left behind: a folder that is to be made is not made yet, one beside it is made and
-    removed, because only the file system itself knows all reasons to refuse.
-
-    Parameters
-    ----------
-    inputs : iterable of Path
-        Roots of the datasets that are read.
-    out_dir, work_dir : Path
-        Need not exist.
-
-    Returns
-    -------
-    list of Problem
-        Exit code 73.
+    ``inputs`` are the roots of the datasets that are read. Nothing is left behind: a temporary folder is
+    created next to the new one and removed, because only the file system knows all its reasons to refuse.
+    The problems have exit code 73.
     """
     problems = []
     roots = dict.fromkeys(Path(os.path.realpath(root)) for root in inputs)
@@ -51,8 +40,8 @@ def check_folders(inputs: Iterable[Path], out_dir: Path, work_dir: Path) -> list
         if problem is not None:
             problems.append(problem)
     if not problems and _would_mix(out_dir, work_dir):
-        what = f"Files of the work folder would mix with those of the output folder {out_dir}."
-        fix = f"Choose another work folder with -w, or leave it out: it is then {out_dir / '.work'}."
+        what = f"Files of the work folder would be mixed with those of the output folder {out_dir}."
+        fix = f"Choose another work folder with -w. The default is {out_dir / '.work'}."
         problems.append(Problem(str(work_dir), what, fix, ExitCode.CANNOT_CREATE))
     try:
         refuse_foreign_dataset(out_dir)
@@ -62,12 +51,9 @@ def check_folders(inputs: Iterable[Path], out_dir: Path, work_dir: Path) -> list
 
 
 def check_space(wanted: Sequence[RequiredSpace]) -> list[Problem]:
-    """Check that there is room for what will be written; folders on one file system share its room.
+    """Check the free space for what will be written; folders on the same file system share it.
 
-    Returns
-    -------
-    list of Problem
-        Exit code 74, one for each file system with too little room.
+    There is one problem (exit code 74) per file system with too little free space.
     """
     systems: dict[int, list[RequiredSpace]] = {}
     for item in wanted:
@@ -78,7 +64,7 @@ def check_space(wanted: Sequence[RequiredSpace]) -> list[Problem]:
         free = shutil.disk_usage(_existing(items[0].folder)).free
         if total > free:
             parts = " and ".join(f"{_gb(item.n_bytes)} for the {item.name} folder" for item in items)
-            what = f"About {parts} will be written, but {_gb(free)} are free there."
+            what = f"About {parts} will be written, but only {_gb(free)} are free."
             fix = "Free some space, choose another folder (-w has the larger part), or run fewer subjects."
             problems.append(Problem(str(items[0].folder), what, fix, ExitCode.IO_ERROR))
     return problems
@@ -89,7 +75,7 @@ def _gb(n_bytes: int) -> str:
 
 
 def _existing(path: Path) -> Path:
-    """Give the folder itself, or the nearest one above it that is there."""
+    """Give the folder itself, or the nearest existing one above it."""
     path = path.absolute()
     while not os.path.lexists(path) and path != path.parent:
         path = path.parent

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bidsapp.bids import _rois
 from bidsapp.bids._filters import Filters, read_filters
 from bidsapp.bids._index import Index, IndexedFile, build_index, natural_key
 from bidsapp.bids._sources import index_sources, masks_of
-from bidsapp.bids._subjects import SCALE_KEY, Finder
+from bidsapp.bids._subjects import SCALE_KEY, Finder, InputSelection
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
 from bidsapp.records import SubjectInputs
 from bidsapp.storage.files import datasets_around
 from bidsapp.storage.text import read_json
 
-__all__ = ["SCALE_KEY", "Dataset", "open_dataset"]
+__all__ = ["SCALE_KEY", "Dataset", "InputSelection", "open_dataset"]
 
 _MOUNTS = (
     "In a container, check that the folder is mounted and at this path: "
@@ -27,7 +27,7 @@ _MOUNTS = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a dataset offers to the participant level.
+    """The inputs of the participant level.
 
     Attributes
     ----------
@@ -36,17 +36,16 @@ class Dataset:
     name : str
         ``Name`` of its description.
     subjects : tuple of SubjectInputs
-        In natural order of labels. A subject of which something is wrong is listed with what was
-        found, and ``problems`` says the rest.
+        In natural order of labels. A subject with problems is listed with the files that were found.
     problems : tuple of Problem
-        What was noticed while indexing; :func:`bidsapp.bids.preflight.check` passes them on.
+        Found while indexing; :func:`bidsapp.bids.preflight.find_problems` passes them on.
     generated_by : str
-        Name of the first ``GeneratedBy`` entry, "" where there is none.
+        Name of the first ``GeneratedBy`` entry, "" if there is none.
     rois : mapping
         Subject label -> ROI name -> where its voxels are (a segmentation's ROI has its label values;
         ``SubjectInputs.masks`` has the file alone).
     units : mapping
-        Path of a noise-ceiling map -> ``Units`` of its sidecar, where it has them.
+        Path of a noise-ceiling map -> ``Units`` of its sidecar, if given.
     region_files : mapping
         Subject label -> masks and segmentations of the betas' task and space, by further dataset's name
         ("" for this one); see :func:`bidsapp.bids.regions.region_masks`.
@@ -66,83 +65,58 @@ class Dataset:
     links: Mapping[str, Path] = field(default_factory=dict)
 
     def subject(self, label: str) -> SubjectInputs:
-        """Give the subject of a label (KeyError where there is none)."""
+        """Give the subject of a label (KeyError if there is none)."""
         for subject in self.subjects:
             if subject.label == label:
                 return subject
         raise KeyError(label)
 
 
-def open_dataset(
-    bids_dir: str | os.PathLike[str],
-    *,
-    participants: Sequence[str] | None = None,
-    sessions: Sequence[str] | None = None,
-    max_sessions: int | None = None,
-    task: str | None = None,
-    space: str | None = None,
-    roi: Sequence[str] = ("nsdgeneral",),
-    filters: str | os.PathLike[str] | None = None,
-    derivatives: Mapping[str, Path] | None = None,
-) -> Dataset:
-    """Index a dataset and choose the files that the app needs. Reads no betas.
+def open_dataset(bids_dir: str | os.PathLike[str], selection: InputSelection | None = None) -> Dataset:
+    """Index a dataset and choose the files that the app needs; no betas are read.
 
     Parameters
     ----------
     bids_dir : path
-        A derivative dataset with ``sub-*`` at its root, or a dataset's root one of whose
-        ``derivatives/*`` holds the betas.
-    participants, sessions : sequence of str, optional
-        Labels to use, with or without ``sub-`` and ``ses-``; by default all that have betas.
-    max_sessions : int, optional
-        Use the first of each subject's sessions, in natural order, of those chosen.
-    task, space : str, optional
-        Needed where the betas have several.
-    roi : sequence of str
-        ROIs whose union of voxels is used: names of masks or of a segmentation's labels, or path
-        patterns with ``{subject}`` (relative ones start at ``bids_dir``).
-    filters : path, optional
-        BIDS filter file with the keys ``betas``, ``trials``, ``mask``, ``noiseceiling``.
-    derivatives : mapping of str to Path, optional
-        Further datasets, by a name of the caller's, whose masks and segmentations may be ROIs.
-
-    Returns
-    -------
-    Dataset
+        A derivative dataset with ``sub-*`` at its root, or a dataset with the betas in one of its
+        ``derivatives/*``.
+    selection : InputSelection, optional
+        By default everything that has betas.
 
     Raises
     ------
     AppError
         Exit code 66 for a missing or empty folder of any of the datasets, 16 without a valid
-        dataset_description.json, 18 where nothing matches or a participant is unknown, 64 for a bad
-        filter file.
+        dataset_description.json, 18 if nothing matches or a participant is unknown, 64 for a bad filter
+        file.
     InputProblems
-        Where several tasks or spaces are there and none was chosen.
+        If there are several tasks or spaces and none was chosen.
     """
     base = Path(bids_dir)
-    chosen = read_filters(Path(filters) if filters is not None else None)
+    asked = selection or InputSelection()
+    filters = read_filters(None if asked.filters is None else Path(asked.filters))
     _check_folder(base)
-    index, betas = _find_betas(base, chosen)
+    index, betas = _find_betas(base, filters)
     description = _read_description(base, index.root)
 
     labels = _unique(f.get("subject") for f in betas)
-    wanted = _choose_participants(participants, labels, base)
-    betas = [f for f in betas if f.get("subject") in wanted]
-    betas = _choose_sessions(betas, sessions, base)
-    betas, task, space = _choose_task_and_space(betas, task, space, base)
-    betas = _first_sessions(betas, max_sessions)
-    if not participants:
-        # Not every subject need have every task and session; only one that was named must.
-        wanted = [label for label in wanted if any(f.get("subject") == label for f in betas)]
+    subjects = _choose_participants(asked.participants, labels, base)
+    betas = [f for f in betas if f.get("subject") in subjects]
+    betas = _choose_sessions(betas, asked.sessions, base)
+    betas, task, space = _choose_task_and_space(betas, asked.task, asked.space, base)
+    betas = _first_sessions(betas, asked.max_sessions)
+    if not asked.participants:
+        # Only subjects that were named must have the chosen task and sessions.
+        subjects = [label for label in subjects if any(f.get("subject") == label for f in betas)]
 
-    others = {name: Path(path) for name, path in (derivatives or {}).items()}
-    masks = masks_of(index_sources(others), chosen)
-    finder = Finder(index, base, chosen, betas, task, space, tuple(roi), masks)
-    subjects = tuple(finder.subject(label) for label in wanted)
+    others = {name: Path(path) for name, path in asked.derivatives.items()}
+    masks = masks_of(index_sources(others), filters)
+    chosen = replace(asked, task=task, space=space)
+    finder = Finder(index, base, filters, betas, chosen, masks)
     return Dataset(
         root=index.root,
         name=str(description.get("Name", "")),
-        subjects=subjects,
+        subjects=tuple(finder.subject(label) for label in subjects),
         problems=tuple(finder.problems),
         generated_by=_first_generator(description),
         rois=finder.rois,
@@ -166,7 +140,7 @@ def _check_folder(base: Path) -> None:
 
 
 def _find_betas(base: Path, filters: Filters) -> tuple[Index, list[IndexedFile]]:
-    """Find the betas of the folder itself, else of the one derivative in it that has any."""
+    """Find the betas of the folder itself, or of the one derivative in it that has any."""
     own = build_index(base)
     betas = filters.select(own, "betas")
     if betas:
@@ -179,7 +153,7 @@ def _find_betas(base: Path, filters: Filters) -> tuple[Index, list[IndexedFile]]
             betas = filters.select(index, "betas")
             if betas:
                 found.append((index, betas))
-    # A localizer's maps are called stat-effect as well; single trials come with a table of them.
+    # A localizer's maps have stat-effect as well; single trials come with a table of trials.
     found = [f for f in found if filters.select(f[0], "trials")] or found
     if len(found) > 1:
         listed = ", ".join(str(index.root) for index, _ in found)
@@ -192,13 +166,13 @@ def _find_betas(base: Path, filters: Filters) -> tuple[Index, list[IndexedFile]]
     by = f" under the filters of {filters.path}" if filters.path else ""
     names = "sub-*_stat-effect*_statmap.nii.gz or .hdf5"
     message = f"{base}: no single-trial betas found{by} (files named like {names})."
-    fix = "Check BIDS_DIR, or name your files by a filter file (--bids-filter-file)."
+    fix = "Check BIDS_DIR, or describe your files in a filter file (--bids-filter-file)."
     raise AppError(f"{message} {fix} {_MOUNTS}", exit_code=ExitCode.NOTHING_MATCHED)
 
 
 def _no_description(base: Path) -> AppError:
     message = (
-        f"{base / 'dataset_description.json'} is missing, so this is no BIDS dataset. Write one with at "
+        f"{base / 'dataset_description.json'} is missing, so this is not a BIDS dataset. Write one with at "
         'least {"Name": "...", "BIDSVersion": "1.11.1", "DatasetType": "derivative", '
         '"GeneratedBy": [{"Name": "..."}]}, or check that BIDS_DIR is the dataset\'s root.'
     )
@@ -267,7 +241,7 @@ def _choose_sessions(betas: list[IndexedFile], asked: Sequence[str] | None, base
 
 
 def _first_sessions(betas: list[IndexedFile], most: int | None) -> list[IndexedFile]:
-    """Betas of the first ``most`` sessions of each subject, whatever their runs."""
+    """Betas of the first ``most`` sessions of each subject, with all their runs."""
     if most is None:
         return betas
     kept = set()

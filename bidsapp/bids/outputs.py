@@ -1,6 +1,6 @@
-"""Names of everything the app writes for a subject, and small writers for each kind of file.
+"""Names of all files that the app writes for a subject, and a small writer for each kind of file.
 
-Every name is made from one registry, :data:`NAMES`; nothing else in the app spells a file name.
+Every name comes from one registry, :data:`NAMES`; no other module spells a file name.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.records import Mask
 from bidsapp.storage.atomic import atomic_path
 from bidsapp.storage.nifti import save_volume
 from bidsapp.storage.text import write_json, write_tsv
 
-#: Key -> path in the output folder. Brackets hold what is left out where a value is "".
+#: Key -> path in the output folder. Parts in brackets are left out if their value is "".
 NAMES = {
     "mask": "sub-{subject}/func/sub-{subject}[_task-{task}][_space-{space}]_label-{roi}_mask.nii.gz",
     "model": "sub-{subject}/func/sub-{subject}[_task-{task}]_desc-{desc}_model.h5",
@@ -45,16 +46,16 @@ DESCRIPTIONS = {
     "vdvae": "Reconstruction from brain responses after the first stage (VDVAE), a low-level guess.",
     "null": "The same pipeline with responses and images paired at random in training.",
     "nullvdvae": "First stage of desc-null.",
-    "oracle": "The stimulus' own latents and tokens, decoded: the best that the models can do.",
+    "oracle": "Decoded from the stimulus' true latents and tokens: the upper bound of the models.",
     "oraclevdvae": "First stage of desc-oracle.",
-    "summary": "Means over the test images, with intervals and chance levels, of every condition.",
-    "ladder": "The pipeline with parts replaced by the truth or by luck, on the same test images.",
-    "targets": "How well each target was predicted, before any picture.",
-    "findings": "What limits the pictures, a sentence for each stage.",
-    "holdout": "Identification by targets that were predicted without the test image's cluster.",
-    "protocols": "The final pictures scored by each published protocol.",
+    "summary": "Means over the test images for each condition, with intervals and chance levels.",
+    "ladder": "Control ladder: parts of the pipeline replaced by the truth or by chance, same test images.",
+    "targets": "How well each target was predicted, before any image was generated.",
+    "findings": "What limits the reconstructions: one finding per stage.",
+    "holdout": "Identification by targets predicted without the test image's cluster.",
+    "protocols": "The final reconstructions scored by each published protocol.",
     "regions": "Identification from each region of interest alone, and without it.",
-    "seeds": "How far scores move with the generator's seed.",
+    "seeds": "Seed-to-seed variability of the scores.",
     "ridge": "Ridge regressions from responses to latents and tokens.",
 }
 
@@ -67,14 +68,9 @@ _LONGEST_LABEL = 100
 
 @dataclass(frozen=True)
 class OutputTree:
-    """Where the files of one subject, task and space go.
+    """Paths of the files of one subject, task and space (labels without keys; the last two may be "").
 
-    Attributes
-    ----------
-    out_dir : Path
-        Root of the output dataset.
-    subject, task, space : str
-        Labels without their keys; task and space may be "".
+    ``out_dir`` is the root of the output dataset.
     """
 
     out_dir: Path
@@ -90,16 +86,15 @@ class OutputTree:
         key : str
             One of :data:`NAMES`.
         **fields : str
-            What the name needs beside subject, task and space: ``roi`` (a name, or several joined by
-            :func:`roi_label`), ``stim`` (a stimulus id, made a label by :func:`stimulus_label`),
-            ``desc``, ``run_id``, ``name``.
+            What else the name needs: ``roi`` (a name, or several joined by :func:`roi_label`), ``stim`` (a
+            stimulus id, turned into a label by :func:`stimulus_label`), ``desc``, ``run_id``, ``name``.
 
         Raises
         ------
         KeyError
             For an unknown key or a field that is missing.
         ValueError
-            For a value that can't stand in a BIDS name.
+            For a value that BIDS names cannot hold.
         """
         values = {"subject": self.subject, "task": self.task, "space": self.space}
         values |= _DEFAULTS.get(key, {}) | fields
@@ -111,7 +106,7 @@ class OutputTree:
         for name in _FIELD.findall(template):
             allowed = r"[0-9A-Za-z._-]+" if name in ("run_id", "name") else _LABEL.pattern
             if not re.fullmatch(allowed, values[name]) or values[name] in (".", ".."):
-                raise ValueError(f"{name}={values[name]!r} cannot stand in the name of {key!r}")
+                raise ValueError(f"{name}={values[name]!r} cannot be part of the name of {key!r}")
         return self.out_dir / template.format_map(values)
 
     def uri(self, path: Path) -> str:
@@ -120,19 +115,14 @@ class OutputTree:
 
 
 def stimulus_label(stimulus: str) -> str:
-    """Make the alphanumeric label of a stimulus id that a BIDS name needs.
+    """Turn a stimulus id into the alphanumeric label that a BIDS name needs.
 
-    An image file's suffix and all but ASCII letters and digits are dropped; a label of more than 100
-    characters keeps 80 and ends in part of the id's hash.
-
-    Raises
-    ------
-    AppError
-        Exit code 65 where nothing is left.
+    An image file's suffix and all but ASCII letters and digits are dropped; of a label of more than 100
+    characters, 80 are kept, followed by part of the id's hash. AppError (exit code 65) if nothing is left.
     """
     label = "".join(_LABEL.findall(_IMAGE_SUFFIX.sub("", stimulus)))
     if not label:
-        message = f"Stimulus id {stimulus!r} has no letter a to z or digit to name files by. Rename it."
+        message = f"Stimulus id {stimulus!r} has no letter (a to z) or digit to name files by. Rename it."
         raise AppError(message, exit_code=ExitCode.BAD_DATA)
     if len(label) > _LONGEST_LABEL:
         label = label[:80] + hashlib.sha256(stimulus.encode()).hexdigest()[:12]
@@ -140,14 +130,9 @@ def stimulus_label(stimulus: str) -> str:
 
 
 def stimulus_labels(stimuli: Iterable[str]) -> dict[str, str]:
-    """Labels of many stimuli, refusing two that would share a file.
+    """Labels of many stimuli; two that would share a file raise AppError (exit code 65).
 
-    Labels that differ in case alone count as the same, since some file systems ignore case.
-
-    Raises
-    ------
-    AppError
-        Exit code 65; the message names both ids.
+    Labels that differ only in case count as the same, since some file systems ignore case.
     """
     labels: dict[str, str] = {}
     owners: dict[str, str] = {}
@@ -156,8 +141,8 @@ def stimulus_labels(stimuli: Iterable[str]) -> dict[str, str]:
         other = owners.setdefault(label.lower(), stimulus)
         if other != stimulus:
             message = (
-                f"Stimuli {other!r} and {stimulus!r} would both be written as stim-{label}, because names of "
-                "BIDS files hold letters and digits only. Rename one of them in stimuli.tsv and the trials."
+                f"Stimuli {other!r} and {stimulus!r} would both be written as stim-{label}, because BIDS "
+                "labels hold letters and digits only. Rename one of them in stimuli.tsv and the trials."
             )
             raise AppError(message, exit_code=ExitCode.BAD_DATA)
         labels[stimulus] = label
@@ -165,9 +150,9 @@ def stimulus_labels(stimuli: Iterable[str]) -> dict[str, str]:
 
 
 def roi_label(names: Sequence[str]) -> str:
-    """One label for the union of ROIs: their names joined, ``union`` where that gets too long.
+    """One label for the union of ROIs: their names joined, or ``union`` if that is too long.
 
-    Of a path only the file's name is used, without ``.nii.gz``.
+    Of a path, only the file's name without ``.nii.gz`` is used.
     """
     plain = [re.sub(r"\.nii(\.gz)?$", "", name.rpartition("/")[2]) for name in names]
     label = "".join("".join(_LABEL.findall(name)) for name in plain)
@@ -175,14 +160,10 @@ def roi_label(names: Sequence[str]) -> str:
 
 
 def source_uri(path: Path, roots: Path | Mapping[str, Path]) -> str:
-    """BIDS URI of a file of the input, ``bids:source:sub-01/...``; ``file://`` where it lies outside.
+    """BIDS URI of an input file, ``bids:source:sub-01/...``; ``file://`` outside of all datasets.
 
-    Parameters
-    ----------
-    path : Path
-    roots : Path or mapping of str to Path
-        The input dataset, called ``source``, or several by the names that ``DatasetLinks`` has for
-        them; the innermost that holds the file counts.
+    ``roots`` is the input dataset (``source``), or several by their names in ``DatasetLinks``; the innermost
+    that holds the file is used.
     """
     absolute = Path(os.path.abspath(path))
     named = roots.items() if isinstance(roots, Mapping) else [("source", roots)]
@@ -196,12 +177,10 @@ def source_uri(path: Path, roots: Path | Mapping[str, Path]) -> str:
 def write_mask(
     tree: OutputTree,
     roi: str,
-    data: NDArray[Any],
-    affine: NDArray[np.float64],
+    mask: Mask,
     *,
     sources: Sequence[str],
     spatial_reference: str | None = None,
-    description: str = "Voxels whose responses were decoded.",
     selection: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the mask of the voxels used, and its sidecar.
@@ -211,30 +190,22 @@ def write_mask(
     tree : OutputTree
     roi : str
         Name of the ROI; see :func:`roi_label` for several.
-    data : ndarray of bool, shape (x, y, z)
-    affine : ndarray of float64, shape (4, 4)
-        Voxel indices to mm.
+    mask : Mask
     sources : sequence of str
-        BIDS URIs of the masks it comes from; see :func:`source_uri`.
+        BIDS URIs of the masks that it comes from; see :func:`source_uri`.
     spatial_reference : str, optional
-        ``SpatialReference`` of the betas; the first source where they name none (a ``bids::`` URI of
-        the input becomes a ``bids:source:`` one).
-    description : str
+        ``SpatialReference`` of the betas; by default the first source. A ``bids::`` URI of the input becomes
+        a ``bids:source:`` one.
     selection : mapping, optional
         How the voxels were chosen: further keys of the sidecar.
-
-    Returns
-    -------
-    Path
-        The mask.
     """
     path = tree.path("mask", roi=roi)
-    save_volume(path, np.asarray(data).astype(np.uint8), np.asarray(affine, float))
+    save_volume(path, mask.inside.astype(np.uint8), mask.affine)
     reference = spatial_reference or (sources[0] if sources else None)
     if reference is not None and reference.startswith("bids::"):
         reference = "bids:source:" + reference.removeprefix("bids::")
     sidecar = {
-        "Description": description,
+        "Description": "Voxels whose responses were decoded.",
         "Type": "ROI",
         "Sources": list(sources),
         "SpatialReference": reference,
@@ -251,7 +222,7 @@ def write_metrics(
     *,
     desc: str = "recon",
 ) -> Path:
-    """Write a table of metrics, a row an image, and its sidecar.
+    """Write a table of metrics, one row per image, and its sidecar.
 
     Parameters
     ----------
@@ -261,12 +232,7 @@ def write_metrics(
     meta : mapping
         Sidecar: for each column a text (its Description) or an object; other keys as they are.
     desc : str
-        ``recon``, ``null`` or ``oracle``.
-
-    Returns
-    -------
-    Path
-        The table.
+        One of :data:`DESCRIPTIONS`.
     """
     path = tree.path("metrics", desc=desc)
     described = {k: {"Description": v} if k in columns and isinstance(v, str) else v for k, v in meta.items()}
@@ -293,21 +259,16 @@ def write_images(
     images : ndarray of uint8, shape (n, H, W, 3)
         RGB, 0 to 255.
     meta : mapping
-        Sidecar (``Sources``, model, seed, ...); a Description is added where it has none.
+        Sidecar (``Sources``, model, seed, ...); a Description is added if it has none.
     desc : str
         One of :data:`DESCRIPTIONS`.
-
-    Returns
-    -------
-    list of Path
-        The images, in the order given.
 
     Raises
     ------
     AppError
-        Where two stimuli would share a name.
+        If two stimuli would share a name.
     ValueError
-        Where shapes or types do not fit.
+        If shapes or types do not match.
     """
     from PIL import Image
 
@@ -318,7 +279,7 @@ def write_images(
     paths = [tree.path("image", stim=stimulus, desc=desc) for stimulus in stimuli]
     for path, image in zip(paths, images, strict=True):
         with atomic_path(path) as temporary:
-            # Level and format fixed here, so that the same pixels always are the same bytes.
+            # Level and format are fixed, so that the same pixels always give the same bytes.
             Image.fromarray(image).save(temporary, format="PNG", compress_level=6)
     description = {"Description": DESCRIPTIONS[desc]} if desc in DESCRIPTIONS else {}
     write_json(tree.path("image_sidecar", desc=desc), description | dict(meta))
@@ -326,13 +287,7 @@ def write_images(
 
 
 def write_model_sidecar(tree: OutputTree, meta: Mapping[str, Any], *, desc: str = "ridge") -> Path:
-    """Write the sidecar of the model file (the file itself is its maker's matter).
-
-    Returns
-    -------
-    Path
-        The sidecar.
-    """
+    """Write the sidecar of the model file."""
     path = sidecar_path(tree.path("model", desc=desc))
     description = {"Description": DESCRIPTIONS[desc]} if desc in DESCRIPTIONS else {}
     write_json(path, description | dict(meta))

@@ -1,6 +1,6 @@
-"""Everything that can be known to go wrong, found before anything is computed, all at once.
+"""Checks of the input before anything is computed; they report everything that is wrong at once.
 
-Only headers, tables and the small 3-D masks are read, never the betas themselves.
+Only headers, tables and the small 3-D masks are read, never the betas.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bidsapp.bids.inputs import Dataset
 from bidsapp.bids.outputs import stimulus_labels
 from bidsapp.bids.voxels import choose_voxels
-from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
+from bidsapp.errors import AppError, ExitCode, Problem
 from bidsapp.records import Session, Split, SubjectInputs
 from bidsapp.storage.hdf5 import REVERSED_AXES, REVERSED_AXES_FIX, open_array
 from bidsapp.storage.hdf5 import SUFFIXES as HDF5_SUFFIXES
@@ -24,7 +24,7 @@ from bidsapp.storage.nifti import TOLERANCE, displacement, load_volume, read_hea
 
 
 class Stimuli(Protocol):
-    """What of a :class:`~bidsapp.data.stimuli.StimulusSet` is checked."""
+    """The part of a :class:`~bidsapp.data.stimuli.StimulusSet` that is checked."""
 
     @property
     def table(self) -> Path:
@@ -42,10 +42,10 @@ class Stimuli(Protocol):
         """Captions of one stimulus."""
 
     def files_missing(self, ids: Sequence[str] | None = None) -> list[str]:
-        """Image files that are not there."""
+        """Missing image files."""
 
 
-def check(
+def find_problems(
     dataset: Dataset,
     stimuli: Stimuli | None,
     split: Split | Mapping[str, Split] | None,
@@ -53,25 +53,17 @@ def check(
     captions: bool = True,
     min_noise_ceiling: float | None = None,
 ) -> list[Problem]:
-    """Check a dataset.
+    """Check a dataset; each problem is listed once, those that indexing found first.
 
     Parameters
     ----------
     dataset : Dataset
-        Its own problems come first in the result.
-    stimuli : StimulusSet or None
-        None where reading their tables has already given problems of its own.
-    split : Split, or mapping of subject label to Split, or None
-        None where making the split has already given problems of its own.
+    stimuli, split : StimulusSet and Split (or mapping of subject label to Split), or None
+        None if reading or making them has already given problems of its own.
     captions : bool
         Whether stimuli need captions.
     min_noise_ceiling : float, optional
-        Percent; every subject then needs a map of it, and voxels that reach it.
-
-    Returns
-    -------
-    list of Problem
-        Empty where nothing is wrong; each problem once.
+        Percent; every subject then needs a noise-ceiling map, and voxels that reach this.
     """
     problems = list(dataset.problems)
     for subject in dataset.subjects:
@@ -85,12 +77,6 @@ def check(
         for name in dict.fromkeys(splits.values()):
             problems += _check_split(name)
     return list(dict.fromkeys(problems))
-
-
-def raise_for(problems: Sequence[Problem]) -> None:
-    """Raise :class:`~bidsapp.errors.InputProblems` where there are any."""
-    if problems:
-        raise InputProblems(problems)
 
 
 def _splits_of(dataset: Dataset, split: Split | Mapping[str, Split] | None) -> dict[str, Split]:
@@ -110,7 +96,7 @@ def _check_subject(dataset: Dataset, subject: SubjectInputs) -> list[Problem]:
             found, header = _check_betas(session, header)
             problems += found
             headers.append((session.betas, header))
-    # HDF5 betas have no affine; the first image that has one then stands for all.
+    # HDF5 betas have no affine; the first image that has one is then the reference.
     reference = next((h for h in headers if h[1].affine is not None), headers[0] if headers else None)
     for path, header in headers:
         problems += _compare(path, header, reference, "betas of all sessions")
@@ -120,7 +106,7 @@ def _check_subject(dataset: Dataset, subject: SubjectInputs) -> list[Problem]:
             volume = load_volume(roi.path)
         except AppError as error:
             problems.append(Problem.of(error, roi.path, "Give a 3-D image in the betas' space."))
-            inside = True  # said already; not also "empty"
+            inside = True  # reported already; not also as empty
             continue
         grid = _Grid(volume.data.shape, volume.affine)
         problems += _compare(roi.path, grid, reference, f"ROI {name}")
@@ -142,7 +128,7 @@ def _check_subject(dataset: Dataset, subject: SubjectInputs) -> list[Problem]:
 def _check_reliability(
     dataset: Dataset, subject: SubjectInputs, minimum: float, known: Sequence[Problem]
 ) -> list[Problem]:
-    """Check that voxels reach the noise ceiling asked for, unless something is wrong with the images."""
+    """Check that voxels reach the minimum noise ceiling, unless the images have other problems."""
     if subject.noise_ceiling is not None and (known or not dataset.rois[subject.label]):
         return []
     fix = (
@@ -155,14 +141,14 @@ def _check_reliability(
         return [Problem.of(error, dataset.root / f"sub-{subject.label}", fix)]
     if mask.n_voxels:
         return []
-    what = f"None of the {mask.n_roi} voxels of the ROI has a noise ceiling of {minimum:g} % or more."
-    fix = "Ask for less with --min-noise-ceiling, or choose another ROI."
+    what = f"None of the {mask.n_roi} voxels of the ROI has a noise ceiling of at least {minimum:g}%."
+    fix = "Choose a lower --min-noise-ceiling, or another ROI."
     return [Problem(str(subject.noise_ceiling), what, fix)]
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """Shape of an image, x first, and where it lies: (4, 4) in mm, None where the file does not say."""
+    """Shape of an image, x first, and its affine, (4, 4) in mm, None if the file has none."""
 
     shape: tuple[int, ...]
     affine: NDArray[np.float64] | None
@@ -190,7 +176,7 @@ def _check_betas(session: Session, header: _Grid) -> tuple[list[Problem], _Grid]
         return [Problem(str(session.betas), REVERSED_AXES, REVERSED_AXES_FIX)], reversed_axes
     plural = "s" if volumes != 1 else ""
     what = f"Holds {volumes} volume{plural}, but {session.trials} lists {trials} trials."
-    fix = "The table needs a row a volume: find the trials left out, or take both files of one version."
+    fix = "The table needs one row per volume. Add the missing trials, or use files of the same version."
     return [Problem(str(session.betas), what, fix)], header
 
 
@@ -223,17 +209,17 @@ def _check_stimuli(
             unknown = [s for s in shown if s not in known]
             if unknown:
                 what = f"{_count(unknown, 'stimulus', 'stimuli')} not listed in {table}: {_some(unknown)}"
-                fix = "List every stimulus that was shown, spelled as in the trials."
+                fix = "List every stimulus that was shown, spelled as in the trials table."
                 problems.append(Problem(str(session.trials), what, fix, subject=subject.label))
             seen |= {s: None for s in shown if s in known}
     used = {s for split in splits.values() for s in (*split.train, *split.test)} if splits else set(seen)
     needed = [s for s in seen if s in used]
     missing = stimuli.files_missing(needed)
     if missing:
-        what = f"{_count(missing, 'image file is', 'image files are')} not there: {_some(missing)}"
+        what = f"{_count(missing, 'image file is', 'image files are')} missing: {_some(missing)}"
         fix = "Put the images into the stimuli folder, or correct the column 'file'."
         if stimuli.table.suffix == ".csv":
-            fix = "Fetch LAION-fMRI's images by its own command: laion-fmri download-stimuli."
+            fix = "Download LAION-fMRI's images with its own command: laion-fmri download-stimuli."
         problems.append(Problem(table, what, fix, ExitCode.NO_INPUT))
     silent = [s for s in needed if not stimuli.captions(s)] if captions else []
     if silent:
@@ -241,8 +227,8 @@ def _check_stimuli(
         fix = "Give each at least one row (stimulus_id, caption)."
         path = stimuli.captions_path or stimuli.table.with_name("captions.tsv")
         if stimuli.captions_path is None:
-            what += " This recipe predicts CLIP's tokens of the captions."
-            fix = "Write that table (stimulus_id, caption), or name one with --captions FILE."
+            what += " This recipe predicts the captions' CLIP tokens."
+            fix = "Write this table (stimulus_id, caption), or give one with --captions FILE."
         problems.append(Problem(str(path), what, fix))
     tested = {s for split in splits.values() for s in split.test} if splits else set(needed)
     try:
@@ -268,9 +254,11 @@ def _check_split(split: Split) -> list[Problem]:
             what = f"The {kind} set is empty."
             problems.append(Problem(where, what, "Check the split and the sessions chosen."))
         elif len(ids) < 2:
-            # Ridge needs differences between images; identification compares a picture with other images.
+            # Ridge needs differences between images; identification compares with other images.
             what = f"The {kind} set has one stimulus."
-            problems.append(Problem(where, what, "Give two at least: check the split and the sessions."))
+            problems.append(
+                Problem(where, what, "Two at least are needed: check the split and the sessions.")
+            )
     both = sorted(set(split.train) & set(split.test))
     if both:
         what = f"{_count(both, 'stimulus is', 'stimuli are')} in both the training and the test set: "

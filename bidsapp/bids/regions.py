@@ -1,4 +1,4 @@
-"""The regions that a subject's voxels can be told apart by: masks, segmentations and their labels."""
+"""The regions of a subject: masks, segmentations and their labels."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LOG = logging.getLogger("bidsapp")
 def region_masks(dataset: Dataset, subject: str, shape: tuple[int, ...]) -> dict[str, NDArray[np.bool_]]:
     """Find the regions of a subject.
 
-    Where several ROIs were chosen, these are its regions. Otherwise all that the dataset, and further ones,
-    have of the betas' task and space: every mask, every segmentation as a whole (its labels above 0), and
-    each of its labels, ventral and dorsal parts joined (``V1v`` and ``V1d`` are ``V1``). Regions of further
-    datasets are called ``dataset:region``.
+    If several ROIs were chosen, these are the regions. Otherwise they are all that this and further datasets
+    have in the betas' task and space: every mask, every segmentation as a whole (its labels above 0), and
+    each of its labels, with ventral and dorsal parts joined (``V1v`` and ``V1d`` become ``V1``). Regions of
+    further datasets are called ``dataset:region``.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def region_masks(dataset: Dataset, subject: str, shape: tuple[int, ...]) -> dict
             volume = load_volume(roi.path)
             if volume.data.shape == shape and name not in found:
                 found[name] = roi.inside(volume)
-        except AppError as error:  # of a region that nobody asked for by name
+        except AppError as error:  # of a region that was not requested by name
             LOG.warning("region %s is left out: %s", name, error)
     return found
 
@@ -68,7 +68,7 @@ def _available(files: Mapping[str, Iterable[IndexedFile]]) -> Iterator[tuple[str
 
 
 def _joined(labels: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Join ventral and dorsal parts of the same name; others as they are."""
+    """Join ventral and dorsal parts of the same name; others stay as they are."""
     found: dict[str, tuple[int, ...]] = {}
     for name, values in labels.items():
         base = name[:-1]

@@ -17,16 +17,16 @@ from bidsapp.errors import ExitCode, InputProblems, Problem
 LOG = logging.getLogger("bidsapp")
 _NAMES = ("bids-validator-deno", "bids-validator")
 _TIMEOUT_S = 1800
-#: Where no folder can be made: the validator then leaves no caches in the user's home.
+#: A path that cannot be created, so that the validator leaves no cache in the user's home.
 _NO_CACHE = f"{os.devnull}/none"
 
 
-#: Where nobody listens: here the validator asks for what it would fetch, HED's schemas that a dataset names.
+#: A proxy that does not exist, so that the validator downloads nothing (HED schemas).
 NOWHERE = "http://127.0.0.1:9"
 
 
 def _no_network() -> dict[str, str]:
-    """Give variables that keep the validator from the network."""
+    """Environment variables that keep the validator off the network."""
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), NOWHERE)
     return {
         **proxies,
@@ -37,17 +37,12 @@ def _no_network() -> dict[str, str]:
 
 
 def _is_about_the_network(issue: dict[str, Any]) -> bool:
-    """Whether the validator only says that it could not fetch what HED's annotations are checked against."""
+    """Whether the validator only reports that it could not download HED schemas."""
     return "HED" in str(issue.get("code")) and "SCHEMA_LOAD_FAILED" in str(issue.get("issueMessage"))
 
 
 def validate_input(bids_dir: Path) -> bool:
-    """Validate a dataset.
-
-    Returns
-    -------
-    bool
-        Whether a validator was there and ran.
+    """Validate a dataset; False if no validator is installed or it could not run.
 
     Raises
     ------
@@ -55,7 +50,7 @@ def validate_input(bids_dir: Path) -> bool:
         Exit code 16, with every error that the validator reports.
     """
     if not (bids_dir / "dataset_description.json").is_file():
-        return False  # indexing says this better
+        return False  # indexing reports this better
     beside = Path(sys.executable).parent
     found = [shutil.which(n, path=str(beside)) or shutil.which(n) for n in _NAMES]
     command = next((f for f in found if f), None)
@@ -78,7 +73,7 @@ def validate_input(bids_dir: Path) -> bool:
     errors = [issue for issue in issues if issue.get("severity") == "error"]
     problems = [_problem(bids_dir, issue) for issue in errors if not _is_about_the_network(issue)]
     if len(problems) < len(errors):
-        LOG.warning("HED annotations of the input were not checked: that would take the network")
+        LOG.warning("HED annotations of the input were not checked: that would need the network")
     if problems:
         raise InputProblems(problems)
     LOG.info("The input is valid BIDS")

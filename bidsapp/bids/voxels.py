@@ -1,4 +1,4 @@
-"""Which voxels of a subject are decoded: the union of the ROIs, above a noise ceiling where one is asked."""
+"""Which voxels of a subject are decoded: the union of the ROIs, optionally above a noise ceiling."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def choose_voxels(dataset: Dataset, subject: str, min_noise_ceiling: float | Non
     ------
     AppError
         Exit code 65 for a damaged image, ROIs on different grids, or a noise ceiling that is not in
-        percent; 66 where a noise ceiling is asked for and the subject has no map of it.
+        percent; 66 if a noise ceiling is required and the subject has no map of it.
     """
     found: Mask | None = None
     for roi in dataset.rois[subject].values():
@@ -42,7 +42,7 @@ def choose_voxels(dataset: Dataset, subject: str, min_noise_ceiling: float | Non
         elif inside.shape != found.shape:
             raise _bad(roi.path, f"has the shape {inside.shape}, another ROI has {found.shape}")
         elif displacement(found.affine, volume.affine, inside.shape) > TOLERANCE:
-            raise _bad(roi.path, "has another affine than another ROI, so the two are on different grids")
+            raise _bad(roi.path, "differs in its affine from another ROI, so the two are on different grids")
         else:
             found = Mask(found.inside | inside, found.affine)
     assert found is not None
@@ -53,7 +53,7 @@ def choose_voxels(dataset: Dataset, subject: str, min_noise_ceiling: float | Non
 
 
 def noise_ceiling(dataset: Dataset, subject: str, inside: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Read a subject's noise ceiling, (x, y, z) in percent; see :func:`choose_voxels` for the errors."""
+    """Read the noise ceiling of a subject, (x, y, z) in percent; see :func:`choose_voxels` for the errors."""
     path = dataset.subject(subject).noise_ceiling
     if path is None:
         raise AppError(
@@ -65,10 +65,10 @@ def noise_ceiling(dataset: Dataset, subject: str, inside: NDArray[np.bool_]) -> 
         raise _bad(path, f"has the shape {values.shape}, the ROI has {inside.shape}")
     units = dataset.units.get(str(path), "")
     if units and units.lower() not in _PERCENT:
-        raise _bad(path, f"is in the unit {units!r} by its sidecar; percent is needed")
+        raise _bad(path, f"has the unit {units!r} in its sidecar; percent is needed")
     known = values[inside & np.isfinite(values)]
     if not units and known.size and 0 < known.max() <= 1:
-        raise _bad(path, f"has no value above {known.max():.3g}, so it seems to hold shares, not percent")
+        raise _bad(path, f"has no value above {known.max():.3g}, so it seems to hold fractions, not percent")
     return values
 
 

@@ -81,8 +81,7 @@ def write_subject(found: Reconstruction, tree: OutputTree, run: SubjectRun) -> l
     write_mask(
         tree,
         roi_label(config.roi),
-        found.mask.inside,
-        found.mask.affine,
+        found.mask,
         sources=masks,
         spatial_reference=found.subject.spatial_reference,
         selection=voxel_selection(found, run.dataset, config),

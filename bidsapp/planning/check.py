@@ -136,16 +136,15 @@ def _check_machine(config: RunConfig, found: ProblemCollector) -> str:
 def _open_inputs(config: RunConfig, found: ProblemCollector) -> tuple[Dataset | None, StimulusSet | None]:
     """Open the dataset and its stimuli, each even if something is wrong with the other."""
     from bidsapp.bids.folders import check_folders
-    from bidsapp.bids.inputs import open_dataset
+    from bidsapp.bids.inputs import InputSelection, open_dataset
     from bidsapp.bids.validator import validate_input
     from bidsapp.data.stimuli import StimulusSet
 
     dataset = stimuli = None
     with found.at(config.bids_dir):
-        dataset = open_dataset(
-            config.bids_dir,
-            participants=config.participants or None,
-            sessions=config.sessions or None,
+        selection = InputSelection(
+            participants=config.participants,
+            sessions=config.sessions,
             max_sessions=config.max_sessions,
             task=config.task,
             space=config.space,
@@ -153,6 +152,7 @@ def _open_inputs(config: RunConfig, found: ProblemCollector) -> tuple[Dataset | 
             filters=config.filters,
             derivatives=config.derivatives,
         )
+        dataset = open_dataset(config.bids_dir, selection)
     if not config.skip_bids_validation:
         with found.at(config.bids_dir):
             validate_input(config.bids_dir)
@@ -191,14 +191,14 @@ def _check_dataset(
 
     Returns the mask of each subject whose images are right.
     """
-    from bidsapp.bids.preflight import check
+    from bidsapp.bids.preflight import find_problems
 
     wrong = {problem.path for problem in found.problems}
     readable = stimuli is None or str(stimuli.captions_path) not in wrong
     captions = readable and "clip_text" in config.recipe.target_names
     complete = splits if len(splits) == len(dataset.subjects) else None
     ceiling = config.min_noise_ceiling
-    found.add(check(dataset, stimuli, complete, captions=captions, min_noise_ceiling=ceiling))
+    found.add(find_problems(dataset, stimuli, complete, captions=captions, min_noise_ceiling=ceiling))
     wrong = {problem.path for problem in found.problems}
     masks: dict[str, Mask] = {}
     for subject in dataset.subjects:

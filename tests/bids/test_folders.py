@@ -58,12 +58,12 @@ def test_work_and_output_folders_that_would_mix(bids: Path, tmp_path: Path) -> N
         out / "logs",
     ):
         (problem,) = check_folders([bids], out, work)
-        assert "would mix" in problem.what
+        assert "would be mixed" in problem.what
         assert problem.path == str(work)
         assert problem.code == ExitCode.CANNOT_CREATE
     for inner in ("sub-01", "targets-1/out", "cache"):
         (problem,) = check_folders([bids], tmp_path / "w" / inner, tmp_path / "w")
-        assert "would mix" in problem.what
+        assert "would be mixed" in problem.what
     for work in (out / ".work", out / "work", tmp_path / "alias" / "sub", tmp_path):
         assert check_folders([bids], out, work) == []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bidsapp.bids.inputs import Dataset, open_dataset
+from bidsapp.bids.inputs import Dataset, InputSelection, open_dataset
 from bidsapp.errors import AppError, ExitCode
 
 
@@ -119,12 +119,12 @@ def test_foreign_files_change_nothing(
     tiny_dataset: Callable[..., Path], litter: Callable[[Path], None]
 ) -> None:
     root = tiny_dataset()
-    before = seen(open_dataset(root, roi=("nsdgeneral", "V1")))
+    before = seen(open_dataset(root, InputSelection(roi=("nsdgeneral", "V1"))))
     try:
         litter(root)
     except OSError as error:
         pytest.skip(f"this file system refuses such names: {error}")
-    assert seen(open_dataset(root, roi=("nsdgeneral", "V1"))) == before
+    assert seen(open_dataset(root, InputSelection(roi=("nsdgeneral", "V1")))) == before
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="everything is readable for root")

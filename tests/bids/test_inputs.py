@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bidsapp.bids._index import build_index, natural_key
-from bidsapp.bids.inputs import open_dataset
+from bidsapp.bids.inputs import InputSelection, open_dataset
 from bidsapp.errors import AppError, ExitCode, InputProblems
 from bidsapp.storage.nifti import load_volume
 
@@ -59,7 +59,9 @@ def test_all_is_found(tiny: Path) -> None:
 
 
 def test_choices(tiny: Path) -> None:
-    dataset = open_dataset(tiny, participants=["sub-02"], sessions=["ses-s2"], task="tiny", space="func3mm")
+    dataset = open_dataset(
+        tiny, InputSelection(participants=["sub-02"], sessions=["ses-s2"], task="tiny", space="func3mm")
+    )
     assert [s.label for s in dataset.subjects] == ["02"]
     assert [s.label for s in dataset.subjects[0].sessions] == ["s2"]
 
@@ -68,11 +70,11 @@ def test_the_first_sessions_of_each_subject(tiny_dataset: Make) -> None:
     root = tiny_dataset(n_subjects=2, n_sessions=3)
     _rename(root / "sub-01", "ses-s3", "ses-s10")
     (root / "sub-01" / "ses-s3").rename(root / "sub-01" / "ses-s10")
-    first = open_dataset(root, max_sessions=2)
+    first = open_dataset(root, InputSelection(max_sessions=2))
     assert [[s.label for s in u.sessions] for u in first.subjects] == [["s1", "s2"], ["s1", "s2"]]
-    of_some = open_dataset(root, sessions=["s2", "s3", "s10"], max_sessions=1)
+    of_some = open_dataset(root, InputSelection(sessions=["s2", "s3", "s10"], max_sessions=1))
     assert [[s.label for s in u.sessions] for u in of_some.subjects] == [["s2"], ["s2"]]
-    of_more = open_dataset(root, max_sessions=99)
+    of_more = open_dataset(root, InputSelection(max_sessions=99))
     assert [s.label for s in of_more.subjects[0].sessions] == ["s1", "s2", "s10"]
 
 
@@ -87,7 +89,7 @@ def test_the_first_sessions_of_each_subject(tiny_dataset: Make) -> None:
 )
 def test_what_is_not_there(tiny: Path, options: dict[str, object], code: ExitCode, words: list[str]) -> None:
     with pytest.raises(AppError) as caught:
-        open_dataset(tiny, **options)  # type: ignore[arg-type]
+        open_dataset(tiny, InputSelection(**options))  # type: ignore[arg-type]
     assert caught.value.exit_code == code
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
@@ -125,9 +127,9 @@ def test_several_tasks_and_spaces_are_listed(tiny: Path) -> None:
     assert "T1w, func3mm" in text
     assert "--space" in text
     assert caught.value.exit_code == ExitCode.USAGE
-    chosen = open_dataset(tiny, task="tiny", space="func3mm")
+    chosen = open_dataset(tiny, InputSelection(task="tiny", space="func3mm"))
     assert [(s.label, len(s.sessions)) for s in chosen.subjects] == [("02", 2)]
-    named = open_dataset(tiny, participants=["01", "02"], task="tiny", space="func3mm")
+    named = open_dataset(tiny, InputSelection(participants=["01", "02"], task="tiny", space="func3mm"))
     assert [(s.label, len(s.sessions)) for s in named.subjects] == [("01", 0), ("02", 2)]
     assert "No betas of sub-01" in named.problems[0].what
 
@@ -135,7 +137,7 @@ def test_several_tasks_and_spaces_are_listed(tiny: Path) -> None:
 def test_regions_of_interest(tiny: Path) -> None:
     pattern = "sub-{subject}/func/sub-{subject}_task-tiny_space-func3mm_label-nsdgeneral_mask.nii.gz"
     names = ("V1", "hv4", "visualrois:V1v", "visualrois", pattern)
-    dataset = open_dataset(tiny, roi=names)
+    dataset = open_dataset(tiny, InputSelection(roi=names))
     assert dataset.problems == ()
     rois = dataset.rois["01"]
     labels = np.asarray(nib.load(rois["V1"].path).dataobj)
@@ -149,14 +151,14 @@ def test_regions_whose_names_differ_in_signs_only_are_told_apart(tiny: Path) -> 
     for path in tiny.rglob("*_dseg.tsv"):
         path.write_text("index\tname\n1\tV1a\n2\tV1-a\n3\thV4\n")
     names = ("V1a", "V1-a")
-    dataset = open_dataset(tiny, roi=names)
+    dataset = open_dataset(tiny, InputSelection(roi=names))
     volume = load_volume(dataset.rois["01"]["V1a"].path)
     for value, name in enumerate(names, start=1):
         assert np.array_equal(dataset.rois["01"][name].inside(volume), volume.data == value)
 
 
 def test_a_missing_roi_lists_those_found(tiny: Path) -> None:
-    dataset = open_dataset(tiny, roi=("FFA", "none/{subject}.nii.gz"))
+    dataset = open_dataset(tiny, InputSelection(roi=("FFA", "none/{subject}.nii.gz")))
     texts = [p.what for p in dataset.problems]
     assert len(texts) == 4  # two ROIs, two subjects
     assert "V1d, V1v, hV4, nsdgeneral, visualrois" in texts[0]
@@ -211,12 +213,12 @@ def test_filter_file(tiny: Path, tmp_path: Path) -> None:
     assert open_dataset(tiny).problems == ()  # the one called singletrial is taken
     filters = tmp_path / "filters.json"
     filters.write_text(json.dumps({"betas": {"desc": "other"}}))
-    dataset = open_dataset(tiny, filters=filters)
+    dataset = open_dataset(tiny, InputSelection(filters=filters))
     assert [len(s.sessions) for s in dataset.subjects] == [1]
     assert "desc-other" in dataset.subjects[0].sessions[0].betas.name
     filters.write_text(json.dumps({"betas": {"desc": None}}))
     with pytest.raises(AppError, match=r"filters\.json") as caught:
-        open_dataset(tiny, filters=filters)
+        open_dataset(tiny, InputSelection(filters=filters))
     assert caught.value.exit_code == ExitCode.NOTHING_MATCHED
     _rename(folder, "desc-singletrial_statmap", "desc-third_statmap")
     (problem,) = open_dataset(tiny).problems
@@ -230,7 +232,7 @@ def test_filter_file(tiny: Path, tmp_path: Path) -> None:
 def test_bad_filter_files(tiny: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "f.json").write_text(content)
     with pytest.raises(AppError, match=r"f\.json") as caught:
-        open_dataset(tiny, filters=tmp_path / "f.json")
+        open_dataset(tiny, InputSelection(filters=tmp_path / "f.json"))
     assert caught.value.exit_code == ExitCode.USAGE
 
 
@@ -252,11 +254,11 @@ def test_laion_layout_from_its_root_and_its_derivative(tiny: Path) -> None:
         _rename(subject, "label-nsdgeneral", "desc-meanR2gt15mask")
     for table in glm.rglob("*_trials.tsv"):
         table.write_text(table.read_text().replace("stim_id", "label").replace("stim-", ""))
-    first = open_dataset(tiny, roi=("meanR2gt15mask",))
+    first = open_dataset(tiny, InputSelection(roi=("meanR2gt15mask",)))
     assert first.root == glm
     assert first.problems == ()
     shutil.copy(tiny / "dataset_description.json", glm)
-    second = open_dataset(glm, roi=("meanR2gt15mask",))
+    second = open_dataset(glm, InputSelection(roi=("meanR2gt15mask",)))
     assert second.subjects == first.subjects
     assert all("Allrep" in s.noise_ceiling.name for s in second.subjects if s.noise_ceiling)
     assert second.subjects[0].sessions[0].stimulus_ids[0].startswith("pic")

@@ -18,6 +18,7 @@ from bidsapp.bids import descriptions, outputs
 from bidsapp.bids.inputs import open_dataset
 from bidsapp.bids.outputs import OutputTree
 from bidsapp.errors import AppError, ExitCode
+from bidsapp.records import Mask
 from bidsapp.storage.text import read_tsv
 
 Make = Callable[..., Path]
@@ -34,8 +35,7 @@ def write_all(source: Path, out: Path) -> None:
         outputs.write_mask(
             tree,
             "nsdgeneral",
-            np.asarray(mask.dataobj) > 0,
-            mask.affine,
+            Mask(np.asarray(mask.dataobj) > 0, mask.affine),
             sources=[outputs.source_uri(subject.masks["nsdgeneral"], source)],
             spatial_reference=subject.spatial_reference,
         )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bidsapp.bids import preflight
-from bidsapp.bids.inputs import open_dataset
+from bidsapp.bids.inputs import InputSelection, open_dataset
 from bidsapp.data.splits import make_split
 from bidsapp.data.stimuli import StimulusSet
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
@@ -34,11 +34,11 @@ def tiny(pristine: Path, tmp_path: Path) -> Path:
 
 
 def _check(root: Path, **options: object) -> list[Problem]:
-    dataset = open_dataset(root, **options)  # type: ignore[arg-type]
+    dataset = open_dataset(root, InputSelection(**options))  # type: ignore[arg-type]
     stimuli = StimulusSet.open(root)
     seen = [s for u in dataset.subjects for session in u.sessions for s in session.stimulus_ids]
     split = make_split(stimuli, seen)
-    return preflight.check(dataset, stimuli, split)
+    return preflight.find_problems(dataset, stimuli, split)
 
 
 def _one(root: Path, pattern: str) -> Path:
@@ -54,7 +54,6 @@ def test_a_good_dataset_has_no_problems_and_nothing_is_left(tiny: Path) -> None:
     assert _check(tiny) == []
     assert _check(tiny, roi=("V1", "hV4")) == []
     assert sorted(tiny.parent.rglob("*")) == before
-    preflight.raise_for([])
 
 
 def _truncate(path: Path) -> None:
@@ -126,7 +125,7 @@ MUTATIONS: dict[str, tuple[str, Callable[[Path], object], str, ExitCode]] = {
     "trial missing": ("*ses-s2*trials.tsv", _one_trial_less, "lists 11 trials", ExitCode.BAD_DATA),
     "trials gone": ("*ses-s2*trials.tsv", Path.unlink, "No *_trials.tsv", ExitCode.NO_INPUT),
     "stimulus unknown": ("*ses-s2*trials.tsv", _unknown_stimulus, "not listed in", ExitCode.BAD_DATA),
-    "image gone": ("stim-pic003_image.png", Path.unlink, "image file is not there", ExitCode.NO_INPUT),
+    "image gone": ("stim-pic003_image.png", Path.unlink, "image file is missing", ExitCode.NO_INPUT),
     "caption gone": ("captions.tsv", _no_captions_of_pic000, "no caption: pic000", ExitCode.BAD_DATA),
     "captions gone": ("captions.tsv", Path.unlink, "12 stimuli have no caption", ExitCode.BAD_DATA),
 }
@@ -151,7 +150,7 @@ def test_all_at_once(tiny: Path) -> None:
     problems = _check(tiny)
     assert len(problems) == 3  # betas that can't be read have no number of volumes to compare
     with pytest.raises(InputProblems) as caught:
-        preflight.raise_for(problems)
+        raise InputProblems(problems)
     assert all(p.path in str(caught.value) for p in problems)
 
 
@@ -165,9 +164,9 @@ def test_the_split_is_checked(tiny: Path) -> None:
         (Split("x", ("pic000", "pic4"), ("pic000", "pic1")), "both the training and the test set: pic000"),
     ):
         for given in (split, {"01": split}):
-            (problem,) = preflight.check(dataset, stimuli, given)
+            (problem,) = preflight.find_problems(dataset, stimuli, given)
             assert words in problem.what
-    assert preflight.check(dataset, stimuli, None) == []
+    assert preflight.find_problems(dataset, stimuli, None) == []
 
 
 def test_labels_that_collide(tiny: Path) -> None:

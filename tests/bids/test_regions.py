@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bidsapp.analyses.regions import voxels_of
-from bidsapp.bids.inputs import open_dataset
+from bidsapp.bids.inputs import InputSelection, open_dataset
 from bidsapp.bids.regions import region_masks
 
 SHAPE = (8, 9, 7)
@@ -39,14 +39,16 @@ def test_all_masks_segmentations_and_labels(bids):
 
 
 def test_several_that_were_chosen_are_the_regions(bids):
-    found = region_masks(open_dataset(bids, roi=["V1v", "hV4"]), "01", SHAPE)
+    found = region_masks(open_dataset(bids, InputSelection(roi=["V1v", "hV4"])), "01", SHAPE)
     assert list(found) == ["V1v", "hV4"]
     np.testing.assert_array_equal(found["V1v"], labels(bids) == 1)
 
 
 def test_regions_of_a_further_dataset(bids, tmp_path):
     shutil.copytree(bids, tmp_path / "more")
-    found = region_masks(open_dataset(bids, derivatives={"more": tmp_path / "more"}), "01", SHAPE)
+    found = region_masks(
+        open_dataset(bids, InputSelection(derivatives={"more": tmp_path / "more"})), "01", SHAPE
+    )
     assert {"hV4", "more:hV4"} <= found.keys()
     np.testing.assert_array_equal(found["hV4"], found["more:hV4"])
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.laion_tree import SHAPE, Laion, write_laion_tree
 
-from bidsapp.bids.inputs import Dataset, open_dataset
+from bidsapp.bids.inputs import Dataset, InputSelection, open_dataset
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.storage.nifti import read_header
 
@@ -22,7 +22,7 @@ def laion(tmp_path_factory: pytest.TempPathFactory) -> Laion:
 def opened(laion: Laion, *roi: str, base: Path | None = None, **more: Path) -> Dataset:
     derivatives = laion.root / "derivatives"
     others = {"rois": derivatives / "rois", "atlases": derivatives / "atlases", **more}
-    return open_dataset(base or laion.root, roi=roi, derivatives=others)
+    return open_dataset(base or laion.root, InputSelection(roi=roi, derivatives=others))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_betas_trials_and_maps_are_found(laion: Laion, folder: str) -> None:
 def test_another_noise_ceiling_is_chosen_by_a_filter_file(laion: Laion, tmp_path: Path, desc: str) -> None:
     path = tmp_path / "filters.json"
     path.write_text(f'{{"noiseceiling": {{"desc": "{desc}"}}}}')
-    dataset = open_dataset(laion.root, roi=["meanR2gt15mask"], filters=path)
+    dataset = open_dataset(laion.root, InputSelection(roi=["meanR2gt15mask"], filters=path))
     assert all(f"desc-{desc}_" in s.noise_ceiling.name for s in dataset.subjects if s.noise_ceiling)
     assert all(s.noise_ceiling for s in dataset.subjects)
 
@@ -64,7 +64,7 @@ def test_a_sessions_own_noise_ceiling_is_never_the_subjects(laion: Laion, tmp_pa
     shutil.copy(laion.root / "dataset_description.json", copy)
     for path in copy.rglob("*rep_statmap.nii.gz"):
         path.unlink()
-    dataset = open_dataset(copy, roi=["meanR2gt15mask"])
+    dataset = open_dataset(copy, InputSelection(roi=["meanR2gt15mask"]))
     assert all(s.noise_ceiling is None for s in dataset.subjects)
 
 
@@ -149,7 +149,7 @@ def test_a_localizers_maps_are_not_taken_for_betas(laion: Laion, tmp_path: Path)
     for path in copy.rglob("*_trials.tsv"):
         path.unlink()
     shutil.rmtree(copy / "derivatives" / "localizers")
-    dataset = open_dataset(copy, roi=["meanR2gt15mask"])
+    dataset = open_dataset(copy, InputSelection(roi=["meanR2gt15mask"]))
     assert len(dataset.problems) == 6
     assert all("No *_trials.tsv belongs to these betas" in p.what for p in dataset.problems)
 
@@ -159,7 +159,7 @@ def test_two_files_of_one_grid_stay_ambiguous(laion: Laion, tmp_path: Path) -> N
     shutil.copytree(laion.root / "derivatives" / "rois", copy)
     first = next((copy / "sub-01" / "face").glob("*res-1pt8_label-FFA-1_mask.nii.gz"))
     shutil.copy(first, first.with_name(first.name.replace("_label", "_desc-second_label")))
-    dataset = open_dataset(laion.root, roi=["FFA1"], derivatives={"rois": copy})
+    dataset = open_dataset(laion.root, InputSelection(roi=["FFA1"], derivatives={"rois": copy}))
     assert [p.subject for p in dataset.problems] in (["01"], [""])
     assert "in several files" in dataset.problems[0].what
     assert "1pt5" not in dataset.problems[0].what
@@ -177,7 +177,7 @@ def test_relative_paths_of_all_datasets(laion: Laion, monkeypatch: pytest.Monkey
     monkeypatch.chdir(laion.root.parent)
     for folder in ("laion/derivatives", "laion/stimuli/../derivatives"):
         others = {name: Path(folder) / name for name in ("rois", "atlases")}
-        dataset = open_dataset("laion", roi=["laion-general", "hlvis"], derivatives=others)
+        dataset = open_dataset("laion", InputSelection(roi=["laion-general", "hlvis"], derivatives=others))
         assert dataset.problems == ()
         for subject in dataset.subjects:
             own = laion.root / "derivatives" / "atlases" / f"sub-{subject.label}" / "rois" / "hlvis.nii.gz"

@@ -12,7 +12,7 @@ import pytest
 
 from bidsapp.bids import preflight
 from bidsapp.bids._rois import Roi
-from bidsapp.bids.inputs import Dataset, open_dataset
+from bidsapp.bids.inputs import Dataset, InputSelection, open_dataset
 from bidsapp.bids.voxels import choose_voxels
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.records import Mask
@@ -40,17 +40,17 @@ def test_union_above_a_noise_ceiling(bids: Path, minimum: float | None) -> None:
     labels, ceiling = _labels(bids), np.asarray(nib.load(bids / CEILING).dataobj)
     region = (labels == 1) | (labels == 2) | (labels == 3)
     expected = region if minimum is None else region & ~np.isnan(ceiling) & (ceiling >= minimum)
-    dataset = open_dataset(bids, roi=("V1", "hV4", "nsdgeneral"))
+    dataset = open_dataset(bids, InputSelection(roi=("V1", "hV4", "nsdgeneral")))
     mask = choose_voxels(dataset, "01", minimum)
     assert (mask.n_roi, mask.n_voxels) == (region.sum(), expected.sum())
     assert np.array_equal(mask.inside, expected)
     assert np.array_equal(mask.affine, nib.load(bids / CEILING).affine)
     assert np.array_equal(mask.flat_index, np.flatnonzero(expected.ravel(order="F")))
-    assert preflight.check(dataset, None, None, min_noise_ceiling=minimum) == []
+    assert preflight.find_problems(dataset, None, None, min_noise_ceiling=minimum) == []
 
 
 def _problem(root: Path, minimum: float = 20.0) -> preflight.Problem:
-    (problem,) = preflight.check(open_dataset(root), None, None, min_noise_ceiling=minimum)
+    (problem,) = preflight.find_problems(open_dataset(root), None, None, min_noise_ceiling=minimum)
     assert problem.subject == "01"
     assert problem.fix
     return problem
@@ -68,7 +68,7 @@ def test_without_a_map(bids: Path) -> None:
     problem = _problem(bids)
     assert problem.code == ExitCode.NO_INPUT
     assert "no noise-ceiling map" in problem.what
-    assert preflight.check(open_dataset(bids), None, None) == []
+    assert preflight.find_problems(open_dataset(bids), None, None) == []
 
 
 def test_shares_are_not_taken_for_percent(bids: Path) -> None:
@@ -77,7 +77,7 @@ def test_shares_are_not_taken_for_percent(bids: Path) -> None:
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj) / 100, image.affine), bids / CEILING)
     assert "voxels of the ROI" in _problem(bids).what  # the sidecar says percent, so it is
     sidecar.write_text(json.dumps({}))
-    assert "seems to hold shares" in _problem(bids).what
+    assert "seems to hold fractions" in _problem(bids).what
     sidecar.write_text(json.dumps({"Units": "arbitrary"}))
     assert "'arbitrary'" in _problem(bids).what
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bidsapp.bids.inputs import open_dataset
+from bidsapp.bids.inputs import InputSelection, open_dataset
 from bidsapp.demo import scenes
 from bidsapp.demo.design import DEMO_FAMILY, DatasetDesign
 from bidsapp.demo.simulate import write_dataset
@@ -89,7 +89,7 @@ def test_the_app_reads_it(dataset: Path) -> None:
     assert subject.spatial_reference is not None
     assert (dataset / subject.spatial_reference.removeprefix("bids::")).is_file()
     for roi in ("early", "higher"):
-        assert open_dataset(dataset, roi=(roi,)).problems == ()
+        assert open_dataset(dataset, InputSelection(roi=(roi,))).problems == ()
 
 
 def test_stimuli_are_the_scenes_and_captions_of_the_demo_family(dataset: Path) -> None:

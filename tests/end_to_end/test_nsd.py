@@ -13,7 +13,7 @@ import scipy.io
 from helpers.nsd_tree import BETAS, N_SESSIONS, N_SHARED, N_TRIALS, SPACE, NsdTree, write_nsd
 
 from bidsapp import cli
-from bidsapp.bids.inputs import open_dataset
+from bidsapp.bids.inputs import InputSelection, open_dataset
 from bidsapp.config import RECIPES
 from bidsapp.data.splits import make_split
 from bidsapp.data.stimuli import StimulusSet
@@ -72,7 +72,7 @@ def recomputed(root: Path, subject: int) -> dict[str, dict[int, np.ndarray]]:
 @pytest.mark.parametrize("subject", [1, 2])
 def test_responses_equal_a_recomputation_from_nsds_files(run, nsd, subject):
     label = f"{subject:02d}"
-    dataset = open_dataset(run / "bids", participants=[label])
+    dataset = open_dataset(run / "bids", InputSelection(participants=[label]))
     stimuli = StimulusSet.open(run / "bids")
     seen = {i for s in dataset.subjects[0].sessions for i in s.stimulus_ids}
     split = make_split(stimuli, seen)

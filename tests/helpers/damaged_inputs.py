@@ -163,7 +163,7 @@ CASES = {
     "mask 4-D": Case(65, "must be 3-D", **on(MASK, lambda p: resave(p, lambda v: np.stack([v, v], -1)))),
     "labels no numbers": Case(
         65,
-        "is no number",
+        "is not a number",
         options=("--roi", "V1"),
         **on(DSEG.replace(".nii.gz", ".tsv"), lambda p: edit(p, lambda t: t.replace("1\tV1v", "one\tV1v"))),
     ),
@@ -176,7 +176,7 @@ CASES = {
     ),
     "noise ceiling in shares": Case(
         65,
-        "seems to hold shares",
+        "seems to hold fractions",
         lambda bids: (
             resave(bids / CEILING, lambda v: v / 100),
             put(bids / CEILING.replace(".nii.gz", ".json"), "{}"),
@@ -202,7 +202,7 @@ CASES = {
     "stimulus outside of the dataset": Case(
         65, "outside", **on(STIMULI, lambda p: edit(p, lambda t: t.replace("stim-pic003_im", "../../im")))
     ),
-    "image gone": Case(66, "image file is not there", lambda bids: (bids / IMAGE).unlink(), IMAGE),
+    "image gone": Case(66, "image file is missing", lambda bids: (bids / IMAGE).unlink(), IMAGE),
     "image cut": Case(65, "not a readable image", **on(IMAGE, lambda p: put(p, p.read_bytes()[:-60]))),
     "image a text": Case(65, "not a readable image", **on(IMAGE, lambda p: put(p, "no image"))),
     "names that collide": Case(

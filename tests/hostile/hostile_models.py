@@ -237,7 +237,7 @@ CASES = {
     ),
     "lock of 200,000 brackets": Case(65, "cannot be read as JSON", locked(DEEP), VERIFIED),
     # the app's own model file
-    "model file that is a pickle": Case(65, "no readable HDF5", pickled("model.h5"), MODEL),
+    "model file that is a pickle": Case(65, "is not HDF5", pickled("model.h5"), MODEL),
     "model file that leads elsewhere": Case(65, "model.h5", linked_model, MODEL),
     "model file of pickles": Case(65, "model.h5", pickled_model, MODEL),
     # NSD's design

@@ -131,7 +131,10 @@ CASES = {
     ),
     "captions that are pickled": Case(65, "not UTF-8", lambda tmp: put(tmp / "bids" / CAPTIONS, trap(tmp))),
     "labels that are an endless number": Case(
-        65, "is no number", on(LABELS, "index\tname\n" + "9" * 5000 + "\tV1v\n"), participant("--roi", "V1")
+        65,
+        "is not a number",
+        on(LABELS, "index\tname\n" + "9" * 5000 + "\tV1v\n"),
+        participant("--roi", "V1"),
     ),
     # paths out of the dataset
     "image by an absolute path": Case(65, "is outside", file_of_first("/etc/passwd")),
@@ -143,22 +146,24 @@ CASES = {
     "image by a file URL": Case(65, "is outside", file_of_first("file:///etc/passwd")),
     "image by a web address": Case(65, "is outside", file_of_first("http://evil.example/a.png")),
     "image behind a folder that leads out": Case(65, "is a link to a folder outside", folder_that_leads_out),
-    "image that links to itself": Case(66, "image file is not there", on(IMAGE, loop)),
-    "image that is a pipe": Case(66, "image file is not there", on(IMAGE, pipe)),
-    "image that is an endless device": Case(66, "image file is not there", on(IMAGE, endless)),
+    "image that links to itself": Case(66, "image file is missing", on(IMAGE, loop)),
+    "image that is a pipe": Case(66, "image file is missing", on(IMAGE, pipe)),
+    "image that is an endless device": Case(66, "image file is missing", on(IMAGE, endless)),
     "stimuli that link to themselves": Case(66, "columns stimulus_id", on(STIMULI, loop)),
     # JSON
     "sidecar of 200,000 brackets": Case(16, "cannot be read as JSON", on(SIDECAR, DEEP)),
     "sidecar with a number of 10,000 digits": Case(
         16, "cannot be read as JSON", on(SIDECAR, '{"ScaleFactor": ' + "9" * 10_000 + "}")
     ),
-    "sidecar with NaN": Case(65, "no number above 0", on(SIDECAR, '{"ScaleFactor": NaN}')),
-    "sidecar with an infinite number": Case(65, "no number above 0", on(SIDECAR, '{"ScaleFactor": 1e999}')),
+    "sidecar with NaN": Case(65, "not a number above 0", on(SIDECAR, '{"ScaleFactor": NaN}')),
+    "sidecar with an infinite number": Case(
+        65, "not a number above 0", on(SIDECAR, '{"ScaleFactor": 1e999}')
+    ),
     "sidecar that says it twice": Case(
         16, "'ScaleFactor' twice", on(SIDECAR, '{"ScaleFactor": 300, "ScaleFactor": 1}')
     ),
     "sidecar with a text of 10 MB": Case(
-        65, "no number above 0", on(SIDECAR, lambda p: edit_json(p, ScaleFactor="9" * 10_000_000))
+        65, "not a number above 0", on(SIDECAR, lambda p: edit_json(p, ScaleFactor="9" * 10_000_000))
     ),
     "sidecar that is a pipe": Case(16, "is a pipe", on(SIDECAR, pipe)),
     "sidecar that is an endless device": Case(16, "is a device", on(SIDECAR, endless)),
@@ -196,7 +201,7 @@ CASES = {
         FILTER,
     ),
     "filter by what is no entity": Case(
-        64, "is no entity", beside("f.json", '{"betas": {"__class__": "x"}}'), FILTER
+        64, "unknown entity", beside("f.json", '{"betas": {"__class__": "x"}}'), FILTER
     ),
     "filter that asks for an object": Case(
         64, "must be a string", beside("f.json", '{"betas": {"desc": {"a": 1}}}'), FILTER

@@ -126,7 +126,9 @@ def test_regions_as_the_app_reads_them(nsd, bids, subject):
         "FFA-1": faces == 2,
         "ecc4+": nib.load(nsd.roi(subject, "prf-eccrois")).get_fdata() == 5,
     }
-    dataset = inputs.open_dataset(bids, participants=[f"{subject:02d}"], roi=list(expected))
+    dataset = inputs.open_dataset(
+        bids, inputs.InputSelection(participants=[f"{subject:02d}"], roi=list(expected))
+    )
     assert dataset.problems == ()
     rois = dataset.rois[f"{subject:02d}"]
     for name, inside in expected.items():

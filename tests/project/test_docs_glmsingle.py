@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from bidsapp import cli
-from bidsapp.bids.inputs import open_dataset
+from bidsapp.bids.inputs import InputSelection, open_dataset
 from bidsapp.models.suite import EMBEDDED
 from bidsapp.storage.nifti import load_volume
 
@@ -55,7 +55,7 @@ def made(tmp_path: Path, tiny_dataset: Callable[..., Path]) -> tuple[Path, np.nd
 
 def test_the_script_keeps_every_trial(made: tuple[Path, np.ndarray, list[tuple[str, str]]]) -> None:
     root, betas, shown = made
-    dataset = open_dataset(root, roi=["brain"])
+    dataset = open_dataset(root, InputSelection(roi=["brain"]))
     assert dataset.problems == ()
     (subject,) = dataset.subjects
     assert [s.label for s in subject.sessions] == ["1", "2"]

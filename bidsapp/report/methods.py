@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bidsapp.report.labels import is_two_way, metric_label
 
@@ -35,12 +36,13 @@ class Reference:
         )
 
 
-def _references() -> dict[str, Reference]:
-    table = tomllib.loads((Path(__file__).parent / "references.toml").read_text(encoding="utf-8"))
-    return {key: Reference(key=key, **row) for key, row in table.items()}
+def _table(name: str) -> dict[str, dict[str, Any]]:
+    return tomllib.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
-REFERENCES = _references()
+REFERENCES = {key: Reference(key=key, **row) for key, row in _table("references.toml").items()}
+#: Words on the models of each recipe that comes with the app.
+_MODELS = _table("methods.toml")
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,7 @@ def methods_text(
     Parameters
     ----------
     recipe : str
-        ``embedded``, ``brain-diffuser`` or ``sd15-ip-adapter``; with any other name, the text does not
-        describe the models.
+        One that comes with the app; with any other name, the text does not describe the models.
     version : str
         Version of this app.
     counts : mapping of str to number, optional
@@ -112,7 +113,7 @@ def group_methods_text(recipes: tuple[str, ...], n: int, version: str) -> Method
         "intervals from the t distribution; subjects are the unit of analysis, and images of different "
         "subjects were not pooled. The report of each subject describes its data and models."
     )
-    caution = _caution("embedded" if recipes == ("embedded",) else "")
+    caution = _caution(recipes[0] if len(recipes) == 1 else "")
     cited = [ref for ref in REFERENCES.values() if ref.short in text or ref.short in caution]
     return Methods((text,), caution, tuple(cited))
 
@@ -150,50 +151,22 @@ def _data(counts: Mapping[str, float], version: str) -> str:
 
 
 def _targets(recipe: str) -> str:
-    if recipe == "embedded":
-        return (
-            "Three targets were computed from every image: the latents of a very deep variational "
-            "autoencoder (VDVAE; Child, 2021), and the image tokens and caption tokens of a CLIP model "
-            "(Radford et al., 2021). Both are small models of the same types as those of Brain-Diffuser, "
-            "trained on drawn scenes and distributed with the app."
-        )
-    if recipe == "brain-diffuser":
-        return (
-            "Three targets were computed from every image: the latents of the first 31 layers of a very deep "
-            "variational autoencoder trained on ImageNet at 64 x 64 pixels (VDVAE; Child, 2021), and the "
-            "257 image tokens and 77 caption tokens of CLIP ViT-L/14 (Radford et al., 2021) in the form used "
-            "by Versatile Diffusion, averaged over the captions of an image."
-        )
-    if recipe == "sd15-ip-adapter":
-        return (
-            "Two types of target were computed from every image: the latents of a very deep variational "
-            "autoencoder trained on ImageNet at 64 x 64 pixels (VDVAE; Child, 2021), and the CLIP image "
-            "embedding (Radford et al., 2021) used by IP-Adapter (Ye et al., 2023)."
-        )
+    if own := _MODELS.get(recipe):
+        return str(own["targets"])
     return f"The targets computed from every image are those of the recipe '{recipe}' (see Settings)."
 
 
 def _generation(recipe: str) -> str:
     seed = "Every image has its own random seed, so it does not depend on the other images of the run."
-    guided = "the predicted image and text tokens"
-    if recipe == "embedded":
-        second = (
-            "a small latent diffusion model (Rombach et al., 2022; Song et al., 2021) with attention to "
-            "image and text tokens, as in Versatile Diffusion (Xu et al., 2023),"
-        )
-    elif recipe == "brain-diffuser":
-        second = "Versatile Diffusion (Xu et al., 2023), a latent diffusion model (Rombach et al., 2022),"
-    elif recipe == "sd15-ip-adapter":
-        second = "Stable Diffusion 1.5 (Rombach et al., 2022) with IP-Adapter (Ye et al., 2023)"
-        guided = "the predicted image embedding"
-    else:
+    if own := _MODELS.get(recipe):
         return (
-            "In stage 1 an image was decoded from the predicted latents; in stage 2 a generative model "
-            f"refined it, guided by the other predictions. {seed}"
+            "In stage 1 the VDVAE decoded the predicted latents into a coarse image. In stage 2 "
+            f"{own['stage2']} started from that image with noise added and denoised it, guided by "
+            f"{own['guide']}. {seed}"
         )
     return (
-        "In stage 1 the VDVAE decoded the predicted latents into a coarse image. In stage 2 "
-        f"{second} started from that image with noise added and denoised it, guided by {guided}. {seed}"
+        "In stage 1 an image was decoded from the predicted latents; in stage 2 a generative model "
+        f"refined it, guided by the other predictions. {seed}"
     )
 
 
@@ -234,13 +207,8 @@ def _listed(names: list[str]) -> str:
 
 
 def _caution(recipe: str) -> str:
-    if recipe == "embedded":
-        return (
-            "These reconstructions show that the pipeline works from betas to scores, no more. The embedded "
-            "models were trained on drawn scenes only and are far smaller than those of published work. "
-            "Neither the reconstructions nor the scores predict results on real data, and they must not be "
-            "compared with published values."
-        )
+    if caution := _MODELS.get(recipe, {}).get("caution"):
+        return str(caution)
     return (
         "Interpret the reconstructions with care: a generative model makes a plausible image from any "
         "input, and identification can be high where test images resemble training images "

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from bidsapp.report import ScoreRow
 from bidsapp.report.labels import format_interval, format_value, is_two_way, metric_label, primary_metric
+from bidsapp.config import RECIPES
 from bidsapp.report.methods import REFERENCES, methods_text
 from bidsapp.report.plots import Axis, axis_for, score_plots
 
@@ -99,6 +100,13 @@ def test_methods_distinguish_the_embedded_models_from_the_published_ones() -> No
     own = " ".join(methods_text("own").paragraphs)
     assert "VDVAE" not in own
     assert "'own'" in own
+
+
+def test_every_recipe_of_the_app_has_words_for_the_methods_text() -> None:
+    for path in RECIPES.glob("*.toml"):
+        text = " ".join(methods_text(path.stem).paragraphs)
+        assert "see Settings" not in text
+        assert "VDVAE" in text
 
 
 def test_methods_state_the_counts_that_are_known() -> None:

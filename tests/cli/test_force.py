@@ -23,5 +23,5 @@ def test_every_stage_that_is_run_can_be_named():
     """Names as the code passes them to ``Stages.run``, or to blocks, up to the condition."""
     code = "".join(p.read_text() for p in Path(bidsapp.__file__).parent.rglob("*.py"))
     names = re.findall(r'stages\.run\(\s*f?"([a-z0-9]+)', code)
-    names += re.findall(r'\bname = f"([a-z0-9]+)_\{work\.condition\}', code)
+    names += re.findall(r'\bname = f"([a-z0-9]+)_\{condition\.name\}', code)
     assert set(names) == set(STAGES)

@@ -24,12 +24,8 @@ class Bind:
 def binds(read: Iterable[Path], written: Iterable[Path]) -> list[Bind]:
     """List what to bind: each folder once, outer folders first.
 
-    Parameters
-    ----------
-    read : iterable of Path
-        Files and folders that are read, absolute; of a file, its folder is bound.
-    written : iterable of Path
-        Folders that are written to, absolute; they need not exist.
+    Paths are absolute. Of a file that is read, its folder is bound; folders that are written to need not
+    exist.
 
     Raises
     ------

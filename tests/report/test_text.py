@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bidsapp.config import RECIPES
 from bidsapp.report import ScoreRow
 from bidsapp.report.labels import format_interval, format_value, is_two_way, metric_label, primary_metric
-from bidsapp.config import RECIPES
 from bidsapp.report.methods import REFERENCES, methods_text
 from bidsapp.report.plots import Axis, axis_for, score_plots
 

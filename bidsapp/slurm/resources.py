@@ -57,8 +57,8 @@ def time_limit(needs: Iterable[ResourceEstimate], step: str | None = None, shard
     It is ``TIME_MARGIN`` times the estimate plus ``STARTING`` minutes, rounded up to a quarter of an hour,
     as ``D-HH:MM:SS``.
 
-    ``step`` is one of :data:`STEPS`, or ``gather``; the whole run by default. The step ``shard`` is split into
-    ``shards`` tasks.
+    ``step`` is one of :data:`STEPS`, or ``gather``; the whole run by default. The step ``shard`` is split
+    into ``shards`` tasks.
 
     Raises
     ------

@@ -210,6 +210,46 @@ def packages() -> str:
     return "\n".join(rows)
 
 
+#: Calls from the command to a written image: depth and function. A test compares them with the code.
+WALK = (
+    (0, "cli.bids_app.app"),
+    (1, "cli.bids_app.make_config"),
+    (1, "participant.level.run_participants"),
+    (2, "planning.check.check_run"),
+    (2, "models.startup.check_models"),
+    (2, "participant.level._finish_subject"),
+    (3, "participant.level._compute_subject"),
+    (4, "participant.reconstruct.reconstruct"),
+    (5, "participant.reconstruct.prepare_stage2"),
+    (6, "pipeline.responses.mask_betas"),
+    (6, "pipeline.responses.average_over_repeats"),
+    (6, "pipeline.responses.zscore_by_training"),
+    (6, "pipeline.images.targets_of_stimuli"),
+    (6, "pipeline.decoding.fit_ridge"),
+    (6, "pipeline.decoding.predict_and_calibrate"),
+    (6, "pipeline.images.first_stage"),
+    (5, "pipeline.images.second_stage"),
+    (5, "analyses.ladder.score_rungs"),
+    (5, "analyses.checks.gather_evidence"),
+    (4, "outputs.subject.write_subject"),
+    (5, "bids.outputs.write_images"),
+)
+
+
+def walk() -> str:
+    """List the calls of a participant run, from the command to a written image."""
+    lines = []
+    for depth, name in WALK:
+        module, _, function = name.rpartition(".")
+        path = ROOT / "bidsapp" / f"{module.replace('.', '/')}.py"
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        doc = next(
+            ast.get_docstring(n) for n in body if isinstance(n, ast.FunctionDef) and n.name == function
+        )
+        lines.append(f"{'    ' * depth}- `{name}`: {_first_line(doc)}")
+    return "\n".join(lines)
+
+
 def layers() -> str:
     """Layers of the import contract."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -258,4 +298,5 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "packages": packages,
     "recipe keys": recipe_keys,
     "recipe names": recipe_names,
+    "walk": walk,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -182,3 +183,21 @@ def test_generated_parts() -> None:
         filled = module.on_page_markdown(page.read_text(encoding="utf-8"))
         assert "<!-- generated" not in filled
         assert "<!-- included" not in filled
+
+
+def called(name: str) -> set[str]:
+    """Names that a function of the package uses."""
+    module, _, function = name.rpartition(".")
+    body = ast.parse((ROOT / "bidsapp" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")).body
+    (code,) = (n for n in body if isinstance(n, ast.FunctionDef) and n.name == function)
+    names = {node.id for node in ast.walk(code) if isinstance(node, ast.Name)}
+    return names | {node.attr for node in ast.walk(code) if isinstance(node, ast.Attribute)}
+
+
+def test_the_walk_from_the_command_to_an_image_follows_the_calls() -> None:
+    callers: list[str] = []
+    for depth, name in hooks().WALK:
+        assert depth <= len(callers)
+        if depth:
+            assert name.rpartition(".")[2] in called(callers[depth - 1]), (name, callers[depth - 1])
+        callers[depth:] = [name]

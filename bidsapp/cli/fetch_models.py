@@ -41,7 +41,7 @@ def fetch_models(recipe: str, models_dir: Path | None, verify: bool, verbose: in
     uses = evaluation_networks(loaded)
     needed = files_to_fetch(loaded, uses)
     if not verify:
-        fetched = fetch(needed, folder, say=click.echo)
+        fetched = fetch(needed, folder, report=click.echo)
         click.echo(f"{folder}: complete, {fetched} files downloaded")
         return ExitCode.OK
     hashes = verification.verify(needed, folder, full=True)

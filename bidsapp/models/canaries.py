@@ -70,7 +70,7 @@ class Canary:
         return self.name.partition("#")[2]
 
     def refused(self, message: str) -> AppError:
-        """Give the error that says what is wrong with the answer."""
+        """Give the error of a wrong answer."""
         return AppError(f"{self.where}: {self.what} {message}", exit_code=ExitCode.BAD_DATA)
 
 
@@ -234,7 +234,10 @@ def _compare(canary: Canary, raw: np.ndarray, device: str, dtype: str, lock: Loc
     if recorded is None or recorded.get("weights", "") != canary.weights:
         record = {"weights": canary.weights, "device": device, "dtype": dtype, "shape": shape, "values": kept}
         if lock.record_canary(canary.name, record) is None:
-            LOG.debug("%s: its answer is not recorded, because no place for it is writable", canary.name)
+            LOG.debug(
+                "%s: its answer is not recorded: neither the folder nor the user's cache is writable",
+                canary.name,
+            )
         return
     if recorded.get("shape") != shape or len(recorded.get("values", ())) != len(kept):
         raise canary.refused(f"is not the model that {lock.root / LOCK} recorded. {FIX}")

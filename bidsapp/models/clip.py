@@ -202,7 +202,7 @@ def _numbers(folder: Path, defaults: Mapping[str, int], limits: Limits) -> list[
     values = [content.get(key, default) for key, default in defaults.items()]
     if not all(isinstance(value, int) and value > 0 for value in values):
         raise AppError(
-            f"{file}: {', '.join(defaults)} should be whole numbers above 0. The file may be damaged: delete "
+            f"{file}: {', '.join(defaults)} should be integers above 0. The file may be damaged: delete "
             "it and fetch it again.",
             exit_code=ExitCode.BAD_DATA,
         )

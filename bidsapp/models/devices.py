@@ -173,7 +173,7 @@ def fuses_attention(device: str) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out; some devices only say so in the message."""
+    """Whether an error means that memory ran out; some devices have no type of error for it."""
     import torch
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

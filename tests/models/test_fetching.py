@@ -144,7 +144,7 @@ def leftovers(root: Path) -> list[str]:
 
 def test_a_file_is_fetched_and_recorded(server: Server, tmp_path: Path) -> None:
     said: list[str] = []
-    assert fetch(at(server), tmp_path / "new", say=said.append) == 1
+    assert fetch(at(server), tmp_path / "new", report=said.append) == 1
     target = tmp_path / "new" / "vdvae" / "w.txt"
     assert target.read_bytes() == CONTENT
     recorded = json.loads((tmp_path / "new" / LOCK).read_text())["files"]["vdvae/w.txt"]
@@ -260,7 +260,7 @@ def test_files_without_a_published_hash_are_recorded_by_a_run(server: Server, tm
     (tmp_path / "vdvae").mkdir()
     (tmp_path / "vdvae" / "w.txt").write_bytes(CONTENT)
     said: list[str] = []
-    assert fetch(at(server), tmp_path, say=said.append) == 0
+    assert fetch(at(server), tmp_path, report=said.append) == 0
     assert said == ["vdvae/w.txt: exists, not recorded yet: the first run does that, once its models work"]
     assert not (tmp_path / LOCK).exists()
 
@@ -295,7 +295,7 @@ def test_a_folder_that_is_complete_asks_nobody_and_may_be_read_only(server: Serv
     server.server_close()
     said: list[str] = []
     with read_only(tmp_path):
-        assert fetch(needed, tmp_path, hub=server.address, say=said.append) == 0
+        assert fetch(needed, tmp_path, hub=server.address, report=said.append) == 0
     assert said == ["vd/w.bin: exists, verified"]
 
 

@@ -51,7 +51,7 @@ def fetch(
     root: Path,
     *,
     hub: str | None = None,
-    say: Callable[[str], None] = LOG.info,
+    report: Callable[[str], None] = LOG.info,
 ) -> int:
     """Verify existing files, reading every byte, and fetch missing ones.
 
@@ -62,7 +62,7 @@ def fetch(
         The models folder. It may be read-only if nothing is missing.
     hub : str, optional
         Address of the Hugging Face hub.
-    say : callable
+    report : callable
         Takes one line per file.
 
     Returns
@@ -81,11 +81,11 @@ def fetch(
     record([item for item in required if is_published(item, hashes)], root, hashes)
     recorded = Lock.read(root).files
     for name in hashes:
-        say(f"{name}: exists, " + ("verified" if name in recorded else NOT_RECORDED))
+        report(f"{name}: exists, " + ("verified" if name in recorded else NOT_RECORDED))
     if not any(item.is_missing(root) for item in required):
         return 0
     with locked(root / f"{STAGING}.held", timeout=0):
-        fetcher = _Fetcher(root, Lock.read(root), hub, say)
+        fetcher = _Fetcher(root, Lock.read(root), hub, report)
         fetched = sum(fetcher.one(item) for item in required if item.found(root) is None)
         shutil.rmtree(root / STAGING, ignore_errors=True)
     # hashed under their final names now, because runs may find the folder read-only
@@ -96,8 +96,8 @@ def fetch(
 class _Fetcher:
     """Fetches into one models folder."""
 
-    def __init__(self, root: Path, lock: Lock, hub: str | None, say: Callable[[str], None]) -> None:
-        self.root, self.lock, self.hub, self.say = root, lock, hub, say
+    def __init__(self, root: Path, lock: Lock, hub: str | None, report: Callable[[str], None]) -> None:
+        self.root, self.lock, self.hub, self.report = root, lock, hub, report
         self.listings: dict[str, dict[str, tuple[str, str]]] = {}
 
     def one(self, item: RequiredFile) -> bool:
@@ -143,7 +143,7 @@ class _Fetcher:
 
     def _announce(self, target: Path, source: str, item: RequiredFile) -> None:
         size = f", {item.file.gigabytes:g} GB" if item.file.gigabytes else ""
-        self.say(f"{target.relative_to(self.root)}: from {source}{size}; licence: {item.part.licence}")
+        self.report(f"{target.relative_to(self.root)}: from {source}{size}; licence: {item.part.licence}")
 
     def _install(self, waiting: Path, target: Path, source: str, item: RequiredFile, published: str) -> None:
         """Give a verified file its final name, and record it."""

@@ -26,7 +26,7 @@ LOG = logging.getLogger("bidsapp")
 SEEN = "weights.seen.json"
 #: A file as young as this when it is hashed may change again under the same time stamp.
 _SETTLED_S = 2.0
-#: Said of a file without a record and without a published hash.
+#: State of a file without a record and without a published hash.
 NOT_RECORDED = "not recorded yet: the first run does that, once its models work"
 _HASH = re.compile("[0-9a-f]{64}")
 _MARKS = ("size", "mtime_ns", "ctime_ns", "inode")

@@ -95,7 +95,7 @@ def _row(t: TargetQuality, penalty: RidgePenalty | None) -> TargetRow:
         (f"{t.two_way_p:.2g}", ""),
         (_percent(t.top1), ""),
         (_percent(t.among_training), ""),
-        ("–" if t.median_rank is None else f"{t.median_rank:g} of {t.n_training + 1}", ""),
+        ("–" if t.median_rank is None else f"{t.median_rank:,g} of {t.n_training + 1:,}", ""),
         (f"{t.n_dims:,}", ""),
         ("–" if penalty is None else f"{penalty.alpha:,g}", ""),
     )

@@ -20,7 +20,7 @@ LIMITS = {
     "lines in bidsapp/": (31_600, 28_000),
     "import layers": (12, 12),
     "layer contracts that are not exhaustive": (0, 0),
-    f"functions of more than {MOST_ARGUMENTS} arguments": (4, 0),
+    f"functions of more than {MOST_ARGUMENTS} arguments": (0, 0),
     f"files of more than {MOST_LINES} lines": (0, 0),
 }
 

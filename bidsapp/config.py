@@ -277,7 +277,7 @@ def ladder_size(config: RunConfig, n_test: int) -> int:
     return min(wanted, n_test)
 
 
-#: Clusters of stimuli (Shirakawa et al. 2024 use 40), and the test images a cluster should have at least.
+#: Clusters of stimuli (Shirakawa et al. 2024 use 40), and the fewest test images per cluster.
 _CLUSTERS, _PER_CLUSTER = 40, 10
 
 

@@ -17,20 +17,7 @@ prose = importlib.util.module_from_spec(_SPEC)
 sys.modules["prose"] = prose
 _SPEC.loader.exec_module(prose)
 
-#: Folders of ``bidsapp/`` whose text has not been revised yet ("." are the modules at its top).
-#: Remove a line when ``python tools/prose.py bidsapp/FOLDER`` finds nothing.
-NOT_YET_REVISED = {
-    ".",
-}
-
-
-def folder(path: Path) -> str:
-    """Folder of ``bidsapp/`` that a file belongs to; "." at the top."""
-    parts = path.relative_to(ROOT / "bidsapp").parts
-    return parts[0] if len(parts) > 1 else "."
-
-
-PACKAGE = [path for path in prose.files(ROOT / "bidsapp") if folder(path) not in NOT_YET_REVISED]
+PACKAGE = prose.files(ROOT / "bidsapp")
 PAGES = prose.pages()
 
 

@@ -173,7 +173,7 @@ def test_wrong_counts_shapes_and_scales(tmp_path, mask):
 @pytest.mark.parametrize(
     "content", [b"", b"hello", b"\x1f\x8b", b"\x1f\x8bnot gzip at all" * 40, b"\0" * 400]
 )
-def test_files_that_are_no_nifti(tmp_path, mask, content):
+def test_files_that_are_not_nifti(tmp_path, mask, content):
     path = tmp_path / "b.nii.gz"
     path.write_bytes(content)
     with pytest.raises(AppError) as caught:

@@ -1,4 +1,4 @@
-"""HDF5 betas: the values of the NIfTI twin bit for bit, whatever way they are stored, or a named refusal."""
+"""HDF5 betas: the values of the NIfTI twin bit for bit, however they are stored, or a named error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _nifti(path: Path, values: np.ndarray) -> Path:
 
 
 def _hdf5(path: Path, values: np.ndarray, **how: object) -> Path:
-    """Store (x, y, z, trials) as MATLAB does: for Python the axes are the other way round."""
+    """Store (x, y, z, trials) as MATLAB does: for Python, the axes are reversed."""
     with h5py.File(path, "w") as file:
         file.create_dataset("betas", data=np.ascontiguousarray(values.transpose(3, 2, 1, 0)), **how)
     return path
@@ -229,7 +229,7 @@ def test_a_flipped_byte_under_a_checksum_is_refused(tmp_path, mask):
     assert "cannot be read" in str(_refused(_session(path, N), mask, tmp_path))
 
 
-def test_files_that_are_not_there_or_no_hdf5(tmp_path, mask):
+def test_missing_files_and_files_that_are_not_hdf5(tmp_path, mask):
     path = tmp_path / "b.hdf5"
     assert _refused(_session(path, N), mask, tmp_path).exit_code == ExitCode.NO_INPUT
     path.symlink_to("annex")

@@ -1,4 +1,4 @@
-"""Damaged stimuli are told apart from sound ones without decoding them all."""
+"""Damaged stimuli are found without decoding all stimuli."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_sound_files_pass(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.9, 0.99])
-def test_cut_files_are_found_without_a_sample(tmp_path: Path, suffix: str, kept: float) -> None:
+def test_truncated_files_are_found_without_a_sample(tmp_path: Path, suffix: str, kept: float) -> None:
     whole = encoded(suffix)
     sound = write(tmp_path, f"sound.{suffix}", whole)
     cut = write(tmp_path, f"cut.{suffix}", whole[: int(len(whole) * kept)])
@@ -70,7 +70,7 @@ def test_damage_inside_is_found_in_the_sample(tmp_path: Path) -> None:
     assert [p.path for p in check_images(places, 4)] == [str(places[i].path) for i in (0, 2, 4, 6)]
 
 
-def test_many_damaged_files_are_summed_up(tmp_path: Path) -> None:
+def test_many_damaged_files_are_summarised(tmp_path: Path) -> None:
     places = [write(tmp_path, f"{i:02d}.png", b"") for i in range(25)]
     problems = check_images(places)
     assert len(problems) == 11
@@ -91,5 +91,5 @@ def test_bricks(tmp_path: Path) -> None:
     assert "not a readable HDF5" in problem.what
 
 
-def test_missing_files_are_left_to_others(tmp_path: Path) -> None:
+def test_missing_files_are_not_reported_here(tmp_path: Path) -> None:
     assert check_images([Place(tmp_path / "none.png")]) == []

@@ -88,7 +88,7 @@ def test_the_published_files_are_read(laion: Path, files: list[bytes]) -> None:
         assert StimulusSet.open(folder).table == stimuli.table
 
 
-def test_transparent_pixels_show_the_grey_behind_them(laion: Path) -> None:
+def test_transparent_pixels_are_placed_on_grey(laion: Path) -> None:
     image = StimulusSet.open(laion).images([NAMES[1]])[0]
     assert (image[:, :8] == (200, 0, 0)).all()
     mixed = np.rint(np.array([200, 0, 0]) * 128 / 255 + 128 * 127 / 255)
@@ -133,7 +133,7 @@ def test_without_the_images_the_file_that_is_missing_is_named(laion: Path) -> No
     assert caught.value.exit_code == ExitCode.NO_INPUT
 
 
-def test_images_beside_the_csv_are_used_where_they_are(laion: Path) -> None:
+def test_image_files_are_preferred_if_they_exist(laion: Path) -> None:
     (laion / "stimuli" / "images").mkdir()
     Image.new("RGB", (24, 16), (1, 2, 3)).save(laion / "stimuli" / "images" / NAMES[0], quality=100)
     stimuli = StimulusSet.open(laion)

@@ -60,13 +60,13 @@ def test_faults(tmp_path: Path, trials: slice, voxels: float, early: bool, words
     assert not list(tmp_path.glob("*.npy"))
 
 
-def test_the_same_volume_again_and_again_is_constant(tmp_path: Path) -> None:
+def test_a_repeated_volume_is_constant(tmp_path: Path) -> None:
     values = np.repeat(betas()[..., :1], N, axis=3)
     (problem,) = sample_session(session(tmp_path, values), MASK)[0]
     assert "the same value in all 3 trials" in problem.what
 
 
-def test_some_bad_voxels_are_no_fault(tmp_path: Path) -> None:
+def test_some_bad_voxels_are_accepted(tmp_path: Path) -> None:
     values = betas()
     values[:2] = np.nan
     values[2] = 0
@@ -75,13 +75,13 @@ def test_some_bad_voxels_are_no_fault(tmp_path: Path) -> None:
     assert np.array_equal(masked(found, tmp_path).shape, (N, INSIDE.sum()))
 
 
-def test_outside_of_the_region_all_is_allowed(tmp_path: Path) -> None:
+def test_anything_is_accepted_outside_the_region(tmp_path: Path) -> None:
     values = betas()
     values[~INSIDE] = np.nan
     assert sample_session(session(tmp_path, values), MASK)[0] == []
 
 
-def test_trials_without_a_stimulus_are_not_looked_at(tmp_path: Path) -> None:
+def test_trials_without_a_stimulus_are_not_checked(tmp_path: Path) -> None:
     values = betas()
     values[..., 1] = np.nan
     ids = tuple("" if i == 1 else f"s{i}" for i in range(N))
@@ -91,7 +91,7 @@ def test_trials_without_a_stimulus_are_not_looked_at(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [False, True])
-def test_of_hdf5_files_a_few_voxels_are_read(tmp_path: Path, bad: bool) -> None:
+def test_few_voxels_of_hdf5_files_are_read(tmp_path: Path, bad: bool) -> None:
     shape, n = (9, 10, 11), 6
     values = np.random.default_rng(2).integers(1, 999, (n, *shape[::-1])).astype(np.int16)
     path = tmp_path / "betas_session01.hdf5"
@@ -118,14 +118,14 @@ def test_a_voxel_that_is_known_in_one_trial_only_does_not_vary() -> None:
     assert "the same value" in contents.fault()
 
 
-def test_damaged_files_are_told(tmp_path: Path) -> None:
+def test_damaged_files_are_reported(tmp_path: Path) -> None:
     found = session(tmp_path, betas())
     found.betas.write_bytes(found.betas.read_bytes()[:100])
     (problem,) = sample_session(found, MASK)[0]
     assert problem.path == str(found.betas)
 
 
-def test_the_magnitude_is_that_of_values_that_are_not_zero(tmp_path: Path) -> None:
+def test_the_magnitude_ignores_zeros(tmp_path: Path) -> None:
     values = np.zeros((*SHAPE, N))
     values[..., : N_SAMPLED - 1] = np.where(np.arange(SHAPE[2]) > 0, 2.0, np.nan)[:, None]
     values[..., N_SAMPLED:] = 1000

@@ -1,4 +1,4 @@
-"""Several sessions at once: the same bytes as one after the other, and one error, always the same."""
+"""Several sessions at once: the same bytes as one at a time, and always the same error."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _cut(session: Session, keep: float) -> None:
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2, 4, 50])
-def test_any_number_at_once_gives_the_bytes_of_one_after_the_other(tmp_path, mask, inputs, n_jobs):
+def test_the_bytes_do_not_depend_on_the_number_of_threads(tmp_path, mask, inputs, n_jobs):
     alone = [mask_session(s, mask, tmp_path / "alone" / s.label) for s in inputs]
     seen = []
 
@@ -74,7 +74,7 @@ def test_sessions_are_masked_at_the_same_time(tmp_path, mask, inputs, monkeypatc
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2, 6])
-def test_the_error_is_that_of_the_first_bad_session(tmp_path, mask, inputs, n_jobs):
+def test_the_error_of_the_first_bad_session_is_raised(tmp_path, mask, inputs, n_jobs):
     # The second of them is at its end sooner, as it cannot even be opened.
     _cut(inputs[1], 0.98)
     inputs[2].betas.write_bytes(b"")
@@ -115,7 +115,7 @@ def test_later_sessions_are_stopped_by_an_error(tmp_path, mask, inputs, monkeypa
     assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_an_interrupt_stops_all_and_leaves_no_half_files(tmp_path, mask, inputs):
+def test_an_interrupt_stops_all_sessions_and_leaves_no_partial_files(tmp_path, mask, inputs):
     def interrupted(jobs):
         yield jobs[0]
         raise KeyboardInterrupt

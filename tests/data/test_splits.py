@@ -36,7 +36,7 @@ def test_ids_with_and_without_the_images_suffix(stimuli: SimpleNamespace, tmp_pa
     assert split.unknown == ()
 
 
-def test_what_is_unknown_and_what_was_not_seen_is_counted(stimuli: SimpleNamespace, tmp_path: Path) -> None:
+def test_unknown_and_unseen_stimuli_are_counted(stimuli: SimpleNamespace, tmp_path: Path) -> None:
     # "ood_a" could be either of two, and a PNG is not the JPEG of the same name.
     path = write(
         tmp_path / "ood.json", [IDS[0], "nobody.jpg", "ood_a"], [IDS[1], IDS[4], "plain", "ood_a.tif"]

@@ -1,4 +1,4 @@
-"""The store of targets: each stimulus once, whatever happens on the way."""
+"""The store of targets: each stimulus is computed once, whatever fails in between."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bidsapp.errors import AppError
 
 
 def value_of(digest: str) -> np.ndarray:
-    """Targets of a stimulus, made of its name only."""
+    """Targets of a stimulus, computed from its name only."""
     return np.random.default_rng(list(digest.encode())).standard_normal(5).astype(np.float32)
 
 
@@ -75,7 +75,7 @@ def test_other_models_have_another_store(tmp_path):
         assert TargetStore(tmp_path, key).ensure(IDS, compute) == len(IDS)
 
 
-def test_a_failure_in_the_middle_keeps_what_was_done(tmp_path):
+def test_a_failure_keeps_what_was_computed_before(tmp_path):
     store = TargetStore(tmp_path, "model")
     with pytest.raises(RuntimeError, match="no power"):
         store.ensure(IDS, Computed(IDS, fail_at=IDS[7]), block=3)
@@ -122,7 +122,7 @@ def no_checksum(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncated, empty, no_digests, numbers_for_digests, one_bit, no_checksum])
 @pytest.mark.parametrize("same_store", [True, False])
-def test_a_damaged_part_is_computed_again(tmp_path, caplog, damage, same_store):
+def test_a_damaged_part_is_recomputed(tmp_path, caplog, damage, same_store):
     store = TargetStore(tmp_path, "model")
     store.ensure(IDS[:6], Computed(IDS), block=3)
     part = store.rows("latents", IDS[:1])

@@ -1,4 +1,4 @@
-"""Several jobs fill one store of targets: side by side, none done twice, and none lost with a killed job."""
+"""Several jobs fill one store of targets in parallel: nothing is computed twice or lost with a killed job."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _look_often(monkeypatch):
 
 
 def values_of(digests: Sequence[str]) -> np.ndarray:
-    """Targets of stimuli, made of their names only."""
+    """Targets of stimuli, computed from their names only."""
     made = [np.random.default_rng(list(d.encode())).standard_normal(3) for d in digests]
     return np.stack(made).astype(np.float32)
 
@@ -96,7 +96,7 @@ def test_jobs_compute_at_the_same_time(tmp_path):
     assert all(log.exists() for log in logs)
 
 
-def test_what_a_killed_job_was_at_is_taken_over(tmp_path):
+def test_another_job_computes_what_a_killed_job_had_claimed(tmp_path):
     working = FORK.Event()
 
     def hang(_: list[str]) -> None:
@@ -112,7 +112,7 @@ def test_what_a_killed_job_was_at_is_taken_over(tmp_path):
     assert left_over(tmp_path) == []
 
 
-def test_a_job_waits_for_what_another_is_at(tmp_path):
+def test_a_job_waits_for_what_another_computes(tmp_path):
     working, go_on = FORK.Event(), FORK.Event()
 
     def hold(_: list[str]) -> None:
@@ -132,7 +132,7 @@ def test_a_job_waits_for_what_another_is_at(tmp_path):
     assert computed(tmp_path / "two.log") == IDS[2:]
 
 
-def test_a_failure_gives_its_claim_up(tmp_path):
+def test_a_failure_releases_its_claim(tmp_path):
     store = TargetStore(tmp_path, "model")
 
     def fail(_: Sequence[int]) -> dict[str, np.ndarray]:
@@ -156,7 +156,7 @@ def test_a_job_does_not_wait_for_ever(tmp_path, monkeypatch):
     assert store.ensure(IDS, lambda rows: {"latents": values_of([IDS[r] for r in rows])}) == 2
 
 
-def test_claims_of_jobs_that_ended_are_cleared_away(tmp_path):
+def test_claims_of_jobs_that_ended_are_removed(tmp_path):
     for name in ("claim-1-aa.lock", "claim-2-bb", "claim-2-bb.lock"):
         (tmp_path / name).write_text("digest1")
     with claim(tmp_path, ["digest5", "digest6"]):

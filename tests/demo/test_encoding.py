@@ -83,7 +83,7 @@ def test_colour_maps_are_block_means_of_the_image() -> None:
     assert maps[N_ENERGY] == pytest.approx(blocks @ [0.299, 0.587, 0.114] - 0.5, abs=1e-6)
 
 
-def test_receptive_fields_are_where_they_say(early: EarlyModel, brain: Brain) -> None:
+def test_receptive_fields_are_where_they_should_be(early: EarlyModel, brain: Brain) -> None:
     pooling = early.pooling().reshape(-1, 32, 32).astype(float)
     assert pooling.sum(axis=(1, 2)) == pytest.approx(np.ones(len(pooling)), abs=1e-5)
     centres = (np.arange(32) + 0.5) / 16 - 1
@@ -108,7 +108,7 @@ def test_receptive_fields_are_where_they_say(early: EarlyModel, brain: Brain) ->
     assert coverage[12:20, 12:20].mean() > 2 * coverage.mean()
 
 
-def test_a_voxel_answers_to_its_own_part_of_the_image(early: EarlyModel) -> None:
+def test_a_voxel_responds_to_its_own_part_of_the_image(early: EarlyModel) -> None:
     images = np.stack([scenes.draw(scenes.make_scene(20_000, i), 64) for i in range(24)])
     changed = images.copy()
     changed[0, :, :26] = 255 - changed[0, :, :26]  # the left third of one image

@@ -149,7 +149,7 @@ def test_rois_and_ceiling_agree(dataset: Path) -> None:
     assert "ncsnr" in sidecar["Formula"]
 
 
-def test_repeats_agree_as_well_as_the_ceiling_says(dataset: Path) -> None:
+def test_repeats_agree_as_well_as_the_ceiling_predicts(dataset: Path) -> None:
     mask = nib.load(dataset / f"{FUNC}_label-nsdgeneral_mask.nii.gz").get_fdata() > 0
     ceiling = nib.load(dataset / f"{FUNC}_desc-noiseceiling_statmap.nii.gz").get_fdata() / 100
     outside = nib.load(dataset / "sub-01/anat/sub-01_space-func3mm_T1w.nii.gz").get_fdata() == 0
@@ -171,7 +171,7 @@ def test_repeats_agree_as_well_as_the_ceiling_says(dataset: Path) -> None:
     assert abs(agreement[~mask & ~outside].mean()) < 0.04
 
 
-def test_a_finished_dataset_is_left_alone_and_an_unfinished_one_is_made_whole(tmp_path: Path) -> None:
+def test_a_complete_dataset_is_unchanged_and_an_incomplete_one_is_completed(tmp_path: Path) -> None:
     tiny = replace(SMALL, n_subjects=1, n_train=4, n_test=2)
     root = write_dataset(tmp_path / "bids", tiny)
     before = digests(root)

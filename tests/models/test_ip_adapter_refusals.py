@@ -117,7 +117,9 @@ def test_older_scheduler_files_clip_nothing_either(
     del config["clip_sample"]
     file.write_text(json.dumps(config))
     with warnings.catch_warnings():
-        warnings.simplefilter("error", FutureWarning)  # diffusers warns where it has to turn the clipping off itself
+        warnings.simplefilter(
+            "error", FutureWarning
+        )  # diffusers warns where it has to turn the clipping off itself
         other = IPAdapterDiffusion.load(root)
     np.testing.assert_array_equal(Inputs().images(other), Inputs().images(model))
 

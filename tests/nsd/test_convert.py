@@ -98,13 +98,13 @@ def test_stimuli_of_all_of_nsd(nsd, bids):
         assert stimuli.captions(f"nsd{image:05d}") == tuple(nsd.coco[image][2])
 
 
-def test_names_and_captions_do_not_depend_on_who_is_converted(nsd, bids, tmp_path):
+def test_names_and_captions_do_not_depend_on_the_subjects(nsd, bids, tmp_path):
     for label in ("2", "subj01"):
         assert run(nsd.root, tmp_path / "bids", "--participant-label", label) == 0
     assert hashes(tmp_path / "bids") == hashes(bids)
 
 
-def test_two_jobs_at_once_make_what_one_makes(nsd, bids, tmp_path):
+def test_two_parallel_jobs_write_the_same_as_one(nsd, bids, tmp_path):
     command = [sys.executable, "-m", "bidsapp", "nsd2bids", str(nsd.root), str(tmp_path / "bids")]
     jobs = [subprocess.Popen([*command, "--participant-label", label]) for label in ("01", "02")]
     assert [job.wait(timeout=300) for job in jobs] == [0, 0]
@@ -181,7 +181,7 @@ def test_the_app_sees_scale_reference_and_ceiling(bids):
     assert table["n_trials"] == [str(N_SESSIONS * N_TRIALS)] * 2
 
 
-def test_betas_are_hard_links_and_stay_as_they_are(nsd, bids):
+def test_betas_are_hard_links_and_unchanged(nsd, bids):
     for session in range(1, N_SESSIONS + 1):
         assert betas(bids, "01", session).samefile(nsd.betas(1, session))
         assert not betas(bids, "01", session).is_symlink()
@@ -190,7 +190,7 @@ def test_betas_are_hard_links_and_stay_as_they_are(nsd, bids):
 
 
 @pytest.mark.parametrize("link", ["hard", "symbolic", "copy"])
-def test_a_second_run_touches_nothing(nsd, tmp_path, link, capsys):
+def test_a_second_run_changes_nothing(nsd, tmp_path, link, capsys):
     folder = tmp_path / "bids"
     assert run(nsd.root, folder, "--link", link) == 0
     before, contents = states(folder), hashes(folder)
@@ -204,9 +204,7 @@ def test_a_second_run_touches_nothing(nsd, tmp_path, link, capsys):
     assert hashes(folder) == contents
 
 
-def test_where_hard_links_are_impossible_symbolic_ones_are_made_and_it_is_said(
-    nsd, tmp_path, monkeypatch, capsys
-):
+def test_symbolic_links_replace_impossible_hard_links_with_a_note(nsd, tmp_path, monkeypatch, capsys):
     def refuse(source: object, target: object) -> None:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), source, None, target)
 
@@ -218,7 +216,7 @@ def test_where_hard_links_are_impossible_symbolic_ones_are_made_and_it_is_said(
     assert betas(tmp_path / "bids", "01", 1).samefile(nsd.betas(1, 1))
 
 
-def test_a_betas_file_that_changed_is_linked_anew(tmp_path):
+def test_a_betas_file_that_changed_is_copied_again(tmp_path):
     tree = write_nsd(tmp_path / "nsd")
     assert run(tree.root, tmp_path / "bids", "--link", "copy") == 0
     content = tree.betas(2, 2).read_bytes()
@@ -229,7 +227,7 @@ def test_a_betas_file_that_changed_is_linked_anew(tmp_path):
     assert betas(tmp_path / "bids", "02", 2).read_bytes() == content
 
 
-def test_a_link_to_a_link_is_a_link_to_the_file(nsd, tmp_path):
+def test_a_hard_link_to_a_symbolic_link_links_the_file(nsd, tmp_path):
     store, target = tmp_path / "store.nii.gz", tmp_path / "bids" / "x.nii.gz"
     store.symlink_to(nsd.betas(1, 1))
     Writer(tmp_path / "bids", "hard").link_or_copy(store, target)
@@ -269,7 +267,7 @@ def test_png_of_the_images_shown_and_no_others(nsd, tmp_path, capsys):
     assert len(StimulusSet.open(folder).ids) == len(shown)
 
 
-def test_without_stimpattern_the_betas_tell_how_long_sessions_are(tmp_path):
+def test_without_stimpattern_the_betas_give_the_session_lengths(tmp_path):
     tree = write_nsd(tmp_path / "nsd", stimpattern=False)
     assert run(tree.root, tmp_path / "bids") == 0
     table = read_tsv(next((tmp_path / "bids/sub-02/ses-nsd03/func").glob("*_trials.tsv")))
@@ -298,7 +296,7 @@ def test_captions_from_files_anywhere(nsd, bids, tmp_path):
     ).read_bytes()
 
 
-def test_all_betas_versions_have_a_place(tmp_path):
+def test_all_betas_versions_are_converted(tmp_path):
     tree = write_nsd(tmp_path / "nsd")
     folder = tree.betas(1, 1).parent
     folder.rename(folder.with_name("betas_assumehrf"))

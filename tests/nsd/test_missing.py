@@ -1,4 +1,4 @@
-"""nsd2bids where NSD's files are missing, damaged or contradictory, or the folder is something else."""
+"""nsd2bids with missing, damaged or contradictory files, or another kind of folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def whole(tmp_path_factory) -> NsdTree:
 
 @pytest.fixture(scope="module")
 def converted(whole, tmp_path_factory) -> dict[str, str]:
-    """Content of a conversion of everything."""
+    """Hashes of a complete conversion."""
     folder = tmp_path_factory.mktemp("bids") / "bids"
     assert run(whole.root, folder) == 0
     return hashes(folder)
@@ -43,7 +43,7 @@ def converted(whole, tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture
 def nsd(whole, tmp_path) -> NsdTree:
-    """A copy to spoil."""
+    """A copy to damage."""
     root = tmp_path / "nsd"
     shutil.copytree(whole.root, root)
     return NsdTree(root, whole.order, whole.images, whole.coco, whole.brick)
@@ -70,7 +70,7 @@ def hashes(folder: Path) -> dict[str, str]:
         (VAL, "captions"),
     ],
 )
-def test_what_is_missing_is_named_the_rest_converted_and_completed_later(
+def test_a_missing_file_is_named_and_a_later_run_completes_the_dataset(
     nsd, converted, tmp_path, capsys, lost, affected
 ):
     kept = (nsd.root / lost).read_bytes()
@@ -93,7 +93,7 @@ def test_what_is_missing_is_named_the_rest_converted_and_completed_later(
     assert hashes(tmp_path / "bids") == converted
 
 
-def test_all_that_is_missing_is_listed_at_once(nsd, tmp_path, capsys):
+def test_all_missing_files_are_listed_at_once(nsd, tmp_path, capsys):
     lost = [f"{FOLDER}/betas_session01.nii.gz", f"{FOLDER}/betas_session03.nii.gz", VISUAL, NAMES, BRICK, VAL]
     for path in lost:
         (nsd.root / path).unlink()
@@ -130,7 +130,7 @@ def test_files_may_leave_the_download_once_they_are_in_the_dataset(nsd, converte
     assert hashes(tmp_path / "bids") == converted
 
 
-def test_captions_of_an_earlier_run_stay_when_a_file_is_gone(nsd, converted, tmp_path, capsys):
+def test_captions_of_an_earlier_run_are_kept_when_a_file_is_missing(nsd, converted, tmp_path, capsys):
     train = VAL.replace("val2017", "train2017")
     kept = (nsd.root / VAL).read_bytes()
     (nsd.root / VAL).unlink()
@@ -208,7 +208,7 @@ def spoil_design(root: Path, **changes: object) -> None:
 
 
 def shift_table(root: Path) -> None:
-    """As a table that counted from 1 where it should from 0 would look."""
+    """Like a table that counts from 1 instead of 0."""
     lines = (root / TABLE).read_text().splitlines()
     rows = [line.split(",") for line in lines[1:]]
     place = 5 + 3  # nsdId, behind the four parts of cropBox
@@ -218,7 +218,7 @@ def shift_table(root: Path) -> None:
 
 
 def count_trials_from_zero(root: Path) -> None:
-    """As a table whose trials counted from 0 would look; its shared images are right."""
+    """Like a table whose trials count from 0; its shared images are right."""
     lines = (root / TABLE).read_text().splitlines()
     first = lines[0].split(",").index("subject1_rep0") + 3  # cropBox has commas of its own
     rows = [line.split(",") for line in lines[1:]]
@@ -301,7 +301,7 @@ def test_what_cannot_be_converted_at_all(whole, tmp_path, capsys, words, code, s
     assert not (tmp_path / "bids").exists()
 
 
-def test_a_folder_that_is_not_there(tmp_path, capsys):
+def test_a_missing_folder(tmp_path, capsys):
     assert run(tmp_path / "nowhere", tmp_path / "bids") == 66
     assert "nowhere" in capsys.readouterr().err
 
@@ -325,7 +325,7 @@ def test_only_its_own_datasets_are_completed(whole, tmp_path, capsys):
     assert hashes(tmp_path / "bids") == before
 
 
-def test_nothing_is_written_through_links_that_lead_out(whole, tmp_path, capsys):
+def test_nothing_is_written_through_links_out_of_the_dataset(whole, tmp_path, capsys):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     assert run(whole.root, tmp_path / "bids", "--participant-label", "1") == 0
@@ -335,7 +335,7 @@ def test_nothing_is_written_through_links_that_lead_out(whole, tmp_path, capsys)
     assert list(elsewhere.iterdir()) == []
 
 
-def test_an_interrupted_run_leaves_nothing_half_and_the_next_completes_it(
+def test_an_interrupted_run_leaves_no_partial_files_and_the_next_completes_it(
     whole, converted, tmp_path, monkeypatch
 ):
     place, calls = nsd_files.Writer.link_or_copy, []
@@ -356,7 +356,7 @@ def test_an_interrupted_run_leaves_nothing_half_and_the_next_completes_it(
     assert hashes(tmp_path / "bids") == converted
 
 
-def test_a_full_disk_leaves_nothing_half(whole, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_leaves_no_partial_files(whole, tmp_path, monkeypatch, capsys):
     import errno
     import os
 
@@ -370,7 +370,7 @@ def test_a_full_disk_leaves_nothing_half(whole, tmp_path, monkeypatch, capsys):
     assert list((tmp_path / "bids").rglob("*statmap.nii.gz")) == []
 
 
-def test_copies_are_refused_where_they_cannot_fit(whole, tmp_path, monkeypatch, capsys):
+def test_copies_that_do_not_fit_on_the_disk_are_refused(whole, tmp_path, monkeypatch, capsys):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     assert run(whole.root, tmp_path / "bids", "--link", "copy") == 74
@@ -378,7 +378,7 @@ def test_copies_are_refused_where_they_cannot_fit(whole, tmp_path, monkeypatch, 
     assert not (tmp_path / "bids").exists()
 
 
-def test_hdf5_betas_stand_in_for_nifti_until_it_comes(nsd, converted, tmp_path, capsys):
+def test_hdf5_betas_are_used_until_nifti_exists(nsd, converted, tmp_path, capsys):
     content = nsd.betas(1, 2).read_bytes()
     write_hdf5(nsd.betas(1, 2, ".hdf5"), nsd.betas(1, 2))
     nsd.betas(1, 2).unlink()
@@ -392,7 +392,7 @@ def test_hdf5_betas_stand_in_for_nifti_until_it_comes(nsd, converted, tmp_path, 
     assert hashes(folder) == converted
 
 
-def test_nifti_in_the_dataset_stays_where_nsd_has_hdf5_alone(nsd, converted, tmp_path):
+def test_nifti_in_the_dataset_is_kept_if_nsd_has_only_hdf5(nsd, converted, tmp_path):
     assert run(nsd.root, tmp_path / "bids") == 0
     write_hdf5(nsd.betas(1, 2, ".hdf5"), nsd.betas(1, 2))
     nsd.betas(1, 2).unlink()
@@ -400,7 +400,7 @@ def test_nifti_in_the_dataset_stays_where_nsd_has_hdf5_alone(nsd, converted, tmp
     assert hashes(tmp_path / "bids") == converted
 
 
-def test_a_subject_of_hdf5_betas_alone_takes_its_affine_from_the_mask(nsd, converted, tmp_path):
+def test_a_subject_with_only_hdf5_betas_has_the_affine_of_the_mask(nsd, converted, tmp_path):
     for session in range(1, N_SESSIONS + 1):
         write_hdf5(nsd.betas(2, session, ".hdf5"), nsd.betas(2, session))
         nsd.betas(2, session).unlink()
@@ -420,7 +420,7 @@ def test_hdf5_betas_of_another_form_are_refused(nsd, tmp_path, capsys):
     assert not (tmp_path / "bids/sub-01/ses-nsd02").exists()
 
 
-def test_maps_take_the_place_of_the_betas(nsd, converted, tmp_path, capsys):
+def test_maps_get_the_affine_of_the_betas(nsd, converted, tmp_path, capsys):
     import nibabel as nib
 
     path = nsd.roi(1, "nsdgeneral")

@@ -1,4 +1,4 @@
-"""nsd2bids and files that look right at first: what is said, with which path, and what is kept out."""
+"""nsd2bids and files that look right at first: the message, its path, and what is left out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def whole(tmp_path_factory) -> NsdTree:
 
 @pytest.fixture
 def nsd(whole, tmp_path) -> NsdTree:
-    """A copy to spoil."""
+    """A copy to damage."""
     shutil.copytree(whole.root, tmp_path / "nsd")
     return NsdTree(tmp_path / "nsd", whole.order, whole.images, whole.coco, whole.brick)
 
@@ -40,7 +40,7 @@ def run(*words: object) -> int:
 
 
 def entry(said: str, path: Path) -> str:
-    """What is said of the one file that is not usable."""
+    """The message about the one file that is not usable."""
     entries = said.split("Not usable: ")[1:]
     assert len(entries) == 1, said
     assert entries[0].startswith(f"{path}\n"), said
@@ -59,7 +59,7 @@ def as_percent_in_hdf5(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("spoil", "suffix"), [(as_percent, ".nii.gz"), (as_percent_in_hdf5, ".hdf5")])
-def test_betas_that_someone_divided_already_are_refused(nsd, tmp_path, capsys, spoil, suffix):
+def test_betas_that_were_divided_already_are_refused(nsd, tmp_path, capsys, spoil, suffix):
     spoil(nsd.betas(1, 2))
     assert run(nsd.root, tmp_path / "bids") == 1
     assert "float32" in entry(capsys.readouterr().err, nsd.betas(1, 2, suffix))
@@ -75,7 +75,7 @@ def test_betas_that_someone_divided_already_are_refused(nsd, tmp_path, capsys, s
         (lambda b: b.replace(b"seen", b"\\ud800"), "not valid Unicode"),
     ],
 )
-def test_a_damaged_caption_file_is_the_one_named_and_the_other_is_used(
+def test_a_damaged_caption_file_is_named_and_the_other_is_used(
     nsd, tmp_path, capsys, change: Callable[[bytes], bytes], says
 ):
     path = nsd.root / COCO / "captions_val2017.json"
@@ -91,7 +91,7 @@ def test_a_damaged_caption_file_is_the_one_named_and_the_other_is_used(
     assert having == {i for i, (_, split, _) in nsd.coco.items() if split == "train2017"}
 
 
-def test_a_damaged_table_of_names_is_the_file_named(nsd, tmp_path, capsys):
+def test_a_damaged_table_of_names_is_named(nsd, tmp_path, capsys):
     path = nsd.root / NAMES
     path.write_bytes(path.read_bytes().replace(b"OWFA", b"OW\xc4"))
     assert run(nsd.root, tmp_path / "bids") == 1
@@ -117,7 +117,7 @@ def test_a_design_of_fewer_subjects_is_refused(nsd, tmp_path, capsys):
     assert not (tmp_path / "bids").exists()
 
 
-def test_a_table_that_cannot_be_compared_with_the_design_is_said(nsd, tmp_path, capsys):
+def test_a_table_that_cannot_be_compared_with_the_design_is_noted(nsd, tmp_path, capsys):
     lines = (nsd.root / TABLE).read_text().splitlines()
     place = 24  # columns of repeats, the last ones
     (nsd.root / TABLE).write_text("".join(",".join(line.split(",")[:-place]) + "\n" for line in lines))
@@ -126,7 +126,7 @@ def test_a_table_that_cannot_be_compared_with_the_design_is_said(nsd, tmp_path, 
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_ceiling_that_is_no_number_is_unknown(nsd, tmp_path):
+def test_a_ceiling_that_is_not_a_number_is_unknown(nsd, tmp_path):
     path = nsd.root / FOLDER / "ncsnr.nii.gz"
     image = nib.load(path)
     values = np.asarray(image.dataobj).copy()
@@ -141,7 +141,7 @@ def test_a_ceiling_that_is_no_number_is_unknown(nsd, tmp_path):
 
 
 @pytest.mark.parametrize("link", ["copy", "hard"])
-def test_symbolic_links_give_way_to_what_is_asked_for_now(nsd, tmp_path, capsys, link):
+def test_symbolic_links_are_replaced_by_what_is_requested_now(nsd, tmp_path, capsys, link):
     bids = tmp_path / "bids"
     assert run(nsd.root, bids, "--link", "symbolic") == 0
     placed = [p for p in bids.rglob("*") if p.is_symlink()]
@@ -154,12 +154,12 @@ def test_symbolic_links_give_way_to_what_is_asked_for_now(nsd, tmp_path, capsys,
         assert np.array_equal(file["imgBrick"][:], nsd.brick)
 
 
-def test_a_folder_that_cannot_be_made(whole, capsys):
+def test_a_folder_that_cannot_be_created(whole, capsys):
     assert run(whole.root, "/proc/nothing/bids") == 73
     assert "/proc/nothing/bids cannot be created" in capsys.readouterr().err
 
 
-def test_a_dataset_without_its_images_is_told_so(nsd, tmp_path, capsys):
+def test_a_dataset_without_its_images_is_reported(nsd, tmp_path, capsys):
     (nsd.root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5").unlink()
     bids = tmp_path / "bids"
     assert run(nsd.root, bids) == 1

@@ -74,7 +74,7 @@ def test_the_design_divides_its_trials():
         design.divided(5)
 
 
-def test_shared_images_may_stand_in_any_order(tmp_path):
+def test_shared_images_may_be_in_any_order(tmp_path):
     images = [[4.0, 7.0, 1.0], [7.0, 4.0, 2.0]]
     content = {"masterordering": [[1.0, 2.0, 3.0]], "subjectim": images, "sharedix": [[4.0, 7.0]]}
     savemat(tmp_path / "d.mat", content)
@@ -86,7 +86,7 @@ def test_shared_images_may_stand_in_any_order(tmp_path):
         read_design(tmp_path / "d.mat")
 
 
-def test_a_stimpattern_that_does_not_fit_is_not_believed(tmp_path):
+def test_a_stimpattern_that_does_not_fit_is_ignored(tmp_path):
     content = {"masterordering": [[1.0, 2.0, 1.0, 2.0]], "subjectim": [[4.0, 7.0]], "sharedix": [[4.0]]}
     for pattern in (np.ones((2, 2, 2)), np.full((1, 2, 2), 2.0), np.ones((4, 1)), "text"):
         savemat(tmp_path / "d.mat", {**content, "stimpattern": pattern})

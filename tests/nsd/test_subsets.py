@@ -1,4 +1,4 @@
-"""nsd2bids on parts of NSD: sessions that were asked for, and bricks that hold some of the images only."""
+"""nsd2bids on parts of NSD: requested sessions, and bricks with a subset of the images."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def keep(nsd: NsdTree, images: list[int], **how: object) -> None:
 
 
 @pytest.mark.parametrize("label", ["nsd02", "2", "02", "ses-nsd02"])
-def test_only_the_sessions_asked_for_are_converted_and_missed(nsd, tmp_path, label, capsys):
+def test_only_requested_sessions_are_converted_and_reported_missing(nsd, tmp_path, label, capsys):
     for session in (1, 3):
         nsd.betas(1, session).unlink()
     words = ("--participant-label", "01", "--session-label", label)
@@ -70,7 +70,7 @@ def test_only_the_sessions_asked_for_are_converted_and_missed(nsd, tmp_path, lab
     assert read_tsv(tmp_path / "bids/participants.tsv")["n_sessions"] == ["1"]
 
 
-def test_a_session_asked_for_that_is_missing_is_named(nsd, tmp_path, capsys):
+def test_a_requested_session_that_is_missing_is_named(nsd, tmp_path, capsys):
     nsd.betas(1, 2).unlink()
     assert run(nsd.root, tmp_path / "bids", "--participant-label", "01", "--session-label", "1", "2") == 1
     said = capsys.readouterr().err
@@ -79,7 +79,7 @@ def test_a_session_asked_for_that_is_missing_is_named(nsd, tmp_path, capsys):
     assert sessions(tmp_path / "bids", "01") == ["ses-nsd01"]
 
 
-def test_session_after_session_makes_what_one_run_makes(whole, tmp_path):
+def test_one_session_at_a_time_writes_the_same_as_one_run(whole, tmp_path):
     assert run(whole.root, tmp_path / "one") == 0
     for session in (3, 1, 2):
         assert run(whole.root, tmp_path / "bids", "--session-label", session) == 0
@@ -101,7 +101,7 @@ def test_sessions_that_nsd_does_not_have(whole, tmp_path, capsys, words, says):
 
 
 @pytest.mark.parametrize("how", [{}, {"compression": "gzip"}, {"chunks": (1, SIDE, SIDE // 2, 3)}])
-def test_a_brick_with_the_images_shown_alone_is_enough(nsd, tmp_path, how, capsys):
+def test_a_brick_with_only_the_images_shown_is_enough(nsd, tmp_path, how, capsys):
     images = shown(nsd, 1)
     keep(nsd, images, **how)
     bids = tmp_path / "bids"
@@ -115,7 +115,7 @@ def test_a_brick_with_the_images_shown_alone_is_enough(nsd, tmp_path, how, capsy
         np.testing.assert_array_equal(stimuli.images([f"nsd{image:05d}"])[0], nsd.brick[image - 1])
 
 
-def test_png_from_a_brick_with_the_images_shown_alone(nsd, tmp_path):
+def test_png_from_a_brick_with_only_the_images_shown(nsd, tmp_path):
     images = shown(nsd, 1)
     keep(nsd, images)
     bids = tmp_path / "bids"
@@ -124,7 +124,7 @@ def test_png_from_a_brick_with_the_images_shown_alone(nsd, tmp_path):
 
 
 @pytest.mark.parametrize("stimuli", ["hdf5", "png"])
-def test_images_that_were_shown_but_are_not_in_the_brick_are_counted(nsd, tmp_path, stimuli, capsys):
+def test_images_shown_but_missing_from_the_brick_are_counted(nsd, tmp_path, stimuli, capsys):
     images = shown(nsd, 1)
     keep(nsd, images[2:])
     bids = tmp_path / "bids"
@@ -140,7 +140,7 @@ def test_images_that_were_shown_but_are_not_in_the_brick_are_counted(nsd, tmp_pa
         assert np.asarray(Image.open(path)).any()
 
 
-def test_the_app_refuses_a_row_of_a_brick_that_was_never_written(nsd, tmp_path):
+def test_the_app_refuses_a_brick_row_that_was_never_written(nsd, tmp_path):
     images = shown(nsd, 1)
     assert run(nsd.root, tmp_path / "bids", "--participant-label", "01", "--link", "copy") == 0
     nsd = NsdTree(tmp_path / "bids", nsd.order, nsd.images, nsd.coco, nsd.brick)

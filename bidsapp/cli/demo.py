@@ -16,7 +16,7 @@ from bidsapp.errors import ExitCode
 if TYPE_CHECKING:
     from bidsapp.config import RunConfig
     from bidsapp.demo.design import DatasetDesign
-    from bidsapp.report import ScoreRow
+    from bidsapp.report.records import ScoreRow
 
 
 def run_demo(config: RunConfig, design: DatasetDesign) -> int:

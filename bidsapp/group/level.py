@@ -20,9 +20,9 @@ from bidsapp.bids.descriptions import update_participants
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.group.checks import comparable_columns, differing_settings, run_settings, subject_entry
 from bidsapp.group.scores import SubjectScores, read_scores, subject_folders
-from bidsapp.report import Column, GroupMean, GroupReport, MissingSubject, write_group_report
+from bidsapp.report.group import write_group_report
 from bidsapp.report.labels import CONDITION_TITLES, STAGE_TITLES, metric_label
-from bidsapp.report.records import CONDITIONS, STAGES
+from bidsapp.report.records import CONDITIONS, STAGES, Column, GroupMean, GroupReport, MissingSubject
 from bidsapp.storage.text import read_tsv, write_json, write_tsv
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bidsapp.errors import AppError
-from bidsapp.report import MissingSubject
-from bidsapp.report.records import STAGES
+from bidsapp.report.records import STAGES, MissingSubject
 from bidsapp.storage.text import read_json, read_tsv
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from bidsapp.decoding.backends import choose_backend
 from bidsapp.decoding.decoder import RidgeDecoder
 from bidsapp.decoding.model_writer import FittedModel, FittedTarget, VoxelScaling, made_from
 from bidsapp.decoding.model_writer import write_model as write
-from bidsapp.report import RidgePenalty
+from bidsapp.report.records import RidgePenalty
 from bidsapp.storage.atomic import atomic_path
 from bidsapp.storage.stages import stage_key
 

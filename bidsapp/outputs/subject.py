@@ -29,9 +29,10 @@ from bidsapp.outputs.tables import (
     write_option_tables,
 )
 from bidsapp.pipeline.records import BRAIN
-from bidsapp.report import ExtraFigure, ScoreRow, SubjectReport, write_subject_report
 from bidsapp.report.labels import metric_label
+from bidsapp.report.records import ExtraFigure, ScoreRow, SubjectReport
 from bidsapp.report.saved import save_report
+from bidsapp.report.subject import write_subject_report
 
 if TYPE_CHECKING:
     from bidsapp.data.stimuli import StimulusSet

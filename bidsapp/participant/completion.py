@@ -16,7 +16,7 @@ from bidsapp import __version__
 from bidsapp.bids.outputs import OutputTree
 from bidsapp.config import RunConfig
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.report import ScoreRow
+from bidsapp.report.records import ScoreRow
 from bidsapp.storage.files import fingerprint
 from bidsapp.storage.stages import changes, flat_inputs
 from bidsapp.storage.text import read_json, write_text

@@ -32,7 +32,7 @@ from bidsapp.system.resources import as_text
 if TYPE_CHECKING:
     from bidsapp.bids.outputs import OutputTree
     from bidsapp.models.suite import Models
-    from bidsapp.report import ScoreRow
+    from bidsapp.report.records import ScoreRow
 
 
 LOG = logging.getLogger("bidsapp")
@@ -221,7 +221,8 @@ def _report_failure(tree: OutputTree, config: RunConfig, text: str) -> None:
     from bidsapp.group.level import remove_group_results
     from bidsapp.outputs.provenance import settings_of, software_versions
     from bidsapp.outputs.subject import remove_outputs
-    from bidsapp.report import SubjectReport, write_subject_report
+    from bidsapp.report.records import SubjectReport
+    from bidsapp.report.subject import write_subject_report
 
     try:
         remove_outputs(tree, suffixes=("metrics",))  # the group level must not count a failed subject

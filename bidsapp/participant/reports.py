@@ -10,8 +10,8 @@ from bidsapp.bids.outputs import OutputTree
 from bidsapp.config import RunConfig
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.participant.lock import subject_lock
-from bidsapp.report import write_subject_report
 from bidsapp.report.saved import load_report
+from bidsapp.report.subject import write_subject_report
 from bidsapp.storage.text import read_json, write_text
 
 LOG = logging.getLogger("bidsapp")

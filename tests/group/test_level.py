@@ -17,7 +17,7 @@ from helpers.output_tree import record_complete
 
 from bidsapp.errors import AppError
 from bidsapp.group.level import GroupOutcome, mean_over_subjects, remove_group_results, run_group
-from bidsapp.report import ScoreRow
+from bidsapp.report.records import ScoreRow
 from bidsapp.storage.text import read_tsv, write_json, write_tsv
 
 METRICS = ("pixcorr", "two_way_clip")

@@ -26,7 +26,8 @@ from bidsapp.evidence import (
     TrialOrder,
     Value,
 )
-from bidsapp.report import (
+from bidsapp.report.figures import save_png
+from bidsapp.report.records import (
     Column,
     ExtraFigure,
     GroupMean,
@@ -39,7 +40,6 @@ from bidsapp.report import (
     SubjectEntry,
     SubjectReport,
 )
-from bidsapp.report.figures import save_png
 
 NETWORKS = ("clip", "alexnet2", "efficientnet_lite0")
 METRICS = ("pixcorr", "ssim", *(f"two_way_{n}" for n in NETWORKS), "distance_swav")

@@ -9,8 +9,9 @@ import numpy as np
 from helpers.report_examples import evidence, full_subject_report
 
 from bidsapp.evidence import Evidence, TargetQuality, Value
-from bidsapp.report import RidgePenalty, write_subject_report
 from bidsapp.report.analyses import panels
+from bidsapp.report.records import RidgePenalty
+from bidsapp.report.subject import write_subject_report
 from bidsapp.report.targets import COLUMNS, histograms, target_table
 
 

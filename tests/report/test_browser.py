@@ -12,7 +12,8 @@ from helpers.browser import Browser, Visit, find, launched
 from helpers.report_examples import full_group_report, full_subject_report
 from PIL import Image
 
-from bidsapp.report import write_group_report, write_subject_report
+from bidsapp.report.group import write_group_report
+from bidsapp.report.subject import write_subject_report
 
 WIDTHS = (390, 1200)
 #: Evaluated in the page: its width and the window's, images that did not load, colours of text and page.

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from bidsapp.report import SubjectReport
 from bidsapp.report.figures import (
     GAP,
     N_RANKED,
@@ -14,6 +13,7 @@ from bidsapp.report.figures import (
     ranking,
     side_by_side,
 )
+from bidsapp.report.records import SubjectReport
 
 
 def report(scores: dict[str, list[float]], ids: list[str] | None = None, **more: object) -> SubjectReport:

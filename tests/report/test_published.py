@@ -16,8 +16,9 @@ from bidsapp.evidence import Evidence, ProtocolScores, Value
 from bidsapp.metrics.protocols import published_protocols
 from bidsapp.metrics.scoring import score
 from bidsapp.models.judges.protocol_networks import load_protocol_networks
-from bidsapp.report import SubjectReport, write_subject_report
 from bidsapp.report.published import COLUMNS, published_rows, published_table
+from bidsapp.report.records import SubjectReport
+from bidsapp.report.subject import write_subject_report
 
 
 def test_published_rows_are_of_known_protocols_and_metrics() -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bidsapp.report import LadderImages, SubjectReport, write_subject_report
 from bidsapp.report.figures import GAP, SIDE
+from bidsapp.report.records import LadderImages, SubjectReport
 from bidsapp.report.strips import N_SHOWN, choose_strip, write_strips
+from bidsapp.report.subject import write_subject_report
 
 IDS = tuple(f"scene{i:02d}" for i in range(10))
 

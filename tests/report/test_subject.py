@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bidsapp.demo import scenes
-from bidsapp.report import ExtraFigure, RidgePenalty, ScoreRow, SubjectReport, write_subject_report
+from bidsapp.report.records import ExtraFigure, RidgePenalty, ScoreRow, SubjectReport
+from bidsapp.report.subject import write_subject_report
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://evil.example/x.png onerror=alert(2)>&amp;"
 

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bidsapp.config import RECIPES
-from bidsapp.report import ScoreRow
 from bidsapp.report.labels import format_interval, format_value, is_two_way, metric_label, primary_metric
 from bidsapp.report.methods import REFERENCES, methods_text
 from bidsapp.report.plots import Axis, axis_for, score_plots
+from bidsapp.report.records import ScoreRow
 
 
 @pytest.mark.parametrize(

@@ -99,12 +99,6 @@ class ResourceEstimate:
     images: int = 0
     at_once: int = 0
 
-    @property
-    def total_seconds(self) -> float | None:
-        """Rough time of the whole run, None if that of a part is not known."""
-        known = [s for s in self.seconds.values() if s is not None]
-        return sum(known) if len(known) == len(self.seconds) else None
-
 
 def estimate_resources(config: RunConfig, sizes: Sizes) -> ResourceEstimate:
     """Estimate what one subject needs; the device of ``config`` is one that exists, not "auto"."""

@@ -176,7 +176,7 @@ def test_control_c(monkeypatch, capsys):
 
     monkeypatch.setattr(cli.app, "callback", interrupted)
     assert run("a", "b", "participant") == 130
-    assert "go on" in capsys.readouterr().err
+    assert "to resume" in capsys.readouterr().err
 
 
 def test_help_and_refusals_import_nothing_heavy():

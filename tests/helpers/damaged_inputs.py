@@ -115,7 +115,7 @@ CASES = {
         65, "affine", **on(BETAS, lambda p: resave(p, affine=lambda a: a @ np.diag([1, 1, 1.5, 1])))
     ),
     "betas all NaN": Case(65, "are NaN", **on(BETAS, lambda p: resave(p, nan))),
-    "betas constant": Case(65, "one value", **on(BETAS, lambda p: resave(p, lambda v: v * 0 + 7))),
+    "betas constant": Case(65, "same value", **on(BETAS, lambda p: resave(p, lambda v: v * 0 + 7))),
     "betas damaged inside": Case(65, "damaged", **on(BETAS, scramble)),
     "betas a link to nowhere": Case(66, "datalad get", **on(BETAS, link_to_nowhere)),
     "two files of one session": Case(65, "Several files could be the betas", another_candidate, SECOND),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -259,3 +260,14 @@ def test_settings_are_frozen(tmp_path):
         config.seed = 3
     with pytest.raises(ValidationError, match="frozen"):
         recipe.vdvae.layers = 3
+
+
+def test_the_message_that_the_documentation_shows(tmp_path, monkeypatch):
+    text = (RECIPES / "embedded.toml").read_text()
+    text = text.replace("\nlayers = ", "\nlayer = ").replace("\nstrength = 0.75", "\nstrength = 2")
+    (tmp_path / "mine.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AppError) as caught:
+        load_recipe("mine.toml")
+    page = Path(__file__).parents[1] / "docs" / "reference" / "recipes.md"
+    assert f"```text\n{caught.value}\n```" in page.read_text()

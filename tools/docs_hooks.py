@@ -114,8 +114,8 @@ def recipe_keys() -> str:
     from bidsapp.recipes import Recipe
 
     recipes = {n: tomllib.loads((RECIPES / f"{n}.toml").read_text(encoding="utf-8")) for n in _SHIPPED}
-    plain = {name: kind for name, (kind, _) in _fields(Recipe).items() if not _section(kind)}
-    rows = "\n\n".join(f"`{name}`\n:   {_kind(kind)}" for name, kind in plain.items())
+    plain = {name: about for name, about in _fields(Recipe).items() if not _section(about[0])}
+    rows = "\n\n".join(f"`{name}`\n:   {_kind(kind)}: {text}" for name, (kind, text) in plain.items())
     parts = ["At the top of the file:", rows]
     for name, (kind, _) in _fields(Recipe).items():
         if section := _section(kind):

@@ -17,6 +17,7 @@ from bidsapp.data._tables import read_table
 from bidsapp.data.captions import ID_COLUMNS
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
 from bidsapp.storage.files import datasets_around
+from bidsapp.storage.text import normalized
 
 #: Names of the table; the first one found is used.
 TABLES = ("stimuli.tsv", "task-images_metadata.csv")
@@ -194,23 +195,32 @@ class _Finder:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._images = folder, folder / "images"
-        self._own = {entry.name for entry in os.scandir(folder)}
-        self._listed = {entry.name for entry in os.scandir(self._images)} if self._images.is_dir() else set()
+        self._own = self._names(folder)
+        self._listed = self._names(self._images) if self._images.is_dir() else {}
+
+    @staticmethod
+    def _names(folder: Path) -> dict[str, str]:
+        """Names in a folder, by their spelling in tables."""
+        return {normalized(entry.name): entry.name for entry in os.scandir(folder)}
 
     def __call__(self, stimulus: str) -> Path:
         """File of a stimulus if the table names none: ``images/<id>``, ``stim-<id>_image.png``."""
         if self.has_image(stimulus):
-            return self._images / stimulus
+            return self._images / self._listed[normalized(stimulus)]
         safe = stimulus.replace("/", "_").replace("\\", "_")
-        return self._folder / f"stim-{safe}_image.png"
+        name = f"stim-{safe}_image.png"
+        return self._folder / self._own.get(normalized(name), name)
 
     def has_image(self, stimulus: str) -> bool:
         """Whether the folder ``images`` has a file with the name of the stimulus."""
-        return stimulus in self._listed
+        return normalized(stimulus) in self._listed
 
     def named(self, name: str) -> Path:
         """File that the table names: in the stimuli folder, else in its folder ``images``."""
-        return (self._images if name in self._listed and name not in self._own else self._folder) / name
+        plain = normalized(name)
+        if plain in self._listed and plain not in self._own:
+            return self._images / self._listed[plain]
+        return self._folder / self._own.get(plain, name)
 
 
 def _read_split(

@@ -12,7 +12,7 @@ from bidsapp.data.captions import ID_COLUMNS, same_ids
 from bidsapp.errors import AppError, ExitCode, InputProblems, Problem
 from bidsapp.records import Split
 from bidsapp.storage.files import sha256_file
-from bidsapp.storage.text import read_json, read_tsv
+from bidsapp.storage.text import normalized, read_json, read_tsv
 
 #: The sets, and their names in messages.
 _SETS = {"train": "training", "test": "test"}
@@ -182,7 +182,7 @@ def _read_tsv_split(path: Path, variant: str | None) -> _Read:
 
 
 def _read_json_split(path: Path, variant: str | None) -> _Read:
-    content = read_json(path)
+    content = normalized(read_json(path))
     name = str(content.get("name", path.stem))
     if "variants" not in content:
         if variant is not None:

@@ -178,7 +178,7 @@ def read_captions(paths: Sequence[Path]) -> dict[int, list[str]]:
     """
     found: dict[int, dict[int, str]] = {}
     for path in paths:
-        annotations = read_json(path).get("annotations")
+        annotations = read_json(path, most=1 << 28).get("annotations")
         if not isinstance(annotations, list):
             what = f"{path}: lacks the list 'annotations'. Give COCO's captions_*.json."
             raise AppError(what, exit_code=ExitCode.BAD_DATA)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ from bidsapp.errors import AppError, ExitCode
 from bidsapp.storage.atomic import atomic_path
 from bidsapp.storage.files import kind_of
 
-#: Longest text that is read, in bytes: the captions of all of COCO have a fifth of this.
-_MOST_TEXT = 1 << 28
+#: Largest table or text that is read, in bytes: NSD's 73,000 stimuli have a sixth of this.
+_MOST_TEXT = 1 << 26
+#: Largest JSON file that is read, in bytes, unless its reader expects more; as objects it is 20 times larger.
+_MOST_JSON = 1 << 24
 #: Most columns of a table; their names are checked one by one.
 _MOST_COLUMNS = 10_000
 
@@ -58,8 +62,8 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a JSON object.
+def read_json(path: str | os.PathLike[str], *, most: int = _MOST_JSON) -> dict[str, Any]:
+    """Read a JSON object from a file of up to ``most`` bytes.
 
     Raises
     ------
@@ -67,7 +71,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         Exit code 66 if there is no such file, 65 if it is not a JSON object, or an object in it has a key
         twice; the message has the path, and the line if known.
     """
-    text = read_text(path)
+    text = read_text(path, most=most)
     try:
         value = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
@@ -84,12 +88,24 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build an object; a duplicate key is refused, because readers differ in which of the two counts."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
+        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
         raise ValueError(f"it has the key {twice[:80]!r} twice")
     return content
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
+def normalized(value: Any) -> Any:
+    """Compose accented letters (NFC) in a text, or in all texts of lists and objects.
+
+    macOS decomposes them in names of files, so the same name typed elsewhere would not match.
+    """
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value)
+    if isinstance(value, list):
+        return [normalized(item) for item in value]
+    return {normalized(k): normalized(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def read_text(path: str | os.PathLike[str], *, most: int = _MOST_TEXT) -> str:
     """Read a UTF-8 text file; a byte-order mark is dropped, Windows line ends become Unix ones.
 
     Raises
@@ -101,8 +117,8 @@ def read_text(path: str | os.PathLike[str]) -> str:
     if (kind := kind_of(path)).startswith("is "):
         raise AppError(f"{os.fspath(path)}: {kind}.", exit_code=ExitCode.NO_INPUT, path=path)
     try:
-        if (size := Path(path).stat().st_size) > _MOST_TEXT:
-            raise _bad(path, None, f"has {size} bytes; tables and texts of up to {_MOST_TEXT} are read")
+        if (size := Path(path).stat().st_size) > most:
+            raise _bad(path, None, f"has {size} bytes; files of this kind are read up to {most} bytes")
         raw = Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         message = f"{os.fspath(path)}: there is no such file. Check the path and, in a container, the mounts."
@@ -164,8 +180,9 @@ def _cell(value: Any) -> str:
 def read_tsv(path: str | os.PathLike[str]) -> dict[str, list[str]]:
     """Read a tab-separated table with a header, every cell as text.
 
-    A byte-order mark, Windows line ends and blank lines at the end are tolerated. Quotes have no special
-    meaning, as in BIDS.
+    A byte-order mark, line ends of Windows and of old Macs, blanks around the names of columns, and blank
+    lines at the end are tolerated. Accented letters are composed (:func:`normalized`). Quotes have no
+    special meaning, as in BIDS.
 
     Returns
     -------
@@ -178,19 +195,21 @@ def read_tsv(path: str | os.PathLike[str]) -> dict[str, list[str]]:
         Exit code 65, with path and line, for an empty file, a column without a name or with the name of
         another, a row with more or fewer cells than the header, and a NUL byte; 66 if there is no file.
     """
-    text = read_text(path)
+    text = normalized(read_text(path))
+    if "\n" not in text:
+        text = text.replace("\r", "\n")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise _bad(path, line, "holds a NUL byte, so it is damaged or not a text table")
     # Not splitlines(): captions may hold characters such as U+2028, which do not end a line in TSV.
     lines = text.rstrip("\n").split("\n")
-    names = lines[0].split("\t")
+    names = [name.strip() for name in lines[0].split("\t")]
     if not lines[0].strip():
         raise _bad(path, 1, "has no header row")
     if len(names) > _MOST_COLUMNS:
         raise _bad(path, 1, f"has {len(names)} columns; up to {_MOST_COLUMNS} are read")
     for index, name in enumerate(names):
-        if not name.strip():
+        if not name:
             raise _bad(path, 1, f"column {index + 1} has no name")
         if name in names[:index]:
             raise _bad(path, 1, f"has two columns named {name!r}")

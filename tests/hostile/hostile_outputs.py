@@ -45,5 +45,5 @@ CASES = {
     "scores that are ragged": refused("where the header has 3", GOOD + "x\n"),
     "scores that are a pipe": refused("is a pipe", pipe),
     "scores that never end": refused("is a device", endless),
-    "scores of 40 GB": refused("bytes; tables and texts", sparse),
+    "scores of 40 GB": refused("bytes; files of this kind", sparse),
 }

@@ -121,7 +121,7 @@ CASES = {
     ),
     "trials that are a pipe": Case(66, "is a pipe", on(TRIALS, pipe)),
     "trials that are an endless device": Case(66, "is a device", on(TRIALS, endless)),
-    "trials of 40 GB": Case(65, "bytes; tables and texts", on(TRIALS, sparse)),
+    "trials of 40 GB": Case(65, "bytes; files of this kind", on(TRIALS, sparse)),
     "captions that are a pipe": Case(66, "is a pipe", on("p", pipe), participant("--captions", "{bids}/p")),
     "captions whose quote never closes": Case(
         65,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from PIL import Image
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.storage.files import kind_of
 from bidsapp.storage.hdf5 import DAMAGED, is_complete
-from bidsapp.storage.hdf5_rows import chunks_per_row, row_is_written, row_length
+from bidsapp.storage.hdf5_rows import chunks_per_row, row_is_written, row_lengths
 
 #: An image with more pixels is treated as a decompression bomb and not decoded.
 MAX_PIXELS = 64_000_000
@@ -27,8 +27,8 @@ MAX_SIDE, MAX_RATIO = 16_384, 100
 MAX_FILE = 1 << 30
 #: Largest HDF5 chunk, in bytes, that is inflated to read one image.
 MAX_CHUNK = 1 << 30
-#: Most chunks of an HDF5 array that hold one image.
-MAX_CHUNKS = 100_000
+#: Most chunks of an HDF5 array that hold one image, and most encoded images of one chunk.
+MAX_CHUNKS, MAX_CHUNK_ROWS = 100_000, 1 << 20
 #: Background of transparent pixels: the mid-grey of a screen, as LAION-fMRI showed its images
 #: (its documentation, "Image Format"; 0.5 in [0, 1]).
 BACKGROUND = (128, 128, 128, 255)
@@ -53,12 +53,13 @@ _SWAPS_SIDES = (5, 6, 7, 8)
 
 @dataclass(frozen=True)
 class _Brick:
-    """An open HDF5 file and its images (pixels or encoded files), and whether all were written."""
+    """An open HDF5 file, its images (pixels or encoded files), whether all were written, known lengths."""
 
     file: Any
     images: Any
     encoded: bool
     complete: bool
+    lengths: dict[int, int] = field(default_factory=dict)
 
 
 class Bricks:
@@ -103,11 +104,13 @@ class Bricks:
             raise _bad(path, f"has {n} images, but row {row} (from 0) is requested")
         try:
             written = brick.complete or row_is_written(brick.images, row)
-            length = row_length(brick.images, path, row) if brick.encoded and written else 0
+            if brick.encoded and row not in brick.lengths:
+                brick.lengths.update(row_lengths(brick.images, path, row))
         except (*DAMAGED, struct.error) as error:
             raise _bad(path, f"row {row} cannot be read ({error})") from error
         if not written:
             raise _bad(path, f"row {row} was never written: the file is a subset, or incomplete")
+        length = brick.lengths.get(row, 0)
         if length > min(MAX_FILE, path.stat().st_size):
             raise _bad(path, f"row {row} declares {length} bytes, more than the file can hold")
 
@@ -156,6 +159,8 @@ def _find_images(file: Any, path: Path) -> _Brick:
         what = size_fault(found[0].shape[2], found[0].shape[1])
     elif chunks and math.prod(chunks) * found[0].dtype.itemsize > MAX_CHUNK:
         what = f"is stored in chunks of {math.prod(chunks)} bytes, too large to read one image"
+    elif not pixels and chunks and chunks[0] > MAX_CHUNK_ROWS:
+        what = f"is stored in chunks of {chunks[0]} images; up to {MAX_CHUNK_ROWS} are read"
     elif (n := chunks_per_row(found[0])) > MAX_CHUNKS:
         what = f"is stored in {n} chunks per image; up to {MAX_CHUNKS} are read"
     if what:

@@ -40,19 +40,15 @@ def chunks_per_row(array: Any) -> int:
     return math.prod(-(-size // chunk) for size, chunk in sides)
 
 
-def row_length(array: Any, path: Path, row: int) -> int:
-    """Return the length that a row of a variable-length array declares; reading would allocate it first.
+def row_lengths(array: Any, path: Path, row: int) -> dict[int, int]:
+    """Return the lengths that a row of a variable-length array, and others of its chunk, declare.
 
-    Parameters
-    ----------
-    array : h5py.Dataset, (rows,)
-    path : Path
-        Its file.
+    Reading such a row would allocate its declared length first. ``path`` is the file of the array, (rows,).
 
     Raises
     ------
     ValueError
-        If the array is stored in a way that hides the length.
+        If the array is stored in a way that hides the lengths.
     """
     import h5py
 
@@ -61,20 +57,18 @@ def row_length(array: Any, path: Path, row: int) -> int:
     if creation.get_layout() == h5py.h5d.CHUNKED:
         first = row - row % array.chunks[0]
         if not _exists(array, (first,)):
-            return 0
+            return {row: 0}
         mask, raw = array.id.read_direct_chunk((first,))
-        raw = _unfiltered(raw, mask, creation, size)[(row - first) * size :]
-    elif creation.get_layout() == h5py.h5d.CONTIGUOUS:
-        offset = array.id.get_offset()
-        if offset is None:
-            return 0
-        with path.open("rb") as stream:
-            stream.seek(offset + row * size)
-            raw = stream.read(4)
-    else:
+        raw = _unfiltered(raw, mask, creation, size)
+        return {first + i: struct.unpack_from("<I", raw, i * size)[0] for i in range(array.chunks[0])}
+    if creation.get_layout() != h5py.h5d.CONTIGUOUS:
         raise ValueError("its layout is not supported")
-    length: int = struct.unpack("<I", raw[:4])[0]
-    return length
+    offset = array.id.get_offset()
+    if offset is None:
+        return {row: 0}
+    with path.open("rb") as stream:
+        stream.seek(offset + row * size)
+        return {row: struct.unpack("<I", stream.read(4))[0]}
 
 
 def _exists(array: Any, coordinates: tuple[int, ...]) -> bool:

@@ -291,6 +291,13 @@ CASES = {
         "3000000 chunks per image",
         in_hdf5(BRICK, lambda f: f.create_dataset("imgBrick", (1, 1000, 1000, 3), "u1", chunks=(1, 1, 1, 1))),
     ),
+    "brick of a chunk of many encoded images": Case(
+        65,
+        "chunks of 2000000 images",
+        in_hdf5(
+            BRICK, lambda f: f.create_dataset("i", (2_000_000,), h5py.vlen_dtype("u1"), chunks=(2_000_000,))
+        ),
+    ),
     "brick of a row that claims 4 GB": Case(65, "declares 4000000000 bytes", claims_too_much),
     # images
     "PNG of 10 gigapixels": Case(65, "decompression bomb", on(IMAGE, png(100_000, 100_000))),

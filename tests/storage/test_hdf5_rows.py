@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from bidsapp.storage.hdf5_rows import row_length, written_rows
+from bidsapp.storage.hdf5_rows import row_lengths, written_rows
 
 
 @pytest.mark.parametrize(
@@ -31,13 +31,13 @@ def test_lengths(tmp_path: Path, how: dict[str, Any], userblock_size: int) -> No
         for row, length in enumerate(lengths[:4]):
             rows[row] = np.full(length, row, np.uint8)
     with h5py.File(path) as file:
-        assert [row_length(file["rows"], path, row) for row in range(6)] == lengths
+        assert [row_lengths(file["rows"], path, row)[row] for row in range(6)] == lengths
 
 
 def test_lengths_of_an_array_that_was_never_written(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "rows.hdf5", "w") as file:
         rows = file.create_dataset("rows", (2,), h5py.vlen_dtype(np.uint8))
-        assert [row_length(rows, tmp_path / "rows.hdf5", row) for row in (0, 1)] == [0, 0]
+        assert [row_lengths(rows, tmp_path / "rows.hdf5", row)[row] for row in (0, 1)] == [0, 0]
 
 
 @pytest.mark.parametrize("chunks", [(1, 4, 4, 3), (2, 4, 4, 3), (1, 2, 3, 3), (3, 4, 2, 1)])

@@ -1,4 +1,4 @@
-"""Problems: gathered from many checks, listed by subject, one exit code for all."""
+"""Problems: collected from many checks, listed by subject, with one exit code for all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bidsapp.errors import PRECEDENCE, AppError, ExitCode, InputProblems, Proble
 LONG = "/" + "a-very-long-folder-name/" * 8 + "sub-01_statmap.nii.gz"
 
 
-def test_every_code_of_a_problem_has_its_place() -> None:
+def test_every_exit_code_of_a_problem_has_a_precedence() -> None:
     done = {ExitCode.OK, ExitCode.SUBJECT_FAILED, ExitCode.INTERNAL}
     assert set(PRECEDENCE) == set(ExitCode) - done
     assert PRECEDENCE[0] == ExitCode.USAGE
@@ -24,7 +24,7 @@ def test_the_code_does_not_depend_on_the_order(first: int) -> None:
     assert InputProblems(problems[2 * first : 2 * first + 2]).exit_code == ExitCode.BAD_DATA
 
 
-def test_the_list() -> None:
+def test_problems_are_listed_by_subject_and_path() -> None:
     problems = [
         Problem("a.nii", "Is cut.", "Copy it.", subject="02"),
         Problem("stimuli.tsv", "Has no rows."),
@@ -68,7 +68,7 @@ def test_errors_become_problems_of_the_path_they_name() -> None:
     assert plain == Problem("d", "No task.", "", ExitCode.USAGE, "01")
 
 
-def test_gathering() -> None:
+def test_errors_and_problems_are_collected() -> None:
     found = ProblemCollector()
     found.raise_any()
     alone = AppError("one thing", exit_code=ExitCode.USAGE)

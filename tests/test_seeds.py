@@ -24,12 +24,12 @@ def test_seeds_fit_and_repeat(run_seed, parts):
     st.tuples(st.integers(0, 99), st.lists(PART, max_size=4)),
     st.tuples(st.integers(0, 99), st.lists(PART, max_size=4)),
 )
-def test_other_parts_other_seeds(one, other):
+def test_different_parts_give_different_seeds(one, other):
     assume(one != other and (one[1] or other[1] != [""]) and (other[1] or one[1] != [""]))
     assert seed_for(one[0], *one[1]) != seed_for(other[0], *other[1])
 
 
-def test_where_a_part_ends_matters():
+def test_the_end_of_a_part_matters():
     assert seed_for(1, "ab", "c") != seed_for(1, "a", "bc")
     assert seed_for(1, "2") != seed_for(12)
 
@@ -40,7 +40,7 @@ def test_another_process_has_the_same_seeds():
     assert int(done.stdout) == seed_for(7, "01", "pic", "stage 2")
 
 
-def test_an_image_does_not_depend_on_its_place():
+def test_an_image_does_not_depend_on_its_position():
     import torch
 
     def draws(ids, seed=0, subject="01", purpose="stage 1"):

@@ -1,4 +1,4 @@
-"""What a finished subject was made of."""
+"""What a finished subject was computed from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bidsapp.participant.completion import mask_record
 from bidsapp.planning.check import check_run
 
 
-def test_a_segmentation_with_another_table_is_another(tmp_path: Path) -> None:
+def test_a_segmentation_with_another_table_counts_as_changed(tmp_path: Path) -> None:
     image, table = tmp_path / "sub-01_dseg.nii.gz", tmp_path / "sub-01_dseg.tsv"
     image.write_bytes(b"an image")
     found = [mask_record(image)]
@@ -27,7 +27,7 @@ def test_a_segmentation_with_another_table_is_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded weights are not there")
-def test_a_region_that_is_added_counts_with_the_option_that_decodes_it(tiny_dataset, tmp_path: Path) -> None:
+def test_an_added_region_matters_with_the_option_that_decodes_it(tiny_dataset, tmp_path: Path) -> None:
     bids = tiny_dataset(n_subjects=1)
     config = RunConfig(
         bids,

@@ -1,4 +1,4 @@
-"""Two jobs of one subject: the second is told who is at it; a killed one holds nothing."""
+"""Two jobs of one subject: the second learns which job is first; a killed job holds no lock."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def hold(out: Path, work: Path, code: str = HOLD) -> subprocess.Popen[str]:
     return process
 
 
-def test_the_second_job_says_who_is_at_it_and_a_killed_one_holds_nothing(tmp_path):
+def test_the_second_job_names_the_first_and_a_killed_job_holds_no_lock(tmp_path):
     out, work, other = tmp_path / "out", tmp_path / "work", tmp_path / "other"
     with hold(out, work) as process:
         for places, kind in (((out, work), "output"), ((out, other), "output"), ((other, work), "work")):
@@ -48,7 +48,7 @@ def test_the_second_job_says_who_is_at_it_and_a_killed_one_holds_nothing(tmp_pat
 TOGETHER = HOLD.replace("sys.argv[2])", "sys.argv[2]), together=True")
 
 
-def test_shards_hold_it_together_and_others_alone(tmp_path, caplog):
+def test_shards_share_the_lock_and_other_jobs_do_not(tmp_path, caplog):
     caplog.set_level("INFO", "bidsapp")
     places = ("01", tmp_path / "out", tmp_path / "work")
     with hold(*places[1:], TOGETHER) as shard:
@@ -75,7 +75,7 @@ TURN = (
 )
 
 
-def test_those_that_wait_for_their_turn_say_so_once(tmp_path, caplog):
+def test_jobs_that_wait_for_their_turn_log_it_once(tmp_path, caplog):
     caplog.set_level("INFO", "bidsapp")
     with hold(tmp_path, tmp_path, TURN) as first:
         threading.Timer(0.3, first.kill).start()
@@ -91,7 +91,7 @@ def test_the_lock_is_released_on_an_error(tmp_path):
         pass
 
 
-def test_leftovers_of_killed_jobs_are_removed_where_subjects_share_and_in_their_own(tmp_path):
+def test_leftovers_of_killed_jobs_are_removed_from_shared_and_own_folders(tmp_path):
     out, work = tmp_path / "out", tmp_path / "work"
     places = [out, out / "logs", out / "sub-01" / "func", work / "targets-1a", work / "sub-01" / "masks"]
     others = [out / "sub-02" / "func", work / "sub-02"]

@@ -1,4 +1,4 @@
-"""The plan that --dry-run prints, and what of it earlier runs have done already."""
+"""The plan that --dry-run prints, and which stages earlier runs have already finished."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_plan_names_what_options_add(bids, tmp_path, capsys):
         assert "too few test images for clusters; 2 regions, each compared with 200" in lines["options"]
 
 
-def test_what_is_there_is_told(bids, done, capsys):
+def test_stages_of_an_earlier_run_are_listed(bids, done, capsys):
     said = plan(bids, done, capsys)
     told = {line[4:12].strip(): line.partition("; ")[2] for line in said["01"].split("\n")[3:11]}
     assert told["betas"] == told["ridge"] == "found, will be used"
@@ -106,7 +106,7 @@ def test_what_is_there_is_told(bids, done, capsys):
         (("--seed", "3"), True, False),
     ],
 )
-def test_what_other_options_make_useless_is_not_promised(bids, done, capsys, words, betas, ridge):
+def test_stages_that_other_options_invalidate_are_not_listed(bids, done, capsys, words, betas, ridge):
     text = plan(bids, done, capsys, "--participant-label", "01", *words)["01"]
     lines = {line[4:12].strip(): line for line in text.split("\n")[3:11]}
     assert lines["betas"].endswith("found, will be used") == betas
@@ -125,7 +125,7 @@ def test_the_plan_and_the_run_agree(bids, done, tmp_path, capsys):
     assert "ridge: recomputing" in said
 
 
-def test_an_accelerator_has_memory_of_its_own(bids, tmp_path):
+def test_memory_of_an_accelerator(bids, tmp_path):
     config = RunConfig(
         bids_dir=bids,
         output_dir=tmp_path / "out",
@@ -146,7 +146,7 @@ def test_an_accelerator_has_memory_of_its_own(bids, tmp_path):
     assert text.count("time: not known") == 2
 
 
-def test_a_survey_makes_nothing(tmp_path):
+def test_a_survey_computes_nothing(tmp_path):
     survey = Survey(tmp_path / "work")
     with pytest.raises(NotThere):
         survey.run("a", {}, lambda _: pytest.fail("computed"))

@@ -1,4 +1,4 @@
-"""What a run needs, foreseen from sizes."""
+"""What a run needs, estimated from sizes."""
 
 import tomllib
 import tracemalloc
@@ -49,7 +49,7 @@ def test_too_little_memory_is_refused_before_anything_is_computed(tiny_dataset, 
     assert not out.exists()
 
 
-def test_too_little_memory_of_the_machine_is_said_beforehand(tiny_dataset, tmp_path, monkeypatch, capsys):
+def test_a_machine_with_too_little_memory_is_reported_first(tiny_dataset, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("bidsapp.planning.check.available_memory", lambda: 10**9)
     args = [str(tiny_dataset(n_subjects=1)), str(tmp_path / "out"), "participant", "--recipe", "embedded"]
     args += ["--skip-bids-validation", "--dry-run"]
@@ -96,7 +96,7 @@ def test_more_cpus_take_less_time_and_not_less_memory(tmp_path):
     assert eight.memory == two.memory
 
 
-def test_times_that_were_not_measured_are_not_told(tmp_path):
+def test_times_that_were_not_measured_are_not_known(tmp_path):
     config = replace(_config(tmp_path, "brain-diffuser"), device="cuda")
     found = estimate_resources(config, _nsd())
     assert found.seconds["stage 2"] is None
@@ -105,7 +105,7 @@ def test_times_that_were_not_measured_are_not_told(tmp_path):
     assert estimate_resources(replace(config, dtype="float32"), _nsd()).vram == 4 * 1763e6
 
 
-def test_every_rate_says_where_it_is_from():
+def test_every_rate_has_its_source():
     rates = tomllib.loads(RATES.read_text())
     assert rates["cpu"]["machine"]
     for models in rates["models"].values():
@@ -114,7 +114,7 @@ def test_every_rate_says_where_it_is_from():
             assert {"target", "stage1", "fixed", "step", "score"} <= set(of_device)
 
 
-def test_a_batch_of_images_is_counted_where_it_lies(tmp_path):
+def test_a_batch_of_images_counts_on_its_device(tmp_path):
     sizes = replace(_nsd(), image_cost=10**10)
     cpu = _config(tmp_path, "brain-diffuser")
     batch = cpu.recipe.diffusion.batch * 10**10
@@ -124,7 +124,7 @@ def test_a_batch_of_images_is_counted_where_it_lies(tmp_path):
     )
 
 
-def test_a_batch_is_halved_where_memory_asks_for_it_and_one_image_has_to_fit(tmp_path):
+def test_a_batch_is_halved_until_it_fits_or_has_one_image(tmp_path):
     sizes = replace(_nsd(), image_cost=10**11)
     config = _config(tmp_path, "embedded")
     most, least = (estimate_resources(replace(config, memory=m), sizes).memory for m in (None, 10**9))
@@ -137,7 +137,7 @@ def test_a_batch_is_halved_where_memory_asks_for_it_and_one_image_has_to_fit(tmp
         )
 
 
-def test_images_that_were_shown_are_in_memory_together(tmp_path):
+def test_all_test_stimuli_are_in_memory_together(tmp_path):
     sizes = replace(_nsd(), n_test=20_000, stimulus_bytes=3 * 1000**2)
     for device in ("cpu", "cuda"):
         config = replace(_config(tmp_path, "brain-diffuser"), device=device)
@@ -178,18 +178,18 @@ def test_image_sides_are_those_of_the_models():
         (864_000, "10 days"),
     ],
 )
-def test_durations_for_people(seconds, text):
+def test_durations_in_words(seconds, text):
     assert as_duration(seconds) == text
 
 
 @pytest.mark.parametrize(("n", "text"), [(1.5e9, "1.5 GB"), (2e6, "2.0 MB"), (7000, "7 kB")])
-def test_bytes_for_people(n, text):
+def test_bytes_in_words(n, text):
     assert as_text(n) == text
 
 
 @pytest.mark.parametrize("save_weights", [False, True])
 @pytest.mark.parametrize(("n", "p"), [(60, 300), (300, 60)])
-def test_the_size_of_a_model_file_is_foreseen(n, p, save_weights, tmp_path):
+def test_size_of_a_model_file(n, p, save_weights, tmp_path):
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((n, p)).astype(np.float32), rng.standard_normal((n, 2000)).astype(np.float32)
     decoder = RidgeDecoder(x)

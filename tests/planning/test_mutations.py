@@ -42,7 +42,7 @@ def run(tmp: Path, *options: object, out: object = "out") -> int:
     return cli.main([str(tmp / "bids"), str(tmp / out), "participant", *words, *given])  # type: ignore[operator]
 
 
-def test_the_good_ones_are_good(good, tmp_path, capsys):
+def test_good_datasets_pass(good, tmp_path, capsys):
     for brick, source in good.items():
         (tmp_path / str(brick)).mkdir()
         copy_by_links(source, tmp_path / str(brick) / "bids")
@@ -50,7 +50,7 @@ def test_the_good_ones_are_good(good, tmp_path, capsys):
             assert run(tmp_path / str(brick), "--dry-run", *options) == 0, capsys.readouterr().err
 
 
-def test_there_are_enough_of_them():
+def test_number_of_cases_and_their_exit_codes():
     assert len(CASES) >= 60
     assert {case.code for case in CASES.values()} == {16, 18, 64, 65, 66, 73, 75}
 
@@ -75,7 +75,7 @@ class _Usage(NamedTuple):
     free: int
 
 
-def test_too_little_room(good, tmp_path, capsys, monkeypatch):
+def test_too_little_space_on_the_disk(good, tmp_path, capsys, monkeypatch):
     copy_by_links(good[False], tmp_path / "bids")
     before = snapshot(tmp_path)
     monkeypatch.setattr(folders.shutil, "disk_usage", lambda _: _Usage(10_000))
@@ -87,7 +87,7 @@ def test_too_little_room(good, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("out", ["bids", "bids/out", "bids/derivatives", "taken/out", "/proc/out"])
-def test_where_not_to_write(good, tmp_path, capsys, out):
+def test_folders_that_cannot_be_written(good, tmp_path, capsys, out):
     copy_by_links(good[False], tmp_path / "bids")
     put(tmp_path / "taken", "")
     before = snapshot(tmp_path)

@@ -65,7 +65,7 @@ def test_quota_of_a_container(eight, tmp_path, quota, expected):
     assert available_cpus({}, write(tmp_path, files)) == expected
 
 
-def test_groups_above_hold_too(eight, tmp_path):
+def test_limits_of_parent_groups_apply(eight, tmp_path):
     files = {
         "proc/self/cgroup": "0::/slurm/job_7/step_0\n",
         "sys/fs/cgroup/slurm/job_7/step_0/cpu.max": "max 100000\n",
@@ -75,7 +75,7 @@ def test_groups_above_hold_too(eight, tmp_path):
     assert available_cpus({}, write(tmp_path, files)) == 3
 
 
-def test_a_group_that_cannot_be_seen_leaves_the_mounted_top(eight, tmp_path):
+def test_a_hidden_group_leaves_the_mounted_top(eight, tmp_path):
     files = {"proc/self/cgroup": "0::/../../elsewhere\n", "sys/fs/cgroup/cpu.max": "400000 100000\n"}
     assert available_cpus({}, write(tmp_path, files)) == 4
 
@@ -91,7 +91,7 @@ def test_quota_of_version_1(eight, tmp_path, quota, expected, folder):
     assert available_cpus({}, write(tmp_path, files)) == expected
 
 
-def test_the_smallest_holds(eight, tmp_path):
+def test_the_smallest_limit_applies(eight, tmp_path):
     files = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "500000 100000\n"}
     assert available_cpus({"SLURM_CPUS_PER_TASK": "4"}, write(tmp_path, files)) == 4
     assert available_cpus({"SLURM_CPUS_PER_TASK": "6"}, write(tmp_path, files)) == 5

@@ -1,4 +1,4 @@
-"""How much memory is left: the system's account and the control groups' limits, the least of them."""
+"""How much memory is available: the least of what the system and the control groups leave."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def machine(root: Path, available: int = 16 * GB) -> Path:
     )
 
 
-def test_the_systems_account(tmp_path):
+def test_memory_of_the_system(tmp_path):
     assert available_memory(machine(tmp_path)) == 16 * GB
 
 
@@ -46,7 +46,7 @@ def test_a_group_of_version_2(tmp_path, limit, used, cache, expected):
     assert available_memory(write(machine(tmp_path), files)) == expected
 
 
-def test_the_groups_above_count_too(tmp_path):
+def test_limits_of_parent_groups_apply(tmp_path):
     files = {"proc/self/cgroup": "0::/job/task"}
     for path, limit in (("job/task", 8 * GB), ("job", 4 * GB), (".", "max")):
         files |= {
@@ -66,7 +66,7 @@ def test_a_group_of_version_1(tmp_path, limit):
     assert available_memory(write(machine(tmp_path), files)) == expected
 
 
-def test_where_nothing_is_known(tmp_path):
+def test_nothing_is_known_without_proc(tmp_path):
     assert available_memory(tmp_path) is None
     assert resident_memory(tmp_path) is None
     assert available_memory(write(tmp_path, {"proc/meminfo": "MemAvailable: much"})) is None

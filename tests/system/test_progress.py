@@ -21,7 +21,7 @@ def test_items_pass_in_order(monkeypatch, caplog, capsys, terminal):
     assert ("letters" in capsys.readouterr().err) == terminal
 
 
-def test_long_steps_say_where_they_are(monkeypatch, caplog):
+def test_long_steps_log_their_progress(monkeypatch, caplog):
     clock = iter(range(0, 1000, 20))
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     with caplog.at_level(logging.INFO, "bidsapp"):
@@ -42,7 +42,7 @@ def test_items_done_several_at_a_time(monkeypatch, caplog):
     assert caplog.messages == said
 
 
-def test_a_step_that_fails_is_not_said_to_be_done(caplog):
+def test_a_step_that_fails_is_not_logged_as_done(caplog):
     def fail() -> None:
         with counter(10, "images") as advance:
             advance(4)

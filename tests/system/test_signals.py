@@ -50,13 +50,13 @@ def test_a_signal_ends_the_process_without_leftovers(tmp_path: Path, code: str, 
     assert "Traceback" not in said
 
 
-def test_the_command_says_how_to_go_on(monkeypatch, capsys):
+def test_the_command_reports_how_to_resume(monkeypatch, capsys):
     monkeypatch.setattr(bids_app, "make_config", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     assert cli.main(["bids", "out", "participant"]) == 143
     assert "Stopped by SIGTERM. Run the same command again to resume." in capsys.readouterr().err
 
 
-def test_a_second_signal_does_not_interrupt_the_cleaning_up():
+def test_a_second_signal_does_not_interrupt_the_cleanup():
     cleaned = []
 
     def run() -> None:
@@ -73,7 +73,7 @@ def test_a_second_signal_does_not_interrupt_the_cleaning_up():
     assert caught.value.code == 143
 
 
-def test_handlers_are_put_back_and_no_failure_is_made_of_a_signal():
+def test_handlers_are_restored_and_a_signal_is_not_a_failure():
     before = signal.getsignal(signal.SIGTERM)
     assert not issubclass(Stopped, Exception)
     with pytest.raises(Stopped), ending_cleanly():
@@ -103,7 +103,7 @@ PIPE = BEGIN + (
 
 
 @pytest.mark.parametrize("code", [THREAD, PIPE], ids=["a thread", "a full pipe"])
-def test_nothing_is_waited_for_at_the_end(code: str):
+def test_the_end_does_not_wait_for_threads(code: str):
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -122,7 +122,7 @@ def test_nothing_is_waited_for_at_the_end(code: str):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_that_comes_when_all_is_done_changes_no_exit_code(name: str):
+def test_a_signal_after_the_run_does_not_change_the_exit_code(name: str):
     late = f"import atexit; atexit.register(signal.raise_signal, signal.{name}); signals.leave(0)"
     done = subprocess.run([sys.executable, "-c", BEGIN + late], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

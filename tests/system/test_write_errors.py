@@ -125,7 +125,7 @@ def test_hdf5_is_what_was_written(tmp_path):
         raise KeyError
 
 
-def test_a_log_that_gets_full_says_nothing_and_goes_on(disk, capsys):
+def test_a_full_log_loses_lines_and_the_run_continues(disk, capsys):
     log = logging.getLogger("bidsapp")
     with log_to_file(disk / "run.log"):
         log.error("short")
@@ -136,7 +136,7 @@ def test_a_log_that_gets_full_says_nothing_and_goes_on(disk, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_no_room_for_a_log_is_the_same_error(tmp_path):
+def test_a_disk_too_full_for_a_log_is_the_same_error(tmp_path):
     full = small_disk(tmp_path / "disk", "size=64k,nr_inodes=1")
     with full as disk, pytest.raises(CannotWrite, match="logs"):
         log_to_file(disk / "logs" / "run.log").__enter__()

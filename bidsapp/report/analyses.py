@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from bidsapp.evidence import Evidence, HoldoutScores, RegionScore, SeedSpread, Value
 from bidsapp.records import TARGET_TITLES
@@ -25,9 +27,7 @@ _TRAINED_ON = {
     "other_clusters": "Own cluster left out",
     "random_rest": "As many others left out",
 }
-_SHIRAKAWA = ("Shirakawa et al. 2024, arXiv 2405.10078", "https://arxiv.org/abs/2405.10078")
-_OZCELIK = ("Ozcelik & VanRullen 2023, arXiv 2303.05334", "https://arxiv.org/abs/2303.05334")
-_PHIPSON = ("Phipson & Smyth 2010", "https://doi.org/10.2202/1544-6115.1585")
+_TEXTS = tomllib.loads((Path(__file__).parent / "analyses.toml").read_text(encoding="utf-8"))
 #: Two-sided 95% quantile of the normal distribution.
 _Z95 = 1.959964
 
@@ -43,14 +43,14 @@ class Panel:
     key: str
     title: str
     sentences: tuple[str, ...]
-    legend: tuple[tuple[str, str], ...]
+    legend: Sequence[Sequence[str]]
     plots: tuple[MetricPlot, ...]
     caption: str
-    header: tuple[str, ...]
+    header: Sequence[str]
     rows: tuple[tuple[tuple[str, str], ...], ...]
     n_words: int
     method: str
-    sources: tuple[tuple[str, str], ...] = ()
+    sources: Sequence[Sequence[str]]
 
 
 def panels(evidence: Evidence) -> tuple[Panel, ...]:
@@ -104,22 +104,7 @@ def _holdout(scores: Sequence[HoldoutScores]) -> Panel:
         )
         for s in scores
     )
-    return Panel(
-        "holdout",
-        "Cluster holdout",
-        sentences,
-        (("brain", "Mean and 95% interval"), ("chance", "Chance")),
-        tuple(plots),
-        "Two-way identification of test images by their predicted targets: among all test images, among "
-        "those of the same cluster, and among those of other clusters; 95% intervals over images.",
-        ("Predicted target", "Trained on", "Two-way", "Within cluster", "Between clusters"),
-        rows,
-        2,
-        "Clusters are those of the captions above (k-means). Leaving images out of a ridge regression is "
-        "exact and needs no new fit; the penalty is kept. Having fewer images lowers scores too; the third "
-        "line, with as many left out at random, accounts for that.",
-        (_SHIRAKAWA,),
-    )
+    return _panel("holdout", sentences, plots, rows)
 
 
 def _seeds(spreads: Sequence[SeedSpread]) -> Panel:
@@ -155,33 +140,17 @@ def _seeds(spreads: Sequence[SeedSpread]) -> Panel:
             if _Z95 * last.of_mean < half / 2
             else ". This is not negligible: small differences between runs of one seed each have no meaning"
         )
-    return Panel(
-        "seeds",
-        "Seeds of the generator",
-        (f"{sentence}.",),
+    rows = tuple(
         (
-            ("brain", "Mean over seeds, 95% interval over images"),
-            ("plainband", "Expected range of 95% of seeds"),
-        ),
-        tuple(plots),
-        f"Brain images of the ladder with {n_seeds} seeds. SD of an image: standard deviation over seeds of "
-        "an image's score, mean over images. SD of the mean: of the mean over images.",
-        ("Metric", "Stage", "Mean", "SD of an image", "SD of the mean"),
-        tuple(
-            (
-                (metric_label(s.metric).title, ""),
-                (STAGE_TITLES.get(s.stage, s.stage), ""),
-                _cell(metric_label(s.metric), s.value),
-                (format_value(metric_label(s.metric), s.between_seeds), ""),
-                (format_value(metric_label(s.metric), s.of_mean), ""),
-            )
-            for s in spreads
-        ),
-        2,
-        "Predicted latents and tokens stay the same; the seed draws the VDVAE's blocks that are not "
-        "predicted (if any) and the initial noise of the diffusion. Standard deviations divide by the number "
-        f"of seeds minus one; from {n_seeds} seeds they are rough.",
+            (metric_label(s.metric).title, ""),
+            (STAGE_TITLES.get(s.stage, s.stage), ""),
+            _cell(metric_label(s.metric), s.value),
+            (format_value(metric_label(s.metric), s.between_seeds), ""),
+            (format_value(metric_label(s.metric), s.of_mean), ""),
+        )
+        for s in spreads
     )
+    return _panel("seeds", (f"{sentence}.",), plots, rows, n_seeds=n_seeds)
 
 
 def _regions(scores: Sequence[RegionScore]) -> Panel:
@@ -211,44 +180,35 @@ def _regions(scores: Sequence[RegionScore]) -> Panel:
         )
     percent = _identification("")
     titles = {"keep": "Region alone", "lesion": "Region left out"}
-    return Panel(
-        "regions",
-        "Single regions",
-        (
-            "How much information does each region carry? Test images were identified by targets predicted "
-            "from the region alone (all other voxels at their training mean), and from all other voxels. "
-            + " ".join(best_of),
-        ),
-        (
-            ("brain", "Region alone, 95% interval"),
-            ("null", "All but the region"),
-            ("oracle", "All voxels"),
-            ("plainband", "As many random voxels alone, middle 95%"),
-            ("chance", "Chance"),
-        ),
-        tuple(plots),
-        "Two-way identification by predicted targets. Random voxels: mean and middle 95% of "
-        f"{scores[0].n_sets} sets of as many voxels; p: share of the sets that score as high alone, or whose "
-        "loss costs as much.",
-        ("Region", "Target", "Decoded from", "Voxels", "Two-way", "Random voxels", "p"),
-        tuple(
-            (
-                (s.region, ""),
-                (_title(s.target), ""),
-                (titles.get(s.analysis, s.analysis), ""),
-                (f"{s.n_voxels:,}", ""),
-                _cell(percent, s.two_way),
-                _cell(percent, s.null),
-                (f"{s.p:.2g}", ""),
-            )
-            for s in scores
-        ),
-        3,
-        "The run's own decoder, not refitted. Voxels of a region are neighbours and share noise; random "
-        "voxels do not. A region can therefore score below random voxels and still carry information. The "
-        "images show what the decoder predicts from a response of 1 in the region and 0 elsewhere.",
-        (_OZCELIK, _PHIPSON),
+    sentence = (
+        "How much information does each region carry? Test images were identified by targets predicted from "
+        "the region alone (all other voxels at their training mean), and from all other voxels."
     )
+    rows = tuple(
+        (
+            (s.region, ""),
+            (_title(s.target), ""),
+            (titles.get(s.analysis, s.analysis), ""),
+            (f"{s.n_voxels:,}", ""),
+            _cell(percent, s.two_way),
+            _cell(percent, s.null),
+            (f"{s.p:.2g}", ""),
+        )
+        for s in scores
+    )
+    return _panel("regions", (" ".join([sentence, *best_of]),), plots, rows, n_sets=scores[0].n_sets)
+
+
+def _panel(
+    key: str,
+    sentences: tuple[str, ...],
+    plots: Sequence[MetricPlot],
+    rows: tuple[tuple[tuple[str, str], ...], ...],
+    **numbers: int,
+) -> Panel:
+    """Combine results with the texts of ``analyses.toml``."""
+    texts = _TEXTS[key] | {name: _TEXTS[key][name].format(**numbers) for name in ("caption", "method")}
+    return Panel(key=key, sentences=sentences, plots=tuple(plots), rows=rows, **texts)
 
 
 def _lane(

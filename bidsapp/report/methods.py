@@ -43,6 +43,12 @@ def _table(name: str) -> dict[str, dict[str, Any]]:
 REFERENCES = {key: Reference(key=key, **row) for key, row in _table("references.toml").items()}
 #: Words on the models of each recipe that comes with the app.
 _MODELS = _table("methods.toml")
+_CAUTION = (
+    "Interpret the reconstructions with care: a generative model makes a plausible image from any "
+    "input, and identification can be high where test images resemble training images "
+    "(Shirakawa et al., 2024). Scores are comparable with published ones only for the same subjects, "
+    "sessions and test images."
+)
 
 
 @dataclass(frozen=True)
@@ -80,20 +86,27 @@ def methods_text(
     metrics, conditions : tuple of str
         Those that were computed.
     """
-    texts = [
+    own = _MODELS.get(recipe, {})
+    paragraphs = (
         _data(counts or {}, version),
-        _targets(recipe),
+        own.get(
+            "targets",
+            f"The targets computed from every image are those of the recipe '{recipe}' (see Settings).",
+        ),
         "Each target was predicted from the responses by ridge regression (Hoerl & Kennard, 1970) with "
         "an intercept. Predictions were rescaled, dimension by dimension, to the mean and the standard "
         "deviation of the training targets; the settings list the predictions that the scale was estimated "
         "from.",
-        _generation(recipe),
+        _generation(own),
         _evaluation(metrics, conditions),
-    ]
-    caution = _caution(recipe)
-    texts = [text for text in texts if text]
-    cited = [ref for ref in REFERENCES.values() if any(ref.short in t for t in (*texts, caution))]
-    return Methods(tuple(texts), caution, tuple(cited))
+    )
+    return _with_references(tuple(text for text in paragraphs if text), recipe)
+
+
+def _with_references(paragraphs: tuple[str, ...], recipe: str) -> Methods:
+    caution = str(_MODELS.get(recipe, {}).get("caution", _CAUTION))
+    cited = [r for r in REFERENCES.values() if r.short in " ".join((*paragraphs, caution))]
+    return Methods(paragraphs, caution, tuple(cited))
 
 
 def group_methods_text(recipes: tuple[str, ...], n: int, version: str) -> Methods:
@@ -113,9 +126,7 @@ def group_methods_text(recipes: tuple[str, ...], n: int, version: str) -> Method
         "intervals from the t distribution; subjects are the unit of analysis, and images of different "
         "subjects were not pooled. The report of each subject describes its data and models."
     )
-    caution = _caution(recipes[0] if len(recipes) == 1 else "")
-    cited = [ref for ref in REFERENCES.values() if ref.short in text or ref.short in caution]
-    return Methods((text,), caution, tuple(cited))
+    return _with_references((text,), recipes[0] if len(recipes) == 1 else "")
 
 
 def voxel_count(counts: Mapping[str, float]) -> str:
@@ -150,23 +161,19 @@ def _data(counts: Mapping[str, float], version: str) -> str:
     return text
 
 
-def _targets(recipe: str) -> str:
-    if own := _MODELS.get(recipe):
-        return str(own["targets"])
-    return f"The targets computed from every image are those of the recipe '{recipe}' (see Settings)."
-
-
-def _generation(recipe: str) -> str:
-    seed = "Every image has its own random seed, so it does not depend on the other images of the run."
-    if own := _MODELS.get(recipe):
-        return (
+def _generation(own: Mapping[str, Any]) -> str:
+    text = (
+        "In stage 1 an image was decoded from the predicted latents; in stage 2 a generative model "
+        "refined it, guided by the other predictions."
+    )
+    if own:
+        text = (
             "In stage 1 the VDVAE decoded the predicted latents into a coarse image. In stage 2 "
             f"{own['stage2']} started from that image with noise added and denoised it, guided by "
-            f"{own['guide']}. {seed}"
+            f"{own['guide']}."
         )
     return (
-        "In stage 1 an image was decoded from the predicted latents; in stage 2 a generative model "
-        f"refined it, guided by the other predictions. {seed}"
+        f"{text} Every image has its own random seed, so it does not depend on the other images of the run."
     )
 
 
@@ -204,14 +211,3 @@ def _phrases(metrics: tuple[str, ...]) -> list[str]:
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:-1]) + (" and " if names[:-1] else "") + names[-1]
-
-
-def _caution(recipe: str) -> str:
-    if caution := _MODELS.get(recipe, {}).get("caution"):
-        return str(caution)
-    return (
-        "Interpret the reconstructions with care: a generative model makes a plausible image from any "
-        "input, and identification can be high where test images resemble training images "
-        "(Shirakawa et al., 2024). Scores are comparable with published ones only for the same subjects, "
-        "sessions and test images."
-    )

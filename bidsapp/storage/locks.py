@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,9 @@ from pathlib import Path
 
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.system.write_errors import cannot_write
+
+#: What ``flock`` answers on a file system without locks: NFS without lockd, some FUSE and Lustre mounts.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextmanager
@@ -30,9 +34,9 @@ def locked_together(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         # Open for writing too: NFS turns it into byte-range locks, and an exclusive one needs that.
-        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise cannot_write(lock_file, error) from error
+        raise _cannot_lock(lock_file, error) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -73,21 +77,41 @@ def locked(path: str | os.PathLike[str], *, timeout: float = 600.0) -> Iterator[
     from filelock import FileLock, SoftFileLock, Timeout
 
     lock_file = Path(path)
-    fix = f"Wait for it to end; if none runs, delete {lock_file} and run the same command again."
     lock: FileLock | SoftFileLock = FileLock(lock_file)
     try:
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=timeout)
-        except NotImplementedError:
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
             lock = SoftFileLock(lock_file.with_name(lock_file.name + ".soft"))
             lock.acquire(timeout=timeout)
     except Timeout as error:
-        message = f"{lock_file}: another process holds this lock. {fix}"
+        message = (
+            f"{lock_file}: another process holds this lock. Wait for it to end; if none runs, delete "
+            f"{lock.lock_file} and run the same command again."
+        )
         raise AppError(message, exit_code=ExitCode.TRY_AGAIN) from error
     except OSError as error:
-        raise cannot_write(lock_file, error) from error
+        raise _cannot_lock(lock_file, error) from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _cannot_lock(lock_file: Path, error: OSError) -> AppError:
+    """Report what keeps a lock file from being opened; often another user made it for themselves alone."""
+    try:
+        owner = lock_file.owner()
+    except (OSError, KeyError, NotImplementedError):  # missing, or a user without a name
+        owner = ""
+    if not isinstance(error, PermissionError) or not owner:
+        return cannot_write(lock_file, error)
+    message = (
+        f"{lock_file}: this lock file belongs to {owner}, and this user may not write to it. "
+        f"{owner} should run `chmod -R g+w {lock_file.parent}`; in shared folders, run the app after "
+        "`umask 002`."
+    )
+    return AppError(message, exit_code=ExitCode.CANNOT_CREATE, path=lock_file)

@@ -144,3 +144,13 @@ def parser(doc: str, ways: Mapping[str, Callable[..., Any]]) -> argparse.Argumen
     made.add_argument("--folder", type=Path, help="keep the generated data here, and use them again")
     made.add_argument("--way", choices=ways, help=argparse.SUPPRESS)
     return made
+
+
+def synchronise(device: str) -> None:
+    """Wait until a device has finished its queue; the CPU has none."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device.startswith("mps"):
+        torch.mps.synchronize()

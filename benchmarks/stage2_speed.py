@@ -18,17 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from _measure import RESULTS, megabytes, peak_memory, save, table
+from _measure import RESULTS, megabytes, peak_memory, save, synchronise, table
 
 from bidsapp.config import load_recipe
-from bidsapp.models.batching import Batches
+from bidsapp.models.batching import Batches, Workload
 from bidsapp.models.devices import (
     choose_device,
     choose_dtype,
-    describe,
+    device_name,
     is_out_of_memory,
     numerics,
-    synchronise,
 )
 from bidsapp.models.generators.dual_attention import add_text_path
 from bidsapp.models.generators.latent_diffusion import DiffusionSettings
@@ -91,9 +90,7 @@ def main() -> None:
     model = make_model(given.config, device, dtype)
     parameters = sum(p.numel() for part in (model.unet, model.vae) for p in part.parameters())
     n_run = int(settings.steps * settings.strength)
-    print(
-        f"{parameters / 1e6:.1f} M parameters, {dtype} on {describe(device)}, {n_run} guided steps an image"
-    )
+    print(f"{parameters / 1e6:.1f} M parameters, {dtype} on {device_name(device)}, {n_run} guided steps")
     found = measure(model, given.config, settings, device, given.most, given.repeats)
     rows = [
         [r["batch"], f"{r['seconds']:.2f}", f"{r['images_per_second']:.3f}", megabytes(r["memory_peak"])]
@@ -106,7 +103,7 @@ def main() -> None:
     print(f"under 12 GB: {', '.join(map(str, fitting)) or 'none'} at once")
     results = {
         "configuration": f"{given.config}: {parameters} parameters, random weights",
-        "device": describe(device),
+        "device": device_name(device),
         "dtype": dtype,
         "threads": torch.get_num_threads(),
         "guided_steps": n_run,
@@ -153,7 +150,7 @@ def measure(
     model: VersatileDiffusion, config: str, settings: DiffusionSettings, device: str, most: int, repeats: int
 ) -> list[dict[str, Any]]:
     """Time batches of 1, 2, 4 ... images, as long as they fit."""
-    largest = min(most, Batches(device).size(model.cost(), most))
+    largest = min(most, Batches(device).size(Workload("stage 2", model.cost(), most)))
     found: list[dict[str, Any]] = []
     batch = 1
     while batch <= largest:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _measure import RESULTS, save
+from _measure import RESULTS, save, synchronise
 
-from bidsapp.models.devices import numerics, synchronise
+from bidsapp.models.devices import numerics
 from bidsapp.models.vdvae import VDVAE, read_config
 
 N_LAYERS = 31

@@ -29,11 +29,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from training_loop import Average, count, half_precision, optimise
+from training_parts import elbo_terms, scale_initial_weights, split_paths
 
 from bidsapp.demo.scenes import captions, draw, make_scene
 from bidsapp.models.clip import CLIP_MEAN, CLIP_STD, ClipTokens
-from bidsapp.models.generators.dual_attention import set_text_share, split_paths
-from bidsapp.models.vdvae import VDVAE, VDVAEConfig, scale_initial_weights
+from bidsapp.models.generators.dual_attention import set_text_share
+from bidsapp.models.vdvae import VDVAE, VDVAEConfig
 
 #: The family of scenes the models are trained on; the simulated datasets use others.
 FAMILY = 1
@@ -80,7 +81,7 @@ def train_vdvae(work: Path, n_steps: int) -> None:
     for step, _ in optimise(model, n_steps, 1.5e-3, average, clip=5.0):
         rows = rng.integers(0, N_SCENES - N_VALID, 32)
         with half_precision():
-            distortion, rate = model.elbo_terms(scenes[rows])
+            distortion, rate = elbo_terms(model, scenes[rows])
         beta = min(1.0, 0.1 + step / (0.4 * n_steps))
         loss = (distortion + beta * rate).mean()
         loss.backward()

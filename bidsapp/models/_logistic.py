@@ -58,39 +58,6 @@ def mixture_sample(raw: Tensor, n_mixtures: int, generator: torch.Generator | No
     return torch.cat(_chain(drawn, coeff, clip=True), -1)
 
 
-def negative_log_likelihood(raw: Tensor, target: Tensor, n_mixtures: int) -> Tensor:
-    """Negative log likelihood of 8-bit images.
-
-    Parameters
-    ----------
-    raw : Tensor, shape (n, 10 * n_mixtures, H, W)
-    target : Tensor, shape (n, H, W, 3), values in [-1, 1] on the grid of 255 steps
-
-    Returns
-    -------
-    Tensor, shape (n,)
-        Nats per pixel and channel.
-    """
-    log_weights, means, log_scales, coeffs = split_parameters(raw, n_mixtures)
-    x = target[..., None]
-    green = means[..., 1, :] + coeffs[..., 0, :] * x[..., 0, :]
-    blue = means[..., 2, :] + coeffs[..., 1, :] * x[..., 0, :] + coeffs[..., 2, :] * x[..., 1, :]
-    centred = x - torch.stack([means[..., 0, :], green, blue], -2)
-    inverse_scale = torch.exp(-log_scales)
-    upper = inverse_scale * (centred + 1 / 255)
-    lower = inverse_scale * (centred - 1 / 255)
-    inside = torch.log((torch.sigmoid(upper) - torch.sigmoid(lower)).clamp(min=1e-10))
-    # Where the bin's mass underflows, take its width times the density at its middle.
-    middle = inverse_scale * centred
-    density = middle - log_scales - 2 * F.softplus(middle) - float(torch.log(torch.tensor(127.5)))
-    inside = torch.where(torch.sigmoid(upper) - torch.sigmoid(lower) > 1e-5, inside, density)
-    log_prob = torch.where(
-        x < -0.999, F.logsigmoid(upper), torch.where(x > 0.999, -F.softplus(lower), inside)
-    )
-    total = torch.logsumexp(log_prob.sum(-2) + F.log_softmax(log_weights, -1), -1)
-    return -total.mean(dim=(1, 2)) / 3
-
-
 def _chain(values: Tensor, coeffs: Tensor, *, clip: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Green is predicted from red, blue from red and green."""
 

@@ -33,32 +33,18 @@ _MOST_ON_CUDA = 64
 
 @dataclass(frozen=True)
 class Workload:
-    """What images go through.
+    """What images go through."""
 
-    Attributes
-    ----------
-    name : str
-        For messages. A batch size that was found to fit is remembered under it.
-    cost : int
-        Bytes of one image.
-    most : int
-        Images at once where memory is not the limit; CUDA has its own number.
-    """
-
+    #: for messages; a batch size that was found to fit is remembered under it
     name: str
+    #: bytes of one image
     cost: int
+    #: images at once where memory is not the limit; CUDA has its own number
     most: int
 
 
 class Batches:
-    """Batch sizes of one run.
-
-    Parameters
-    ----------
-    device : str
-    memory : int, optional
-        Bytes that the process should stay under (``--mem``).
-    """
+    """Batch sizes of one run, whose process should stay under ``memory`` bytes (``--mem``)."""
 
     def __init__(self, device: str, memory: int | None = None) -> None:
         self.device, self.memory = device, memory
@@ -94,7 +80,7 @@ class Batches:
         n : int
             Number of images.
         call : callable
-            Takes the rows of a batch, returns an array with one row per image.
+            Turns the rows of a batch into an array with one row per image.
         size : int, optional
             Images at once, if chosen before; halved like any other if memory runs out.
         generators : sequence of n torch.Generator

@@ -124,13 +124,8 @@ def ask_for_features(
 ) -> None:
     """Ask for features of the fixed image, and check the image that the network was given.
 
-    Parameters
-    ----------
-    ask : callable
-    name, where : str, Path
-        The network and its weights.
-    network : callable, module and sequence of 3 float
-        Turns images into features; the module whose input is the image; what its channels are divided by.
+    ``network`` is what turns images into features, the module whose input is the image, and the numbers that
+    the image's channels are divided by.
     """
     features, first, std = network
     with given_to(first) as seen:
@@ -146,8 +141,6 @@ def check_input(what: str, where: Path, given: Sequence[Tensor], std: Sequence[f
 
     Parameters
     ----------
-    what, where : str, Path
-        The model and its weights, for messages.
     given : sequence of Tensor, shapes (1, 3, H, W)
         Inputs of its first layer (:func:`given_to`).
     std : sequence of 3 float
@@ -186,17 +179,9 @@ def check(
     ----------
     canary : Canary
     answer : callable
-        Gives the model's answer to the fixed input, on ``device``.
-    device : str
-    dtype : str
-        Number format of the model, as :func:`~bidsapp.models.devices.numerics` takes it.
+        Gives the model's answer to the fixed input, on ``device`` in ``dtype``.
     lock : Lock or None
         None for weights that are part of a package: they have no lock.
-
-    Returns
-    -------
-    ndarray
-        The answer.
 
     Raises
     ------

@@ -21,23 +21,15 @@ _NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory", "cannot 
 
 @dataclass(frozen=True)
 class Numerics:
-    """Number formats and memory layout of a device.
+    """Number formats and memory layout of a device."""
 
-    Attributes
-    ----------
-    transformers : torch.dtype
-        Weights of the UNet, AutoKL and CLIP. Latents and guidance are float32 everywhere.
-    vdvae_half : torch.dtype or None
-        Type that the VDVAE's convolutions run in (autocast); its weights and sums are float32.
-    channels_last : bool
-        Store the weights of convolutions channels last.
-    tolerance : float
-        Relative difference within which a model's answer counts as the same as on another device.
-    """
-
+    #: weights of the UNet, AutoKL and CLIP; latents and guidance are float32 everywhere
     transformers: torch.dtype
+    #: type that the VDVAE's convolutions run in (autocast); its weights and sums are float32
     vdvae_half: torch.dtype | None
+    #: store the weights of convolutions channels last
     channels_last: bool
+    #: relative difference within which a model's answer counts as the same as on another device
     tolerance: float
 
 
@@ -193,16 +185,6 @@ def empty_cache(device: str) -> None:
         torch.cuda.empty_cache()
     elif _kind(device) == "mps":
         torch.mps.empty_cache()
-
-
-def synchronise(device: str) -> None:
-    """Wait until a device has finished its queue; the CPU has none."""
-    import torch
-
-    if _kind(device) == "cuda":
-        torch.cuda.synchronize(device)
-    elif _kind(device) == "mps":
-        torch.mps.synchronize()
 
 
 def set_threads(n_cpus: int) -> None:

@@ -19,17 +19,10 @@ MEAN_STD = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images are resized and normalised.
+    """How images are resized to squares, one size after the other, and normalised.
 
-    Attributes
-    ----------
-    sizes : tuple of int
-        Sides in pixels of the squares that images are brought to, one after the other.
-    resample : {"bilinear", "bicubic"}
-    precision : {"uint8", "float"}
-        ``uint8``: PIL on 8-bit images, rounded after each step; ``float``: antialiased resizing of
-        tensors in [0, 1].
-    mean_std : {"imagenet", "clip"}
+    The precision ``uint8`` is PIL on 8-bit images, rounded after each step; ``float`` is antialiased resizing
+    of tensors in [0, 1].
     """
 
     sizes: tuple[int, ...]

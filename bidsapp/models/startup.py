@@ -45,26 +45,16 @@ _PACKAGES = ("torch", "diffusers", "transformers")
 
 @dataclass(frozen=True)
 class Trial:
-    """One set of weights, and what is asked of it.
+    """One set of weights, and what is asked of it."""
 
-    Attributes
-    ----------
-    name : str
-        For the log.
-    where : Path
-        The weights.
-    weights : str
-        Hash of their files.
-    run : callable
-        Takes models, ``where`` and what to ask with; loads the weights, asks, and keeps nothing.
-    settings : mapping
-        What the answers depend on besides weights, device and versions.
-    """
-
+    #: for the log
     name: str
     where: Path
+    #: hash of the files
     weights: str
+    #: takes models, ``where`` and what to ask with; loads the weights, asks, and keeps nothing
     run: Callable[[Models, Path, Ask], None]
+    #: what the answers depend on besides weights, device and versions
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -73,16 +63,10 @@ def check_models(models: Models, work_dir: Path) -> str:
 
     Then the hashes of weights that have no record are recorded: all of them work.
 
-    Parameters
-    ----------
-    models : Models
-    work_dir : Path
-        Where the models that passed are recorded.
-
     Returns
     -------
     str
-        Which models passed now and which had passed before, for the log.
+        Which models passed now and which had passed before (as recorded in the work folder), for the log.
 
     Raises
     ------

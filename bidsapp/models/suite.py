@@ -139,12 +139,7 @@ class Models:
         return self.protocol_clip(self.generator if weights.brings_clip(self.recipe) else None)
 
     def protocol_clip(self, generator: Generator | None = None) -> nn.Module:
-        """Give CLIP ViT-L/14's image encoder: the generator's own, or the evaluation folder's.
-
-        Parameters
-        ----------
-        generator : Generator, optional
-            One whose image encoder is the published protocols' CLIP.
+        """Give CLIP ViT-L/14's image encoder: that of a generator that has it, or the evaluation folder's.
 
         Raises
         ------
@@ -237,14 +232,7 @@ class Models:
     def targets(self, images: np.ndarray, captions: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
         """Compute what the ridge models predict: latents of the VDVAE, and what guides stage 2.
 
-        Parameters
-        ----------
-        images : ndarray of uint8, shape (n, H, W, 3)
-        captions : sequence of n sequences of str
-
-        Returns
-        -------
-        dict of ndarray of float32, shapes (n, dims)
+        ``images`` are uint8 (n, H, W, 3), each with its captions; targets are float32 (n, dims) by name.
         """
         section = self.recipe.vdvae
         small = resize(images, self.vdvae.config.image_size)
@@ -285,14 +273,7 @@ class Models:
         images go through the networks together, by default as many as :meth:`second_stage_at_once` gives.
         """
         section = self.recipe.diffusion
-        settings = DiffusionSettings(
-            steps=section.steps,
-            strength=section.strength,
-            guidance=section.guidance,
-            text_share=section.text_share,
-            noise_one_step_higher=section.noise_one_step_higher,
-            sample_posterior=section.sample_posterior,
-        )
+        settings = DiffusionSettings(**section.model_dump(exclude={"kind", "batch"}))
         return self.batches.run(
             self._refinement,
             len(initial),

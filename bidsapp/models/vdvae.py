@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bidsapp.errors import AppError
-from bidsapp.models._logistic import mixture_mean, mixture_sample, negative_log_likelihood
+from bidsapp.models._logistic import mixture_mean, mixture_sample
 from bidsapp.models.devices import numerics, other_format
 from bidsapp.models.vdvae_blocks import (
-    Block,
     Decoder,
     Encoder,
     VDVAEConfig,
@@ -29,7 +27,7 @@ from bidsapp.models.vdvae_blocks import (
 )
 from bidsapp.models.weights.checkpoints import load_strictly
 
-__all__ = ["VDVAE", "VDVAEConfig", "load_vdvae", "parse_blocks", "read_config", "scale_initial_weights"]
+__all__ = ["VDVAE", "VDVAEConfig", "load_vdvae", "parse_blocks", "read_config"]
 
 #: Names of the weights, by preference: converted, as published.
 NAMES = ("model.safetensors", "imagenet64-iter-1600000-model-ema.th")
@@ -103,7 +101,7 @@ class VDVAE(nn.Module):
         AppError
             If a latent is not finite.
         """
-        self._check_images(images)
+        self.check_images(images)
         if isinstance(generator, Sequence) and len(generator) != len(images):
             raise ValueError(f"{len(images)} images need as many generators, got {len(generator)}")
         if not 1 <= n_layers <= self.n_blocks:
@@ -194,31 +192,6 @@ class VDVAE(nn.Module):
             pixels = mixture_mean(raw, self.config.n_mixtures)
         return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
-    def elbo_terms(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Distortion and rate of images, in nats per pixel and channel, each of shape (n,); for training."""
-        self._check_images(images)
-        activations = self.encoder(self.normalise(images))
-        streams = self.decoder.start(len(images))
-        rate = torch.zeros(len(images), device=self.device)
-        for block in self.decoder.blocks:
-            x = block.enter(streams)
-            q_mean, q_log = (t.float() for t in block.posterior_of(x, activations[block.base]))
-            p_mean, p_log, x = block.prior_of(x)
-            p_mean, p_log = p_mean.float(), p_log.float()
-            z = q_mean + q_log.exp() * torch.randn_like(q_mean)
-            kl = (
-                p_log
-                - q_log
-                - 0.5
-                + 0.5 * (torch.exp(2 * q_log) + (q_mean - p_mean) ** 2) * torch.exp(-2 * p_log)
-            )
-            rate = rate + kl.sum(dim=(1, 2, 3))
-            streams[block.base] = block.leave(x, z)
-        raw = self.decoder.finish(streams, self.config.image_size)
-        target = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).float() / 127.5 - 1
-        distortion = negative_log_likelihood(raw, target, self.config.n_mixtures)
-        return distortion, rate / (3 * self.config.image_size**2)
-
     def _count_blocks(self, width: int) -> int:
         """How many blocks have ``width`` latent values together."""
         total = 0
@@ -238,7 +211,8 @@ class VDVAE(nn.Module):
             )
         return x
 
-    def _check_images(self, images: np.ndarray) -> None:
+    def check_images(self, images: np.ndarray) -> None:
+        """Raise a ValueError unless images are uint8 and of the model's size."""
         side = self.config.image_size
         if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
             raise ValueError(
@@ -279,18 +253,6 @@ def load_vdvae(folder: Path, device: str = "cpu", dtype: str = "auto") -> VDVAE:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.half_type = formats.vdvae_half
     return model
-
-
-def scale_initial_weights(model: VDVAE) -> None:
-    """Scale the residual branches' last weights by sqrt(1 / depth), as the paper does before training."""
-    with torch.no_grad():
-        for residual in cast("list[Block]", list(model.encoder.enc_blocks)):
-            residual.c4.weight *= len(model.encoder.enc_blocks) ** -0.5
-        for block in model.decoder.blocks:
-            block.z_proj.weight *= model.n_blocks**-0.5
-            block.resnet.c4.weight *= model.n_blocks**-0.5
-            block.prior.c4.weight.zero_()
-            nn.init.zeros_(cast(Tensor, block.prior.c4.bias))
 
 
 def _normal(like: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from helpers.tiny_diffusion import DIMS, N_TEXT, N_VISION, SETTINGS, Inputs, make_unet, write_models
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from training_parts import split_paths
 
 from bidsapp.errors import AppError
 from bidsapp.models.generators.dual_attention import (
@@ -20,7 +21,6 @@ from bidsapp.models.generators.dual_attention import (
     load_text_path,
     read_weights,
     set_text_share,
-    split_paths,
 )
 from bidsapp.models.generators.versatile_diffusion import VersatileDiffusion
 

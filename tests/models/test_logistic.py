@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from training_parts import negative_log_likelihood
 
-from bidsapp.models._logistic import mixture_mean, mixture_sample, negative_log_likelihood, split_parameters
+from bidsapp.models._logistic import mixture_mean, mixture_sample, split_parameters
 
 M = 3  # mixtures
 

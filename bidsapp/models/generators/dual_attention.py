@@ -79,20 +79,6 @@ def load_text_path(unet: nn.Module, state: Mapping[str, Tensor]) -> None:
         owner.attentions[index].text.load_state_dict(part, strict=True)
 
 
-def split_paths(unet: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """State dicts of a dual UNet in the hub's layout: the image UNet's, and the text attentions'."""
-    image: dict[str, Tensor] = {}
-    text: dict[str, Tensor] = {}
-    for key, value in unet.state_dict().items():
-        head, _, rest = key.partition(".attentions.")
-        if rest:
-            index, half, tail = rest.split(".", 2)
-            (image if half == "vision" else text)[f"{head}.attentions.{index}.{tail}"] = value
-        else:
-            image[key] = value
-    return image, text
-
-
 def _attention_blocks(unet: nn.Module) -> Iterator[tuple[str, Any, int, nn.Module]]:
     for name, module in unet.named_modules():
         if isinstance(getattr(module, "attentions", None), nn.ModuleList):

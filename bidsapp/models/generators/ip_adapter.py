@@ -43,12 +43,8 @@ class IPAdapterDiffusion(LatentDiffusion):
     """Stable Diffusion image-to-image whose cross-attentions also attend to an image embedding.
 
     Each cross-attention adds ``scale * Attention(q, k_image, v_image)`` to its attention to the text
-    (arXiv 2308.06721, equation 5). The text is the empty caption throughout.
-
-    Parameters
-    ----------
-    pipeline : diffusers StableDiffusionImg2ImgPipeline
-        With an IP-Adapter loaded and a DDIMScheduler. It holds the parts and is never called.
+    (arXiv 2308.06721, equation 5). The text is the empty caption throughout. ``pipeline``, diffusers'
+    StableDiffusionImg2ImgPipeline with the adapter and a DDIMScheduler, holds the parts and is never called.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -62,12 +58,9 @@ class IPAdapterDiffusion(LatentDiffusion):
     ) -> IPAdapterDiffusion:
         """Load the components one by one from a local folder; nothing is fetched.
 
-        Parameters
-        ----------
-        folder : Path
-            Holds two repositories of the hub in their own layouts: Stable Diffusion 1.5's ``unet``,
-            ``vae``, ``text_encoder``, ``tokenizer`` and ``scheduler``, and IP-Adapter's
-            ``models/ip-adapter_sd15.safetensors`` and ``models/image_encoder``.
+        The folder holds two repositories of the hub in their own layouts: Stable Diffusion 1.5's ``unet``,
+        ``vae``, ``text_encoder``, ``tokenizer`` and ``scheduler``, and IP-Adapter's
+        ``models/ip-adapter_sd15.safetensors`` and ``models/image_encoder``.
 
         Raises
         ------
@@ -119,31 +112,14 @@ class IPAdapterDiffusion(LatentDiffusion):
         generators: Sequence[torch.Generator],
         settings: DiffusionSettings,
     ) -> np.ndarray:
-        """Refine stage-1 images under predicted image embeddings.
+        """Refine stage-1 images under predicted image embeddings, float32 (n, values).
 
-        Guidance is against the zero embedding, with the empty caption on both sides.
-
-        Parameters
-        ----------
-        initial : ndarray of uint8, shape (n, H, W, 3)
-        embeddings : ndarray of float32, shape (n, values)
-        generators : sequence of n torch.Generator
-            One per image, on the CPU: for the draw from AutoKL's posterior, then the noise.
-        settings : DiffusionSettings
-            The adapter's scale is ``1 - text_share``.
+        Guidance is against the zero embedding, with the empty caption on both sides. The adapter's scale is
+        ``1 - text_share``. Arguments and errors are otherwise those of :meth:`guided_latents`.
 
         Returns
         -------
         ndarray of uint8, shape (n, S, S, 3)
-
-        Raises
-        ------
-        AppError
-            If a latent or a decoded pixel is not finite.
-        TypeError
-            If the images are not uint8.
-        ValueError
-            If the numbers of images, embeddings or generators do not match.
         """
         return self.decode(self._latents(initial, embeddings, generators, settings))
 

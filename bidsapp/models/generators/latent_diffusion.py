@@ -35,41 +35,23 @@ _SCHEDULERS = ("DDIMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerD
 
 @dataclass(frozen=True)
 class DiffusionSettings:
-    """Numbers of the image-to-image loop; each recipe names their source.
+    """Numbers of the image-to-image loop; each recipe names their source."""
 
-    Attributes
-    ----------
-    steps : int
-        Steps of the whole DDIM schedule.
-    strength : float
-        Share of the schedule that is run.
-    guidance : float
-        Classifier-free guidance scale.
-    text_share : float
-        Share of text against image in every cross-attention.
-    noise_one_step_higher : bool
-        Noise to the timestep before the first that is denoised, as the original code does.
-    sample_posterior : bool
-        Draw the initial image's latent from AutoKL's posterior; take its mean otherwise.
-    """
-
+    #: steps of the whole DDIM schedule, and the share of it that is run
     steps: int = 50
     strength: float = 0.75
+    #: classifier-free guidance scale
     guidance: float = 7.5
+    #: share of text against image in every cross-attention
     text_share: float = 0.4
+    #: noise to the timestep before the first that is denoised, as the original code does
     noise_one_step_higher: bool = True
+    #: draw the initial image's latent from AutoKL's posterior; take its mean otherwise
     sample_posterior: bool = True
 
 
 class LatentDiffusion:
-    """AutoKL, a UNet and a DDIM schedule.
-
-    Parameters
-    ----------
-    vae : diffusers AutoencoderKL
-    unet : diffusers UNet2DConditionModel
-    scheduler : diffusers DDIMScheduler
-    """
+    """AutoKL, a UNet2DConditionModel and a DDIMScheduler of diffusers."""
 
     def __init__(self, vae: Any, unet: Any, scheduler: Any) -> None:
         self.vae, self.unet, self.scheduler = vae, unet, scheduler
@@ -87,22 +69,13 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def encode(self, images: np.ndarray, generators: Sequence[torch.Generator] | None = None) -> Tensor:
-        """Encode images, resized to the model's size with PIL bicubic.
+        """Encode uint8 images (n, H, W, 3), resized to the model's size with PIL bicubic.
 
-        Parameters
-        ----------
-        images : ndarray of uint8, shape (n, H, W, 3)
-        generators : sequence of n torch.Generator, optional
-            Draw from the posterior with these; take its mean otherwise.
+        With generators, one per image, latents are drawn from the posterior; otherwise they are its mean.
 
         Returns
         -------
         Tensor of float32, shape (n, 4, h, w), times AutoKL's scaling factor
-
-        Raises
-        ------
-        TypeError
-            If the images are not uint8.
         """
         if images.dtype != np.uint8:
             raise TypeError(f"stage-1 images should be uint8, got {images.dtype}")
@@ -160,7 +133,7 @@ class LatentDiffusion:
         Parameters
         ----------
         initial : ndarray of uint8, shape (n, H, W, 3)
-            Stage-1 images.
+            Stage-1 images; a TypeError otherwise.
         generators : sequence of n torch.Generator
             One per image, on the CPU: for the draw from AutoKL's posterior, then the noise.
         settings : DiffusionSettings
@@ -219,13 +192,7 @@ def load_ddim(folder: Path, **numbers: Any) -> Any:
 
 
 def noise_like(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw normal noise of x's shape, device and type, each row with its own generator.
-
-    Raises
-    ------
-    ValueError
-        If there are not as many generators as rows.
-    """
+    """Draw normal noise of x's shape, device and type, each row with its own generator (else ValueError)."""
     if len(generators) != len(x):
         raise ValueError(f"{len(x)} images need as many generators, got {len(generators)}")
     rows = [torch.randn(x.shape[1:], generator=g, dtype=torch.float32) for g in generators]

@@ -98,18 +98,10 @@ class Generator(ABC):
     def targets(
         self, images: np.ndarray, captions: Sequence[Sequence[str]], most: int
     ) -> dict[str, np.ndarray]:
-        """Compute the targets other than the VDVAE's.
+        """Compute the targets other than the VDVAE's, float32 (n, tokens * values) by name.
 
-        Parameters
-        ----------
-        images : ndarray of uint8, shape (n, H, W, 3)
-        captions : sequence of n sequences of str
-        most : int
-            Images at once where memory is not the limit.
-
-        Returns
-        -------
-        dict of ndarray of float32, shapes (n, tokens * values)
+        ``images`` are uint8 (n, H, W, 3), each with its captions; ``most`` of them go through a network at
+        once where memory is not the limit.
         """
 
     @abstractmethod
@@ -122,12 +114,9 @@ class Generator(ABC):
         return self.batches.run(work, len(images), lambda rows: self.embed(images[rows]))
 
     def caption_embeddings(self, captions: Sequence[Sequence[str]]) -> np.ndarray | None:
-        """Embed each image's captions in the space of its image embedding, averaged over captions.
+        """Embed each image's captions in the space of its image embedding, averaged, float32 (n, dims).
 
-        Returns
-        -------
-        ndarray of float32, shape (n, dims), or None
-            None where no text encoder shares the image encoder's space.
+        None if no text encoder shares the image encoder's space.
         """
         return None
 
@@ -161,7 +150,6 @@ class Generator(ABC):
             Predicted targets.
         generators : sequence of n torch.Generator
             One per image, on the CPU.
-        settings : DiffusionSettings
 
         Returns
         -------

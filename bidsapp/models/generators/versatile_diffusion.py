@@ -57,16 +57,8 @@ class VersatileDiffusion(LatentDiffusion):
     ) -> VersatileDiffusion:
         """Load the components one by one from a local folder in the hub's layout.
 
-        Reads ``vae``, ``image_unet``, the attentions of ``text_unet``, and ``scheduler``.
-
-        Parameters
-        ----------
-        folder : Path
-        n_vision : int
-            Number of image tokens (257 for CLIP ViT-L/14).
-        device : str
-        dtype : torch.dtype
-            Of the weights of AutoKL and UNet.
+        Reads ``vae``, ``image_unet``, the attentions of ``text_unet``, and ``scheduler``, for ``n_vision``
+        image tokens (257 for CLIP ViT-L/14) and weights of ``dtype``.
 
         Raises
         ------
@@ -94,26 +86,18 @@ class VersatileDiffusion(LatentDiffusion):
     ) -> np.ndarray:
         """Refine stage-1 images under predicted tokens.
 
+        Arguments and errors are otherwise those of :meth:`guided_latents`.
+
         Parameters
         ----------
-        initial : ndarray of uint8, shape (n, H, W, 3)
         vision, text : ndarray of float32, shape (n, tokens, dims)
+            A ValueError if the number of tokens is not the UNet's.
         unconditional : pair of ndarray, shapes (1, tokens, dims)
             Image and caption tokens of "nothing".
-        generators : sequence of n torch.Generator
-            One per image, on the CPU.
-        settings : DiffusionSettings
 
         Returns
         -------
         ndarray of uint8, shape (n, S, S, 3)
-
-        Raises
-        ------
-        AppError
-            If a latent or a decoded pixel is not finite.
-        ValueError
-            If the numbers of tokens or of generators do not match.
         """
         set_text_share(self.unet, settings.text_share)
         condition = {"encoder_hidden_states": self._condition(vision, text, unconditional)}

@@ -112,17 +112,8 @@ def _load(use: NetworkUse, folder: Path, clip_vision: nn.Module | None, device: 
 def load_network(architecture: str, path: Path, device: str = "cpu") -> nn.Module:
     """Load an evaluation network, strictly, in evaluation mode.
 
-    Parameters
-    ----------
-    architecture : {"alexnet", "efficientnet_b1", "inception_v3", "resnet50"}
-    path : Path
-        A torch state dict, read with ``weights_only``, or safetensors. Classifiers, auxiliary
-        classifiers and SwAV's projection head are left aside.
-    device : str
-
-    Returns
-    -------
-    nn.Module
+    The checkpoint is a torch state dict, read with ``weights_only``, or safetensors. Classifiers, auxiliary
+    classifiers and SwAV's projection head are skipped.
 
     Raises
     ------

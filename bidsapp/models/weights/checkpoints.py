@@ -80,11 +80,7 @@ def quiet_libraries() -> Iterator[None]:
 def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     """Read a state dict: safetensors by the name's ending, else a torch file with ``weights_only``.
 
-    Parameters
-    ----------
-    path : Path
-    mapped : bool
-        Map a torch file into memory where its format allows that, so that only what is used is read.
+    ``mapped``: map a torch file into memory if its format allows that, so that only what is used is read.
 
     Raises
     ------
@@ -199,7 +195,7 @@ def load_component(kind: Any, folder: Path, limits: Limits, **options: Any) -> A
     Parameters
     ----------
     kind : type
-        Has ``from_pretrained``.
+        Has ``from_pretrained``; takes the ``options``.
     folder : Path
         Holds config.json and weights, as safetensors or as a torch file (read with ``weights_only``).
     limits : mapping of str to number

@@ -42,23 +42,14 @@ def own_folder(root: Path) -> Path:
 
 @dataclass
 class Lock:
-    """What is recorded of the files and models of one models folder.
-
-    Attributes
-    ----------
-    root : Path
-        The models folder.
-    files : dict
-        By path in the folder: ``sha256``, ``size``, ``source``, ``licence``.
-    canaries : dict
-        What models answered, by folder, ``#`` and name; with the hash of the weights that did.
-    own : frozenset of str
-        Names in ``files`` that only the user's own record has.
-    """
+    """What is recorded of the files and models of one models folder."""
 
     root: Path
+    #: by path in the folder: ``sha256``, ``size``, ``source``, ``licence``
     files: Entries = field(default_factory=dict)
+    #: what models answered, by folder, ``#`` and question; with the hash of the weights that did
     canaries: Entries = field(default_factory=dict)
+    #: names in ``files`` that only the user's own record has
     own: frozenset[str] = frozenset()
 
     @classmethod

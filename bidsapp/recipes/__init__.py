@@ -250,20 +250,20 @@ def _in_words(error: ErrorDetails) -> tuple[str, str]:
     *table, key = [part for part in place if isinstance(part, str)]
     where = f"[{'.'.join(table)}]: " if table else ""
     fields = _fields(table)
-    meaning = fields[key].description if key in fields else None
+    description = fields[key].description if key in fields else None
+    meaning = f"\nMeaning of the key: {description}." if description else ""
     if kind == "missing":
-        return f"{where}missing key '{key}'.", f"Add this key: {meaning}." if meaning else ""
+        return f"{where}missing key '{key}'.{meaning}", ""
     if kind == "extra_forbidden":
         known = f"Remove it. The keys here are {', '.join(fields)}."
         return f"{where}unknown key '{key}'.", did_you_mean(key, fields).strip() or known
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     if kind in ("model_type", "dict_type") or name in ("targets", "roi_analysis"):
         name = f"[{name}]"
-    fix = f"Correct this value: {meaning}." if meaning else ""
     if kind == "value_error":
-        return f"{name} {about['error']}.", fix
+        return f"{name} {about['error']}.{meaning}", ""
     should_be = _SHOULD_BE.get(kind, "another value").format(**about)
-    return f"{name} should be {should_be}, but is {_shown(error['input'])}.", fix
+    return f"{name} should be {should_be}, but is {_shown(error['input'])}.{meaning}", ""
 
 
 def _fields(table: Sequence[str]) -> dict[str, FieldInfo]:

@@ -113,7 +113,8 @@ def _matching_paths(pattern: str, base: Path) -> list[Path]:
     if not set("*?") & set(pattern):
         return [base / pattern] if (base / pattern).is_file() else []
     anchor = Path(pattern).anchor
-    found = (Path(anchor) if anchor else base).glob(pattern.removeprefix(anchor))
+    plain = pattern.removeprefix(anchor).replace("[", "[[]")  # only * and ? are wildcards
+    found = (Path(anchor) if anchor else base).glob(plain)
     return sorted(path for path in found if path.is_file())
 
 

@@ -7,6 +7,7 @@ to (links to further datasets, ``.bidsignore``, ``participants.tsv``) are merged
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from bidsapp.storage.files import datasets_around
 from bidsapp.storage.locks import locked
 from bidsapp.storage.text import read_json, read_text, read_tsv, write_json, write_text, write_tsv
 
+LOG = logging.getLogger("bidsapp")
 BIDS_VERSION = "1.11.1"
 APP = "bidsapp-recon"
 #: No trailing slash on folders: the validator would then report the folder itself.
@@ -157,7 +159,7 @@ def update_participants(
         The table: ``participant_id`` first, in natural order of labels.
     """
     path = Path(out_dir) / "participants.tsv"
-    names, known = _participants_around(Path(source_dir)) if source_dir is not None else ([], {})
+    names, known = _source_participants(Path(source_dir)) if source_dir is not None else ([], {})
     with locked(Path(out_dir) / f".{APP}.lock"):
         columns, rows = _participants(Path(out_dir))
         for label in labels:
@@ -177,10 +179,17 @@ def update_participants(
     return path
 
 
-def _participants_around(folder: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
+def _source_participants(folder: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
     """Participants of a dataset, or of the one that it is a derivative of."""
-    found = (_participants(place) for place in datasets_around(folder))
-    return next((each for each in found if each[1]), ([], {}))
+    for place in datasets_around(folder):
+        try:
+            found = _participants(place)
+        except AppError as error:  # the results do not depend on it
+            LOG.warning("%s The subjects' columns are left out of the output's participants.tsv.", error)
+            continue
+        if found[1]:
+            return found
+    return [], {}
 
 
 def _participants(folder: Path) -> tuple[list[str], dict[str, dict[str, str]]]:

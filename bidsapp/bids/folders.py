@@ -83,12 +83,10 @@ def _existing(path: Path) -> Path:
 
 
 def _inside_input(path: Path, name: str, roots: Iterable[Path]) -> Problem | None:
-    real = Path(os.path.realpath(path))
     for root in roots:
         # <dataset>/derivatives/<name> is BIDS' own place for results, and is never indexed as input.
-        inner = real.relative_to(root).parts if real.is_relative_to(root) else ()
-        proper = len(inner) >= 2 and inner[0] == "derivatives"
-        if real.is_relative_to(root) and not proper:
+        inner = _inner_parts(path, root)
+        if inner is not None and not (len(inner) >= 2 and inner[0] == "derivatives"):
             what = f"The {name} folder is inside the input dataset {root}."
             fix = f"Choose a folder outside of it, or {root / 'derivatives' / 'bidsapp-recon'}."
             return Problem(str(path), what, fix, ExitCode.CANNOT_CREATE)
@@ -97,11 +95,28 @@ def _inside_input(path: Path, name: str, roots: Iterable[Path]) -> Problem | Non
 
 def _would_mix(out_dir: Path, work_dir: Path) -> bool:
     """Whether one folder is the other, or lies where the other has its own files."""
-    out, work = Path(os.path.realpath(out_dir)), Path(os.path.realpath(work_dir))
-    if out == work:
-        return True
-    inner, own = ((work, out), _OF_OUTPUT) if work.is_relative_to(out) else ((out, work), _OF_WORK)
-    return inner[0].is_relative_to(inner[1]) and inner[0].relative_to(inner[1]).parts[0].startswith(own)
+    for inner, outer, own in ((work_dir, out_dir, _OF_OUTPUT), (out_dir, work_dir, _OF_WORK)):
+        parts = _inner_parts(inner, outer)
+        if parts is not None and (not parts or parts[0].startswith(own)):
+            return True
+    return False
+
+
+def _inner_parts(path: Path, root: Path) -> tuple[str, ...] | None:
+    """Names of folders from ``root`` to ``path``; None if it is not inside.
+
+    Folders are compared on the disk: with a bind mount, or a file system that ignores case, one folder has
+    several paths.
+    """
+    real, top = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    for folder in (real, *real.parents):
+        try:
+            same = folder == top or folder.samefile(top)
+        except OSError:  # not there yet
+            same = False
+        if same:
+            return real.relative_to(folder).parts
+    return None
 
 
 def _unwritable(path: Path, name: str) -> Problem | None:

@@ -99,7 +99,10 @@ def open_dataset(bids_dir: str | os.PathLike[str], selection: InputSelection | N
     index, betas = _find_betas(base, filters)
     description = _read_description(base, index.root)
 
+    betas, misnamed = _split_misnamed(betas, index.root)
     labels = _unique(f.get("subject") for f in betas)
+    if not labels:
+        raise InputProblems(misnamed)
     subjects = _choose_participants(asked.participants, labels, base)
     betas = [f for f in betas if f.get("subject") in subjects]
     betas = _choose_sessions(betas, asked.sessions, base)
@@ -113,11 +116,12 @@ def open_dataset(bids_dir: str | os.PathLike[str], selection: InputSelection | N
     masks = masks_of(index_sources(others), filters)
     chosen = replace(asked, task=task, space=space)
     finder = Finder(index, base, filters, betas, chosen, masks)
+    found = tuple(finder.subject(label) for label in subjects)
     return Dataset(
         root=index.root,
         name=str(description.get("Name", "")),
-        subjects=tuple(finder.subject(label) for label in subjects),
-        problems=tuple(finder.problems),
+        subjects=found,
+        problems=(*(() if asked.participants else misnamed), *finder.problems),
         generated_by=_first_generator(description),
         rois=finder.rois,
         units=finder.units,
@@ -168,6 +172,31 @@ def _find_betas(base: Path, filters: Filters) -> tuple[Index, list[IndexedFile]]
     message = f"{base}: no single-trial betas found{by} (files named like {names})."
     fix = "Check BIDS_DIR, or describe your files in a filter file (--bids-filter-file)."
     raise AppError(f"{message} {fix} {_MOUNTS}", exit_code=ExitCode.NOTHING_MATCHED)
+
+
+def _split_misnamed(betas: list[IndexedFile], root: Path) -> tuple[list[IndexedFile], list[Problem]]:
+    """Separate betas whose names and folders disagree about the subject or session."""
+    good, problems = [], []
+    for file in betas:
+        if not file.get("subject") and not file.path.name.startswith("sub-"):
+            continue  # of another program
+        folders = file.path.relative_to(root.absolute()).parts[:-1]
+        wrong = next(
+            (
+                folder
+                for folder in folders
+                for key, entity in (("sub-", "subject"), ("ses-", "session"))
+                if folder.startswith(key) and folder != key + file.get(entity)
+            ),
+            None,
+        )
+        if wrong is None:
+            good.append(file)
+            continue
+        what = f"The file's name and its folder {wrong} do not give the same valid label."
+        fix = "BIDS labels hold letters, digits and + only (no hyphens, underscores or spaces). Rename both."
+        problems.append(Problem(str(file.path), what, fix, ExitCode.INVALID_BIDS))
+    return good, problems
 
 
 def _no_description(base: Path) -> AppError:

@@ -62,6 +62,9 @@ DESCRIPTIONS = {
 _FIELD = re.compile(r"\{(\w+)\}")
 _OPTIONAL = re.compile(r"\[([^\]]*)\]")
 _LABEL = re.compile(r"[0-9A-Za-z]+")
+#: What else values may hold: BIDS labels +, the app's own names more.
+_ALLOWED = dict.fromkeys(("subject", "task", "space"), "[0-9A-Za-z+]+")
+_ALLOWED |= dict.fromkeys(("run_id", "name"), "[0-9A-Za-z+._-]+")
 _IMAGE_SUFFIX = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp)$", re.IGNORECASE)
 _LONGEST_LABEL = 100
 
@@ -104,7 +107,7 @@ class OutputTree:
             values["roi"] = roi_label([values["roi"]])
         template = _OPTIONAL.sub(lambda m: m[1] if values[_FIELD.findall(m[1])[0]] else "", NAMES[key])
         for name in _FIELD.findall(template):
-            allowed = r"[0-9A-Za-z._-]+" if name in ("run_id", "name") else _LABEL.pattern
+            allowed = _ALLOWED.get(name, _LABEL.pattern)
             if not re.fullmatch(allowed, values[name]) or values[name] in (".", ".."):
                 raise ValueError(f"{name}={values[name]!r} cannot be part of the name of {key!r}")
         return self.out_dir / template.format_map(values)

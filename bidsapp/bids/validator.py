@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ def _is_about_the_network(issue: dict[str, Any]) -> bool:
     return "HED" in str(issue.get("code")) and "SCHEMA_LOAD_FAILED" in str(issue.get("issueMessage"))
 
 
-def validate_input(bids_dir: Path) -> bool:
+def validate_input(bids_dir: Path, participants: Sequence[str] = ()) -> bool:
     """Validate a dataset; False if no validator is installed or it could not run.
+
+    If participants are given, errors in the folders of other subjects do not count.
 
     Raises
     ------
@@ -71,8 +74,12 @@ def validate_input(bids_dir: Path) -> bool:
         LOG.warning("BIDS validation of the input skipped: %s could not run (%s)", command, error)
         return False
     errors = [issue for issue in issues if issue.get("severity") == "error"]
-    problems = [_problem(bids_dir, issue) for issue in errors if not _is_about_the_network(issue)]
-    if len(problems) < len(errors):
+    relevant = [issue for issue in errors if not _is_about_the_network(issue)]
+    problems = [_problem(bids_dir, issue) for issue in relevant]
+    wanted = {label.removeprefix("sub-") for label in participants}
+    if wanted:
+        problems = [problem for problem in problems if problem.subject in {"", *wanted}]
+    if len(relevant) < len(errors):
         LOG.warning("HED annotations of the input were not checked: that would need the network")
     if problems:
         raise InputProblems(problems)

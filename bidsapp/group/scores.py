@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 #: ``desc`` of each condition's metrics file.
 _CONDITIONS = {"recon": "brain", "null": "null", "oracle": "oracle"}
 _METRICS_FILE = re.compile(
-    r"sub-(?P<sub>[A-Za-z0-9]+)(_task-(?P<task>[A-Za-z0-9]+))?_desc-(?P<desc>[a-z]+)_metrics\.tsv"
+    r"sub-(?P<sub>[A-Za-z0-9+]+)(_task-(?P<task>[A-Za-z0-9+]+))?_desc-(?P<desc>[a-z]+)_metrics\.tsv"
 )
-_LABEL = re.compile(r"[A-Za-z0-9]+")
+_LABEL = re.compile(r"[A-Za-z0-9+]+")
 _AGAIN = "Run the participant level for this subject again."
 
 

@@ -155,7 +155,7 @@ def _open_inputs(config: RunConfig, found: ProblemCollector) -> tuple[Dataset | 
         dataset = open_dataset(config.bids_dir, selection)
     if not config.skip_bids_validation:
         with found.at(config.bids_dir):
-            validate_input(config.bids_dir)
+            validate_input(config.bids_dir, config.participants)
     root = dataset.root if dataset else config.bids_dir
     if dataset is not None or (root / "stimuli").is_dir():
         with found.at(root / "stimuli"):

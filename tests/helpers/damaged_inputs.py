@@ -227,7 +227,7 @@ CASES = {
     ),
     "brick of another type": Case(
         65,
-        "one uint8 array",
+        "encoded images",
         brick=True,
         **on(BRICK, lambda p: replace_brick(p, imgBrick=np.zeros((20, 32, 32, 3), np.float32))),
     ),

@@ -6,7 +6,7 @@ Frozen records of plain values: computed by ``analyses``, gathered for one parti
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -178,7 +178,7 @@ class Spuriousness:
     space : str
         The features in which similarity (cosine) is measured.
     nearest_train : ndarray of float64, (n,)
-        Similarity of each test image to the most similar training image, one of ``nearest_ids``.
+        Similarity of each test image to the most similar training image.
     own, closest_train : ndarray of float64, (n,)
         Similarity of each reconstruction to its own stimulus, and to the most similar training image.
     closer_to_training : Value
@@ -193,7 +193,6 @@ class Spuriousness:
 
     space: str
     nearest_train: Vector
-    nearest_ids: tuple[str, ...]
     own: Vector
     closest_train: Vector
     closer_to_training: Value
@@ -216,18 +215,12 @@ class Finding:
         ``broken`` (the stage does not work), ``limit`` (it limits reconstructions), ``ok`` (sound), or
         ``unknown`` (not judged).
     stage, sentence : str
-    anchor : str
-        Heading of docs/troubleshooting.md.
-    numbers : mapping of str to float
-        What the rule compared with its thresholds.
     """
 
     code: str
     severity: str
     stage: str
     sentence: str
-    anchor: str
-    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,6 @@ def training_similarity(
     return Spuriousness(
         space=generator.embedding_title,
         nearest_train=near.similarity,
-        nearest_ids=tuple(done.split.train[i] for i in near.row),
         own=own,
         closest_train=near_made.similarity,
         closer_to_training=mean_with_interval((near_made.similarity > own + TIE).astype(float), seed),

@@ -31,6 +31,7 @@ from bidsapp.pipeline.images import first_stage
 from bidsapp.pipeline.records import Condition, Decoded, Refinement
 from bidsapp.records import Mask
 from bidsapp.seeds import seed_for
+from bidsapp.storage.files import sha256_array
 from bidsapp.storage.stages import StageResult
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def synthetic_latents(done: Decoded, inside: Mapping[str, Inside], config: RunCo
         }
 
     inputs: dict[str, Any] = {"after": [responses.key, fit.targets_key], "alphas": alphas, "norms": norms}
-    inputs |= {"regions": _digests(inside), "backend": backend.name}
+    inputs |= {"regions": {name: sha256_array(v) for name, v in inside.items()}, "backend": backend.name}
     return fit.stages.run("latents_regions", inputs, compute)
 
 
@@ -165,7 +166,11 @@ def score_regions(done: Decoded, inside: Mapping[str, Inside], config: RunConfig
         return arrays
 
     inputs: dict[str, Any] = {"after": [responses.key, fit.targets_key], "alphas": alphas}
-    inputs |= {"sets": RANDOM_SETS, "regions": _digests(inside), "backend": backend.name}
+    inputs |= {
+        "sets": RANDOM_SETS,
+        "regions": {name: sha256_array(v) for name, v in inside.items()},
+        "backend": backend.name,
+    }
     scored = fit.stages.run("regions", inputs | {"seed": config.seed}, compute)
     return tuple(_scores(scored, inside, config))
 
@@ -216,9 +221,3 @@ def _kept_and_lesioned(
 def _identify(similarity: np.ndarray) -> np.ndarray:
     """Two-way identification of each prediction, (images,)."""
     return two_way(with_ties(similarity)).per_image
-
-
-def _digests(inside: Mapping[str, Inside]) -> dict[str, str]:
-    import hashlib
-
-    return {name: hashlib.sha256(v.tobytes()).hexdigest() for name, v in inside.items()}

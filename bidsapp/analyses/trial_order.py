@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bidsapp.evidence import TrialOrder
 
-#: Shifts that are compared, in trials.
+#: Shifts in trials: at lag k, the betas of trial t + k are compared for the stimulus listed at trial t.
 LAGS = (-3, -2, -1, 0, 1, 2, 3)
 #: Largest number of trials per session and of voxels that are compared, evenly spaced: more changes little.
 _MAX_TRIALS, _MAX_VOXELS = 400, 4000
@@ -26,7 +26,6 @@ def check_trial_order(
     betas: Sequence[npt.NDArray[np.float32]],
     stimulus_ids: Sequence[Sequence[str]],
     labels: Sequence[str],
-    lags: Sequence[int] = LAGS,
 ) -> tuple[TrialOrder, ...]:
     """Correlate each session's trials with responses to the same images in the other sessions.
 
@@ -38,8 +37,6 @@ def check_trial_order(
         The stimulus of each trial of each session.
     labels : sequence of str
         Of the sessions.
-    lags : sequence of int
-        At lag k, the betas of trial t + k are compared for the stimulus listed at trial t. Must include 0.
 
     Returns
     -------
@@ -66,19 +63,19 @@ def check_trial_order(
     def compare(s: int) -> TrialOrder:
         # Every lag uses the same trials, so that lags can be compared pair by pair.
         ids = stimulus_ids[s]
-        inside = [t for t in chosen[s] if all(0 <= t + k < len(ids) for k in lags)]
+        inside = [t for t in chosen[s] if all(0 <= t + k < len(ids) for k in LAGS)]
         if len(inside) < 2:
-            nothing = np.full(len(lags), np.nan)
-            return TrialOrder(labels[s], tuple(lags), nothing, nothing.copy(), 0)
+            nothing = np.full(len(LAGS), np.nan)
+            return TrialOrder(labels[s], LAGS, nothing, nothing.copy(), 0)
         elsewhere = _unit_rows(np.array([everywhere.mean_without(own[s], ids[t]) for t in inside]))
-        table = np.empty((len(lags), len(inside)))
-        for row, lag in enumerate(lags):
+        table = np.empty((len(LAGS), len(inside)))
+        for row, lag in enumerate(LAGS):
             shifted = _unit_rows(sessions[s].rows([t + lag for t in inside]))
             table[row] = np.einsum("tv,tv->t", shifted, elsewhere)
-        zero = table[tuple(lags).index(0)]
-        against = np.where(np.array(lags)[:, None] == 0, table, table - zero)
+        zero = table[LAGS.index(0)]
+        against = np.where(np.array(LAGS)[:, None] == 0, table, table - zero)
         error = against.std(axis=1, ddof=1) / np.sqrt(len(inside))
-        return TrialOrder(labels[s], tuple(lags), table.mean(axis=1), error, len(inside))
+        return TrialOrder(labels[s], LAGS, table.mean(axis=1), error, len(inside))
 
     return tuple(compare(s) for s in range(len(betas)))
 

@@ -48,26 +48,21 @@ class Backend(Protocol):
 
     def put(self, a: npt.NDArray[Any]) -> Matrix:
         """Copy a numpy array to the backend, with the same dtype."""
-        ...
 
     def take(self, a: Matrix) -> npt.NDArray[Any]:
         """Copy an array back to numpy."""
-        ...
 
     def zeros(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> Matrix:
         """Make a matrix of zeros."""
-        ...
 
     def add_products(self, gram: Matrix, block: Matrix, *, of_rows: bool) -> Matrix:
         """Add ``block @ block.T`` (``of_rows``) or ``block.T @ block`` to ``gram``, in place.
 
         Here and below, only the lower triangle of ``gram`` needs to be right.
         """
-        ...
 
     def largest_eigenvalue(self, gram: Matrix) -> float:
         """Estimate the largest eigenvalue, from below."""
-        ...
 
     def cholesky(self, gram: Matrix, alpha: float) -> Matrix:
         """Give L, lower triangular, of ``gram + alpha I = L L^T``; ``gram`` is not changed.
@@ -77,19 +72,15 @@ class Backend(Protocol):
         ValueError
             Where the matrix is not positive definite in this precision.
         """
-        ...
 
     def solve(self, factor: Matrix, right: Matrix) -> Matrix:
         """Solve ``L L^T z = right``."""
-        ...
 
     def solve_lower(self, factor: Matrix, right: Matrix) -> Matrix:
         """Solve ``L z = right``."""
-        ...
 
     def eigh(self, gram: Matrix) -> tuple[Matrix, Matrix]:
         """Give eigenvalues (k,), ascending, and eigenvectors in columns; ``gram`` may be overwritten."""
-        ...
 
 
 def _power_iteration(multiply: Callable[[Matrix], Matrix], start: Matrix, norm: Callable[..., Any]) -> float:

@@ -145,10 +145,7 @@ class RidgeDecoder:
         place = np.arange(index.size)
         if self.is_dual:
             # For centred fits H = I - alpha (K + alpha I)^-1, which avoids the products with K.
-            self.gram.factor(alpha)
-            units = np.zeros((n, index.size), dtype=self.gram.dtype, order="F")
-            units[index, place] = 1
-            hat = -alpha * self._backend.take(self.gram.solve(self._backend.put(units), alpha)).T
+            hat = -alpha * self.gram.inverse_rows(index, alpha)
             rest = -hat[place, index].astype(np.float64)
         else:
             hat = self._operator(self.gram.x[index], alpha)

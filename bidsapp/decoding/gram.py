@@ -128,6 +128,14 @@ class CentredGram:
         """Solve (Gram + alpha I) z = right, column-wise."""
         return self.backend.solve(self.factor(alpha), right)
 
+    def inverse_rows(self, rows: npt.NDArray[np.intp], alpha: float) -> npt.NDArray[Any]:
+        """Rows of (K + alpha I)^-1 in dual form, (k, n), in the precision of the factor."""
+        self.factor(alpha)
+        units = np.zeros((self.x.shape[0], rows.size), dtype=self.dtype, order="F")
+        units[rows, np.arange(rows.size)] = 1
+        inverse: npt.NDArray[Any] = self.backend.take(self.solve(self.backend.put(units), alpha)).T
+        return inverse
+
     def eigh(self, smallest_alpha: float) -> tuple[Matrix, Matrix]:
         """Eigenvalues, ascending, and eigenvectors, accurate for penalties of at least ``smallest_alpha``.
 

@@ -26,19 +26,14 @@ Matrix = npt.NDArray[np.float64]
 
 def residual_rows(decoder: RidgeDecoder, alpha: float, rows: npt.NDArray[np.intp]) -> Matrix:
     """Compute rows of ``I - H``, which maps training targets to residuals: float64 (k, n)."""
-    n, gram = decoder.n_samples, decoder.gram
-    place = np.arange(rows.size)
+    gram = decoder.gram
     if decoder.is_dual:
         # For centred fits I - H = alpha (K + alpha I)^-1, which avoids the products with K.
-        gram.factor(alpha)
-        units = np.zeros((n, rows.size), dtype=gram.dtype, order="F")
-        units[rows, place] = 1
-        solved = gram.backend.take(gram.solve(gram.backend.put(units), alpha))
-        rest = alpha * solved.T.astype(np.float64)
+        rest = alpha * gram.inverse_rows(rows, alpha).astype(np.float64)
     else:
         rest = -decoder.operator(gram.x[rows], alpha, rounded=False).astype(np.float64)
-        rest[place, rows] += 1
-    rest -= 1 / n  # the intercept's share
+        rest[np.arange(rows.size), rows] += 1
+    rest -= 1 / decoder.n_samples  # the intercept's share
     return np.asarray(rest)
 
 

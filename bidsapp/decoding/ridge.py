@@ -45,23 +45,10 @@ class _RidgeEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         self.decoder_ = RidgeDecoder(responses, precision="float64" if whole else self.precision)
 
     def predict(self, X: npt.ArrayLike) -> npt.NDArray[Any]:
-        """Predict the targets of new responses.
+        """Predict the targets of new responses (m, p): (m, d), or (m,) if ``y`` had one axis.
 
-        Parameters
-        ----------
-        X : array-like, (m, p)
-
-        Returns
-        -------
-        ndarray, (m, d), or (m,) as ``y`` was
-            float32 where ``y`` is float32 or float16, else float64.
-
-        Raises
-        ------
-        sklearn.exceptions.NotFittedError
-            Before ``fit``.
-        ValueError
-            For another number of voxels, or values that are not finite.
+        They are float32 where ``y`` is float32 or float16, else float64. ValueError for another number of
+        voxels or values that are not finite.
         """
         check_is_fitted(self)
         new: Any = validate_data(self, X, dtype=_DTYPES, reset=False)
@@ -75,14 +62,14 @@ class _RidgeEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
 
     @property
     def coef_(self) -> npt.NDArray[Any]:
-        """Weights, (d, p) or (p,); made when asked for."""
+        """Weights, (d, p) or (p,); computed when asked for."""
         check_is_fitted(self)
         coef = self.decoder_.weights(self._y, self.alpha_).T
         return coef[0] if self._single else coef
 
     @property
     def intercept_(self) -> Any:
-        """Intercepts, (d,) or a scalar; made when asked for."""
+        """Intercepts, (d,) or a scalar; computed when asked for."""
         check_is_fitted(self)
         coef = self.decoder_.weights(self._y, self.alpha_)
         intercept = self._y.mean(axis=0, dtype=np.float64) - self.decoder_.x_mean @ coef
@@ -97,7 +84,7 @@ class Ridge(_RidgeEstimator):
     alpha : float
         Penalty, > 0; one for all targets. The intercept is not penalised.
     precision : {"auto", "float32", "float64"}
-        See :class:`RidgeDecoder`; "auto" is float64 where the targets are (or are integers).
+        See :class:`RidgeDecoder`; "auto" is float64 for float64 or integer targets.
 
     Attributes
     ----------
@@ -131,7 +118,7 @@ class Ridge(_RidgeEstimator):
         Raises
         ------
         ValueError
-            For shapes that do not match, values that are not finite, an alpha that can't be used.
+            For shapes that do not match, values that are not finite, or an alpha that is too small.
         """
         self._take(X, y)
         self.alpha_ = float(self.alpha)

@@ -44,11 +44,9 @@ class Sliceable(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """(images, targets)."""
-        ...
 
     def __getitem__(self, key: Any, /) -> Any:
         """Give ``y[:, a:b]`` as an array."""
-        ...
 
 
 @dataclass(frozen=True)

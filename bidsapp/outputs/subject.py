@@ -36,7 +36,7 @@ from bidsapp.report.subject import write_subject_report
 
 if TYPE_CHECKING:
     from bidsapp.data.stimuli import StimulusSet
-    from bidsapp.pipeline.records import Pictures, Reconstruction
+    from bidsapp.pipeline.records import Reconstruction, ScoredImages
 
 LOG = logging.getLogger("bidsapp")
 
@@ -88,14 +88,14 @@ def write_subject(found: Reconstruction, tree: OutputTree, run: SubjectRun) -> l
         selection=voxel_selection(found, run.dataset, config),
     )
     write_model(found, tree, config, sources)
-    brain = found.pictures[BRAIN]
+    brain = found.images[BRAIN]
     meta = {"Sources": sources, "Recipe": config.recipe.name, "Seed": config.seed}
     write_images(tree, brain.ids, brain.stage2, meta)
     write_images(tree, brain.ids, brain.stage1, meta, desc="vdvae")
-    for condition, pictures in found.pictures.items():
-        columns = per_image_columns(pictures)
+    for condition, images in found.images.items():
+        columns = per_image_columns(images)
         write_metrics(tree, columns, per_image_descriptions(columns), desc=_DESC[condition])
-    rows = summary_rows(found.pictures)
+    rows = summary_rows(found.images)
     settings = {
         "Recipe": config.recipe.name,
         "RecipeDigest": hashlib.sha256(json.dumps(config.recipe.as_dict()).encode()).hexdigest()[:16],
@@ -111,7 +111,7 @@ def write_subject(found: Reconstruction, tree: OutputTree, run: SubjectRun) -> l
     write_metrics(tree, ladder_table(evidence), LADDER_COLUMNS, desc="ladder")
     write_metrics(tree, quality_table(evidence), QUALITY_COLUMNS, desc="targets")
     write_metrics(tree, findings_table(evidence), FINDING_COLUMNS | check_values(evidence), desc="findings")
-    tables = (*_TABLES, *write_option_tables(evidence, tree), *(_DESC[c] for c in found.pictures))
+    tables = (*_TABLES, *write_option_tables(evidence, tree), *(_DESC[c] for c in found.images))
     paths = [tree.path("mask", roi=roi_label(config.roi)), tree.path("model")]
     paths += [tree.path("image", stim=i, desc=d) for i in brain.ids for d in ("recon", "vdvae")]
     paths += [tree.path("image_sidecar", desc=d) for d in ("recon", "vdvae")]
@@ -148,10 +148,10 @@ def remove_outputs(
         LOG.info("sub-%s: removed %d files of an earlier run", tree.subject, len(removed))
 
 
-def per_image_columns(pictures: Pictures) -> dict[str, Any]:
+def per_image_columns(images: ScoredImages) -> dict[str, Any]:
     """Columns of a metrics table: the stimulus, then every metric of both stages."""
-    columns: dict[str, Any] = {"stimulus_id": [f"stim-{i}" for i in pictures.ids]}
-    for stage, scores in (("stage1", pictures.scores1), ("stage2", pictures.scores2)):
+    columns: dict[str, Any] = {"stimulus_id": [f"stim-{i}" for i in images.ids]}
+    for stage, scores in (("stage1", images.scores1), ("stage2", images.scores2)):
         columns |= {f"{stage}_{name}": values.tolist() for name, values in scores.per_image.items()}
     return columns
 
@@ -167,14 +167,14 @@ def per_image_descriptions(columns: Mapping[str, Any]) -> dict[str, str]:
     return texts
 
 
-def summary_rows(pictures: Mapping[str, Pictures]) -> list[ScoreRow]:
+def summary_rows(images: Mapping[str, ScoredImages]) -> list[ScoreRow]:
     """Mean, interval and chance of every metric, stage and condition."""
     return [
         ScoreRow(
             condition, stage, metric, s.mean, s.low, s.high, s.chance, s.chance_low, s.chance_high,
             len(found.ids), s.ties, s.p, s.reverse,
         )
-        for condition, found in pictures.items()
+        for condition, found in images.items()
         for stage, scores in (("stage1", found.scores1), ("stage2", found.scores2))
         for metric, s in scores.summary.items()
     ]  # fmt: skip
@@ -210,7 +210,7 @@ _SUMMARY_COLUMNS = {
 def _report(
     found: Reconstruction, rows: list[ScoreRow], run: SubjectRun, figures: tuple[ExtraFigure, ...]
 ) -> SubjectReport:
-    brain, config = found.pictures[BRAIN], run.config
+    brain, config = found.images[BRAIN], run.config
     per_image = {k: np.asarray(v) for k, v in per_image_columns(brain).items() if k != "stimulus_id"}
     return SubjectReport(
         subject=found.subject.label,

@@ -27,9 +27,9 @@ from bidsapp.pipeline.records import (
     Condition,
     Decoded,
     Fit,
-    Pictures,
     Reconstruction,
     Refinement,
+    ScoredImages,
     Start,
 )
 from bidsapp.pipeline.responses import average_over_repeats, mask_betas, split_test_halves, zscore_by_training
@@ -138,7 +138,7 @@ def reconstruct(run: CheckedRun, label: str, models: Models, config: RunConfig) 
     first, second = done.first, finals[BRAIN]
     shown = shown_images(stimuli, done.split.test)
     scored = [ladder.score_images(stage["images"], shown, models, config) for stage in (first, second)]
-    pictures = {BRAIN: Pictures(done.split.test, first["images"], second["images"], *scored)}
+    conditions = {BRAIN: ScoredImages(done.split.test, first["images"], second["images"], *scored)}
 
     # Checks: the control ladder from chance to the true latents, and what may inflate scores.
     ladder_shown = shown[list(rows)]
@@ -149,7 +149,7 @@ def reconstruct(run: CheckedRun, label: str, models: Models, config: RunConfig) 
     ids = tuple(done.split.test[row] for row in rows)
     for condition in (NULL, ORACLE):
         if condition in rungs:
-            pictures[condition] = Pictures.of_rung(ids, rungs[condition])
+            conditions[condition] = ScoredImages.of_rung(ids, rungs[condition])
     table = ladder.tabulate(rungs, config.seed)
     evidence = gather_evidence(done, second, stimuli, models, table, config)
 
@@ -174,7 +174,7 @@ def reconstruct(run: CheckedRun, label: str, models: Models, config: RunConfig) 
         penalties=dict(done.fit.penalties),
         latents=done.latents,
         train_targets=dict(done.fit.train),
-        pictures=pictures,
+        images=conditions,
         rungs=rungs,
         ladder_ids=ids,
         evidence=evidence,

@@ -11,7 +11,6 @@ import numpy as np
 
 from bidsapp.data.targets import StoredTargets, TargetStore
 from bidsapp.pipeline.records import ORACLE, Condition, Fit, Refinement
-from bidsapp.pipeline.responses import _digest_text
 from bidsapp.records import Split
 from bidsapp.seeds import image_generators
 from bidsapp.storage.blocks import Blocks
@@ -61,7 +60,7 @@ def targets_of_stimuli(
     n = len(split.train)
     train = {t: store.rows(t, digests[:n]) for t in models.recipe.target_names}
     test = {t: store.rows(t, digests[n:]) for t in models.recipe.target_names}
-    return train, test, _digest_text([store.key, digests])
+    return train, test, stage_key("targets", {"store": store.key, "stimuli": digests})
 
 
 def shown_images(stimuli: StimulusSet, ids: Sequence[str]) -> np.ndarray:

@@ -140,7 +140,7 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ScoredImages:
     """Images of both stages in one condition, and their scores.
 
     Attributes
@@ -158,7 +158,7 @@ class Pictures:
     scores2: Scores
 
     @classmethod
-    def of_rung(cls, ids: tuple[str, ...], rung: Rung) -> Pictures:
+    def of_rung(cls, ids: tuple[str, ...], rung: Rung) -> ScoredImages:
         """Take the images of a rung that has both stages."""
         if rung.stage1 is None or rung.stage2 is None or rung.scores1 is None or rung.scores2 is None:
             raise ValueError("the rung does not have both stages")
@@ -178,7 +178,8 @@ class Reconstruction:
     penalties: dict[str, Selection]
     latents: StageResult
     train_targets: dict[str, StoredTargets]
-    pictures: dict[str, Pictures]
+    #: by condition: brain, null, oracle
+    images: dict[str, ScoredImages]
     rungs: dict[str, Rung]
     ladder_ids: tuple[str, ...]
     evidence: Evidence

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -45,7 +44,7 @@ def average_over_repeats(
         return {"train": train, "test": test, "train_repeats": train_repeats, "test_repeats": test_repeats}
 
     trials = [s.stimulus_ids for s in subject.sessions]
-    inputs = {"after": betas.key, "trials": _digest_text(trials), "train": split.train, "test": split.test}
+    inputs = {"after": betas.key, "trials": trials, "train": split.train, "test": split.test}
     return stages.run("responses", inputs, compute)
 
 
@@ -67,16 +66,12 @@ def zscore_by_training(stages: Stages, responses: StageResult) -> StageResult:
 
 
 def split_test_halves(
-    stages: Stages,
-    betas: StageResult,
-    responses: StageResult,
-    subject: SubjectInputs,
-    split: Split,
+    stages: Stages, betas: StageResult, responses: StageResult, subject: SubjectInputs, split: Split
 ) -> StageResult:
-    """Two halves of each repeated test image's trials: ``first``, ``second`` (k, voxels), ``rows`` (k,)."""
+    """Two halves of each repeated test image's trials: ``first``, ``second`` (k, voxels)."""
 
     def compute(_: Path) -> dict[str, np.ndarray]:
-        repeated, first, second = split_halves(
+        _ids, first, second = split_halves(
             [betas[name] for name in sorted(betas.arrays)],
             [s.stimulus_ids for s in subject.sessions],
             split.test,
@@ -84,14 +79,6 @@ def split_test_halves(
             responses["std"],
             responses["kept"],
         )
-        place = {stimulus: row for row, stimulus in enumerate(split.test)}
-        return {"first": first, "second": second, "rows": np.array([place[i] for i in repeated], np.int64)}
+        return {"first": first, "second": second}
 
     return stages.run("halves", {"after": [betas.key, responses.key]}, compute)
-
-
-def _digest_text(value: Any) -> str:
-    import hashlib
-    import json
-
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

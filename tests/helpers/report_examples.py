@@ -74,9 +74,8 @@ def evidence(n: int = 30, seed: int = 0) -> Evidence:
         for s in range(1, 6)
     )
     x = rng.uniform(0.5, 0.9, n)
-    ids = tuple(f"train{i}" for i in range(n))
     likeness = Spuriousness(
-        "CLIP's image embedding", x, ids, x, x + 0.1, Value(0.8, 0.7, 0.9),
+        "CLIP's image embedding", x, x, x + 0.1, Value(0.8, 0.7, 0.9),
         Value(0.8, 0.7, 0.9), Value(0.95, 0.9, 1.0), 25, 10,
     )  # fmt: skip
     found = Evidence(

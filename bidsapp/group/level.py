@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-import bidsapp
+from bidsapp import __version__
 from bidsapp.bids.descriptions import update_participants
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.group.checks import comparable_columns, differing_settings, run_settings, subject_entry
@@ -62,7 +62,6 @@ def run_group(
     *,
     participants: Sequence[str] | None = None,
     command: str = "",
-    version: str = bidsapp.__version__,
     dry_run: bool = False,
 ) -> GroupOutcome:
     """Write the group's table, its description, ``participants.tsv`` and ``group.html``.
@@ -73,8 +72,8 @@ def run_group(
         Output dataset of the participant level.
     participants : sequence of str, optional
         Labels, with or without ``sub-``; all subjects found by default.
-    command, version : str
-        Command line and version of this app, for the report.
+    command : str
+        Command line, for the report.
     dry_run : bool
         Only list the subjects; nothing is written.
 
@@ -139,7 +138,7 @@ def run_group(
         table=table.relative_to(root).as_posix(),
         recipes=tuple(sorted({str(found.get("Recipe", "")) for found in settings.values()})),
         command=command,
-        versions={"bidsapp-recon": version, "Python": platform.python_version(), "NumPy": np.__version__},
+        versions={"bidsapp-recon": __version__, "Python": platform.python_version(), "NumPy": np.__version__},
     )
     write_group_report(page, report)
     log.info("group: %d subjects, %d missing; %s", len(scores), len(missing), page)

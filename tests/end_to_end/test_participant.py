@@ -335,7 +335,7 @@ def test_penalties_chosen_of_a_list_are_recorded(tiny_dataset, tmp_path):
         kept = model._file["targets/vdvae"].attrs
         np.testing.assert_allclose(kept["held_out_errors"], chosen["MeanSquaredErrors"]["vdvae"])
     page = (out / "sub-01.html").read_text()
-    assert "penalty chosen by leave-one-out of 1, 100, 1e+06" in page
+    assert "penalty chosen by leave-one-out from 1, 100, 1e+06" in page
     settings = tomllib.loads(next(out.glob("logs/sub-01/*/run.toml")).read_text())
     assert settings["recipe"]["targets"]["vdvae"]["alpha"] == [1.0, 100.0, 1e6]
 

@@ -84,7 +84,7 @@ def test_the_same_images_are_scored_by_each_published_protocol(out):
     assert set(other) == METRICS - {"ssim_columnwise"}
     assert other["pixcorr"] != own["pixcorr"]  # of other sizes
     page = (out / "sub-01.html").read_text()
-    assert "Beside published scores" in page
+    assert "Comparison with published scores" in page
     assert "0.254" in page  # Brain-Diffuser's PixCorr
 
 

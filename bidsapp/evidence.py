@@ -47,7 +47,6 @@ class LadderRow:
         One of :data:`RUNGS`.
     stage : str
         ``stage1`` or ``stage2``; rungs without images of their own (truth, retrieval) have ``stage2``.
-    metric : str
     value : Value
         Mean over the ladder's images.
     share : Value or None
@@ -87,13 +86,11 @@ class TargetQuality:
 
     Attributes
     ----------
-    target : str
     r, r2 : ndarray of float64, (dims,)
         Of each dimension, over test images: Pearson correlation of prediction and truth, and coefficient of
         determination of the ridge's prediction; NaN where the dimension does not vary.
     ceiling : ndarray of float64, (dims,), or None
         The highest correlation that the reliability of the predictions allows; None without repeats.
-    groups : tuple of GroupQuality
     two_way, top1 : Value
         Identification of the test images by their predicted target among the true ones.
     two_way_p : float
@@ -214,7 +211,6 @@ class Finding:
     severity : str
         ``broken`` (the stage does not work), ``limit`` (it limits reconstructions), ``ok`` (sound), or
         ``unknown`` (not judged).
-    stage, sentence : str
     """
 
     code: str
@@ -229,14 +225,12 @@ class SeedSpread:
 
     Attributes
     ----------
-    stage, metric : str
     value : Value
         Mean over seeds and images, with a bootstrap interval over images.
     between_seeds : float
         Standard deviation over seeds of an image's score, mean over images.
     of_mean : float
         Standard deviation over seeds of the mean over images, the score of a run.
-    n_seeds, n_images : int
     """
 
     stage: str
@@ -254,7 +248,6 @@ class HoldoutScores:
 
     Attributes
     ----------
-    target : str
     trained_on : str
         ``all``; ``other_clusters`` (without the test image's cluster); ``random_rest`` (without as many,
         drawn at random).
@@ -283,13 +276,10 @@ class RegionScore:
 
     Attributes
     ----------
-    region : str
     n_voxels : int
         Of the decoded voxels.
-    target : str
     analysis : str
         ``keep`` (all other voxels at their training mean) or ``lesion`` (the region's voxels at theirs).
-    two_way : Value
     null : Value
         Random sets of as many voxels: mean, and the middle 95%.
     p : float
@@ -297,7 +287,6 @@ class RegionScore:
         (``lesion``).
     whole : float
         Two-way identification from all voxels.
-    n_images, n_sets : int
     """
 
     region: str
@@ -318,12 +307,10 @@ class ProtocolScores:
 
     Attributes
     ----------
-    protocol, title : str
     values : mapping of str to Value
         Mean over all test images of each metric.
     skipped : mapping of str to str
         Metrics that were not computed, and the checkpoint that is missing.
-    n_images : int
     """
 
     protocol: str

@@ -119,7 +119,6 @@ class Split:
 
     Attributes
     ----------
-    name : str
     train, test : tuple of str
         Stimuli that the subject saw.
     file : Path or None

@@ -63,8 +63,6 @@ def compare_seeds(
     starts, finals : mapping
         The other seeds' stage 1, from :func:`start_seeds`, and their stage 2.
     shown : ndarray of uint8, shape (ladder's images, H, W, 3)
-    models : Models
-    config : RunConfig
 
     Returns
     -------

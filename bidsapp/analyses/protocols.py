@@ -30,8 +30,6 @@ def score_by_each(
         Of the same images, by the recipe's protocol.
     images, shown : ndarray of uint8, (n, H, W, 3)
         The brain's reconstructions after stage 2, and the stimuli.
-    models : Models
-    config : RunConfig
 
     Returns
     -------

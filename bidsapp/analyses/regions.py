@@ -61,14 +61,11 @@ def start_regions(
 
     Parameters
     ----------
-    done : Decoded
     mask : Mask
         The voxels decoded.
     regions : mapping of str to ndarray of bool, (x, y, z)
         On the mask's grid. Left out are regions that hold none or all of the decoded voxels, or the same
         ones as another region.
-    models : Models
-    config : RunConfig
 
     Returns
     -------

@@ -38,7 +38,6 @@ class Backend(Protocol):
 
     Attributes
     ----------
-    name : str
     factorises : bool
         Whether Gram matrices are computed and factorised here; if not, numpy does that part.
     """

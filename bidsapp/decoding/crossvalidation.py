@@ -40,7 +40,6 @@ class Selection:
 
     Attributes
     ----------
-    alphas : tuple of float
     errors : tuple of float
         Mean squared error of held-out predictions for each, over images and dimensions; empty where only
         one penalty was given.

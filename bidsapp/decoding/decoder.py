@@ -45,7 +45,6 @@ class RidgeDecoder:
         rows) or, for the given alpha, too badly conditioned for float32 (condition above 1e3); else
         float32. Predictions agree with float64 within 1e-4 of their scale; an alpha too small for that is
         refused.
-    backend : Backend
     """
 
     def __init__(
@@ -131,7 +130,6 @@ class RidgeDecoder:
 
         Parameters
         ----------
-        alpha : float
         rows : array-like of int, (k,), optional
             Training rows to predict; all by default, which gives an (n, n) result.
 

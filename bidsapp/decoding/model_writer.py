@@ -72,7 +72,6 @@ class FittedTarget:
 
     Attributes
     ----------
-    alpha : float
     y : array-like or HDF5 dataset of float, (n, d)
         Training targets.
     raw : array-like of float32, (m, d)
@@ -99,7 +98,6 @@ class FittedModel:
     ----------
     decoder : RidgeDecoder
         Of the z-scored training responses.
-    voxels : VoxelScaling
     targets : mapping of str to FittedTarget
         Targets with the same alpha share P.
     x_test : ndarray of float32, (m, v)
@@ -119,7 +117,6 @@ def write_model(path: Path, model: FittedModel, *, save_weights: bool = False, k
     ----------
     path : Path
         An existing file is overwritten (give a temporary path).
-    model : FittedModel
     save_weights : bool
         Also write the weights, float32 (d, v) per target.
     key : str, optional

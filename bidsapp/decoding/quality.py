@@ -66,7 +66,6 @@ def score_latents(
         Operators of the halves of test images' repeats (``RidgeDecoder.operator``).
     block : int, optional
         Dimensions at once.
-    backend : Backend
 
     Raises
     ------

@@ -56,7 +56,6 @@ def synthetic_targets(
         from their mean).
     calibrated_norm : float
         0 for no calibration.
-    backend : Backend
 
     Returns
     -------
@@ -95,7 +94,6 @@ def similarity_weights(
         Of n training rows and p voxels.
     y, true : array-like or HDF5 dataset of float, (n, d) and (m, d)
         Targets of training and test images.
-    alpha : float
 
     Returns
     -------

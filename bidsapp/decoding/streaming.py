@@ -147,7 +147,6 @@ class Predictor:
         From ``RidgeDecoder.operator`` or ``loo_operator``. Where it is float64 (which means that the fit
         is badly conditioned), some columns of each block are also predicted in float64, and the whole
         block where float32 is not accurate enough.
-    backend : Backend
     """
 
     def __init__(self, operator: npt.NDArray[Any], backend: Backend = NUMPY) -> None:
@@ -198,7 +197,6 @@ def predict_blocks(
         last place of float32).
     out : ndarray, HDF5 dataset or ArrayOnDisk of float32, (m, d), optional
         Where to write.
-    backend : Backend
 
     Returns
     -------

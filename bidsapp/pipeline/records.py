@@ -31,7 +31,6 @@ class Rung:
     Attributes
     ----------
     stage1, stage2 : ndarray of uint8, shape (n, H, W, 3)
-    scores1, scores2 : Scores
     """
 
     stage1: np.ndarray | None
@@ -91,7 +90,6 @@ class Fit:
 
     Attributes
     ----------
-    stages : Stages
     penalties : mapping of str to Selection
         Of each target.
     ridge : StageResult
@@ -115,11 +113,8 @@ class Decoded:
 
     Attributes
     ----------
-    subject : SubjectInputs
-    split : Split
     betas, halves, responses : StageResult
         Single trials; halves of the test images' repeats; z-scored responses to images.
-    fit : Fit
     latents : StageResult
         Predicted targets of the test images.
     quality : StageResult
@@ -148,7 +143,6 @@ class ScoredImages:
     ids : tuple of str
         Test stimuli, in row order.
     stage1, stage2 : ndarray of uint8, shape (n, H, W, 3)
-    scores1, scores2 : Scores
     """
 
     ids: tuple[str, ...]

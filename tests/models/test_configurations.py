@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 from helpers import tiny_diffusion, tiny_ip_adapter
 from helpers.published_models import write_models
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.models.clip import ClipTokens, token_shapes
@@ -249,3 +252,45 @@ def test_a_byte_order_mark_is_named(file, models):
     path = models / file
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     refused(lambda: load(models, file), path, "byte order mark")
+
+
+# ------------------------------------------------- any value anywhere
+
+_ANY = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 80)
+    | st.sampled_from([10**5, 10**12, -(10**9), 2**63, 10**400])
+    | st.floats()
+    | st.sampled_from(["", "gelu", "x", "../../etc/passwd", "code.Model", "float64", "eager", "\x00"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["a", "auto_map"]), inner),
+    max_leaves=6,
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=10_000,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.sampled_from([*CONFIGS, "vdvae-imagenet64/config.json"]), st.data())
+def test_any_value_is_taken_or_refused_by_name(originals, tmp_path_factory, file, data):
+    """Nothing but the app's own errors, no hang, no gigabytes."""
+    content = json.loads((originals / file).read_text())
+    key = data.draw(st.sampled_from([*content, "quantization_config", "num_class_embeds", "vision_config"]))
+    folder = tmp_path_factory.mktemp("fuzz")
+    root = originals / file.partition("/")[0]
+    copy = folder / root.name
+    shutil.copytree(root, copy, copy_function=os.link)
+    target = copy / (originals / file).relative_to(root)
+    target.unlink()
+    target.write_text(json.dumps(content | {key: data.draw(_ANY)}))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = f"{copy} loaded"
+    try:
+        load(folder, file)
+    except AppError as error:
+        message = str(error)
+    assert str(copy) in message
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 1_000_000  # kB
+    shutil.rmtree(folder)

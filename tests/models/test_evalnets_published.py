@@ -230,8 +230,8 @@ def _dropped(state):
         (lambda s: {**s, "features.99.weight": torch.ones(1)}, "unknown: features.99.weight"),
         (lambda s: {**s, "features.0.bias": torch.ones(65)}, r"features.0.bias \(65,\) instead of \(64,\)"),
         (lambda s: {f"module.{k}": v for k, v in s.items()}, "missing.*and 7 more.*unknown: module.feat"),
-        (lambda s: {"state_dict": s}, "something else than named tensors"),
-        (lambda s: [1, 2], "something else than named tensors"),
+        (lambda s: {"state_dict": s}, "something other than named tensors"),
+        (lambda s: [1, 2], "something other than named tensors"),
     ],
 )
 def test_other_weights_are_refused(tmp_path, change, words):

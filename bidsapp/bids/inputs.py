@@ -175,28 +175,23 @@ def _find_betas(base: Path, filters: Filters) -> tuple[Index, list[IndexedFile]]
 
 
 def _split_misnamed(betas: list[IndexedFile], root: Path) -> tuple[list[IndexedFile], list[Problem]]:
-    """Separate betas whose names and folders disagree about the subject or session."""
-    good, problems = [], []
+    """Separate betas whose subject or session is not that of their folder; one problem per folder."""
+    good, problems = [], {}
     for file in betas:
         if not file.get("subject") and not file.path.name.startswith("sub-"):
             continue  # of another program
-        folders = file.path.relative_to(root.absolute()).parts[:-1]
+        labels = {f"sub-{file.get('subject')}", f"ses-{file.get('session')}"}
+        inside = file.path.relative_to(root.absolute()).parents
         wrong = next(
-            (
-                folder
-                for folder in folders
-                for key, entity in (("sub-", "subject"), ("ses-", "session"))
-                if folder.startswith(key) and folder != key + file.get(entity)
-            ),
-            None,
+            (p for p in inside if p.name.startswith(("sub-", "ses-")) and p.name not in labels), None
         )
         if wrong is None:
             good.append(file)
             continue
-        what = f"The file's name and its folder {wrong} do not give the same valid label."
+        what = f"The folder's name is not a valid label, or not the one in {file.path.name}."
         fix = "BIDS labels hold letters, digits and + only (no hyphens, underscores or spaces). Rename both."
-        problems.append(Problem(str(file.path), what, fix, ExitCode.INVALID_BIDS))
-    return good, problems
+        problems[wrong] = Problem(str(root / wrong), what, fix, ExitCode.INVALID_BIDS)
+    return good, list(problems.values())
 
 
 def _no_description(base: Path) -> AppError:

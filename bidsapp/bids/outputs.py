@@ -112,10 +112,6 @@ class OutputTree:
                 raise ValueError(f"{name}={values[name]!r} cannot be part of the name of {key!r}")
         return self.out_dir / template.format_map(values)
 
-    def uri(self, path: Path) -> str:
-        """BIDS URI of a file of this dataset, ``bids::sub-01/...``."""
-        return "bids::" + path.relative_to(self.out_dir).as_posix()
-
 
 def stimulus_label(stimulus: str) -> str:
     """Turn a stimulus id into the alphanumeric label that a BIDS name needs.

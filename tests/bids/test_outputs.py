@@ -42,10 +42,15 @@ def write_all(source: Path, out: Path) -> None:
         tree.path("model").write_bytes(b"\x89HDF")
         outputs.write_model_sidecar(tree, {"Alpha": {"vdvae": np.float64(50)}})
         stimuli = ["pic000", "pic_001.png"]
+        model = "bids::" + tree.path("model").relative_to(out).as_posix()
         for desc in ("recon", "vdvae", "null", "oracle"):
             images = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
             outputs.write_images(
-                tree, stimuli, images, {"Sources": [tree.uri(tree.path("model"))]}, desc=desc
+                tree,
+                stimuli,
+                images,
+                {"Sources": [model]},
+                desc=desc,
             )
             if desc != "vdvae":
                 columns = {"stimulus_id": stimuli, "pixcorr": [0.5, np.nan]}

@@ -121,6 +121,10 @@ CASES = {
     ),
     "trials that are a pipe": Case(66, "is a pipe", on(TRIALS, pipe)),
     "trials that are an endless device": Case(66, "is a device", on(TRIALS, endless)),
+    "sidecar of 40 GB": Case(16, "bytes; files of this kind", on(SIDECAR, sparse)),
+    "sidecar of many keys, one twice": Case(
+        16, "'k0' twice", on(SIDECAR, "{" + "".join(f'"k{i}": 1, ' for i in range(30_000)) + '"k0": 2}')
+    ),
     "trials of 40 GB": Case(65, "bytes; files of this kind", on(TRIALS, sparse)),
     "captions that are a pipe": Case(66, "is a pipe", on("p", pipe), participant("--captions", "{bids}/p")),
     "captions whose quote never closes": Case(

@@ -156,7 +156,7 @@ class InputProblems(AppError):
             if paths and len(groups) > 1:
                 lines += ["", f"sub-{subject}:" if subject else "All subjects:"]
             for path, problems in paths.items():
-                lines.append(f"  {path}")
+                lines.append("  " + path.replace("\n", "\\n"))
                 for problem in problems[:_MOST_OF_A_FILE]:
                     lines += _folded(problem.what, width)
                     lines += _folded(f"To fix: {problem.fix}", width) if problem.fix else []

@@ -103,3 +103,9 @@ def test_a_table_wrong_in_every_row_does_not_fill_the_screen() -> None:
     assert lines[0].startswith("1001 problems found")
     assert len(lines) == 1 + 1 + 20 * 2 + 1 + 2
     assert lines[-3:] == ["      ... and 980 more here.", "  u.tsv", "      Is gone."]
+
+
+def test_a_line_break_in_a_path_begins_no_line():
+    path = "/data/a\nsub-02:\n  /data/b"
+    error = InputProblems([Problem(path, "Empty.", subject="01"), Problem("x", "No\nsub-03:")])
+    assert "\nsub-0" not in str(error).replace("\nsub-01:\n", "")

@@ -42,7 +42,11 @@ _EXIT_CODES = {
     ExitCode.IO_ERROR: "Reading or writing failed, or the disk is full.",
     ExitCode.TRY_AGAIN: "Weights are missing, memory is too small, or another job is working on the subject.",
 }
-_SIGNALS = {130: "Stopped by SIGINT.", 143: "Stopped by SIGTERM; the same command resumes."}
+_SIGNALS = {
+    129: "Stopped by SIGHUP (a lost connection).",
+    130: "Stopped by SIGINT.",
+    143: "Stopped by SIGTERM; the same command resumes.",
+}
 #: Id, name, path below OUTPUT_DIR, what it is.
 _OUTPUTS = (
     ("description", "Dataset description", "dataset_description.json", "Makes the output a BIDS derivative."),

@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         message, code = _explain(error)
         if _wants_traceback(words):
             traceback.print_exception(error)
+        if not isinstance(error, InputProblems):  # whose lines are indented
+            message = message.replace("\n", "\n  ")
         click.echo(f"Error: {as_shown(message)}", err=True)
         if code == ExitCode.UNKNOWN_LEVEL:
             _suggest_subcommand(words, command)

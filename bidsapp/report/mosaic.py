@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bidsapp.storage.atomic import atomic_path
+from bidsapp.system.processes import environment
 
 #: Slices in each direction.
 N_CUTS = 6
@@ -46,9 +47,11 @@ class Slices:
 
 def write_mosaic(path: Path, shown: Slices) -> None:
     """Write slices through the voxels used as a PNG file; the same bytes every time."""
-    import matplotlib as mpl
+    # Agg is the only backend that needs no display; a notebook's may not be installed here
+    with environment({"MPLBACKEND": "Agg"}):
+        import matplotlib as mpl
 
-    mpl.use("Agg")  # the only backend that needs no display
+    mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     with plt.style.context(["default", {"font.family": "DejaVu Sans", "font.size": 9}]):

@@ -24,10 +24,13 @@ def new_run_id() -> str:
 
 
 class _Plain(logging.Formatter):
-    """Lines in which text from files cannot control the terminal."""
+    """Lines in which text from files can neither control the terminal nor look like another message.
+
+    Further lines of a message are indented, so a line break in a file's name begins no line of the log.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        return as_shown(super().format(record))
+        return as_shown(super().format(record)).replace("\n", "\n    ")
 
 
 def set_up_logging(verbose: int) -> None:

@@ -6,7 +6,7 @@ import functools
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
@@ -83,15 +83,25 @@ class HasWorkDir(Protocol):
 
 
 @contextmanager
-def caches_in(folder: Path) -> Iterator[None]:
-    """Make libraries keep their caches in a folder while the body runs, unless the user has set another."""
-    own = {name: str(folder.absolute() / part) for name, part in _CACHES.items() if name not in os.environ}
-    os.environ.update(own)
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables while the body runs."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        for name in own:
+        for name, value in before.items():
             os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def caches_in(folder: Path) -> Iterator[None]:
+    """Make libraries keep their caches in a folder while the body runs, unless the user has set another."""
+    own = {name: str(folder.absolute() / part) for name, part in _CACHES.items() if name not in os.environ}
+    with environment(own):
+        yield
 
 
 C = TypeVar("C", bound=HasWorkDir)

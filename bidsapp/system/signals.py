@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a run within seconds: by an exception while Python runs, else by force."""
+"""SIGTERM, SIGINT and SIGHUP end a run within seconds: by an exception while Python runs, else by force."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from bidsapp.system.processes import remove_temporaries
 AGAIN = "Run the same command again to resume."
 #: Schedulers kill 30 s after SIGTERM, some after 10.
 GRACE_S = 7.0
-_HANDLED = (signal.SIGTERM, signal.SIGINT)
+#: SIGHUP is sent when a terminal or connection closes; `nohup` makes a run ignore it.
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopped(SystemExit):
     """A signal asked the run to end; not an ``Exception``, so no code mistakes it for a failure.
 
-    ``code`` is the exit code: 128 and the signal's number (143 for SIGTERM, 130 for SIGINT).
+    ``code`` is the exit code: 128 and the signal's number (143 for SIGTERM, 130 for SIGINT, 129 for SIGHUP).
     """
 
     def __init__(self, number: int) -> None:
@@ -46,7 +47,7 @@ def received() -> Stopped | None:
 
 @contextmanager
 def ending_cleanly(grace_s: float = GRACE_S) -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into :class:`Stopped`, raised in the main thread, while the body runs.
+    """Turn SIGTERM, SIGINT and SIGHUP into :class:`Stopped`, raised in the main thread, while the body runs.
 
     Python runs its handlers between two instructions, and a long library call (one factorisation, one pass
     of a network) is a single one. A thread that the system wakes therefore measures time: if the run has not

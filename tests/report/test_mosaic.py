@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -99,3 +102,23 @@ def test_the_background_is_the_mean_size_of_the_first_responses(tmp_path: Path) 
     np.testing.assert_allclose(background_of(session, (4, 5, 6)), expected, rtol=1e-5)  # type: ignore[arg-type]
     with pytest.raises(AppError, match="shape"):
         background_of(session, (4, 5, 7))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "tkagg"])
+def test_the_backend_of_a_notebook_does_not_matter(tmp_path: Path, backend: str) -> None:
+    code = (
+        "import os, sys, numpy as np, pathlib\n"
+        "from bidsapp.report.mosaic import Slices, write_mosaic\n"
+        "used = np.ones((4, 4, 4), bool)\n"
+        "write_mosaic(pathlib.Path(sys.argv[1]), Slices(used, np.eye(4), used.astype(np.float32)))\n"
+        "print(os.environ['MPLBACKEND'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.png")],
+        env=os.environ | {"MPLBACKEND": backend},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == f"{backend}\n", done.stderr
+    assert (tmp_path / "a.png").stat().st_size > 1000

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bidsapp.outputs.provenance import write_settings
-from bidsapp.system.logging import log_to_file, new_run_id
+from bidsapp.system.logging import log_to_file, new_run_id, set_up_logging
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))  # no lone surrogates: UTF-8 has none
 SCALARS = st.booleans() | st.integers() | st.floats() | TEXT
@@ -109,3 +109,33 @@ def test_the_log_file_gets_the_lines_of_its_block_only(tmp_path):
     ]
     assert log.handlers == before[1]
     log.setLevel(before[0])
+
+
+FORGED = "a\n2026-01-01 00:00:00,000 INFO The input is valid BIDS"
+
+
+@pytest.fixture
+def app_log():
+    root, app = logging.getLogger(), logging.getLogger("bidsapp")
+    before = root.handlers[:], root.level, app.level
+    yield app
+    root.handlers[:], root.level, app.level = before
+
+
+@pytest.mark.parametrize("name", [Path(FORGED), FORGED, FORGED.replace("\n", "\r\n"), ValueError(FORGED)])
+def test_a_file_name_cannot_forge_a_log_line(app_log, tmp_path, capsys, name):
+    set_up_logging(0)
+    with log_to_file(tmp_path / "run.log"):
+        app_log.warning("%s: left out", name)
+        app_log.warning("Files: %s", [name])
+    for text in (capsys.readouterr().err, (tmp_path / "run.log").read_text("utf-8")):
+        begun = [line for line in text.splitlines() if not line.startswith(" ")]
+        assert len(begun) == 2
+        assert all(" WARNING " in line for line in begun)
+        assert not any(line.startswith("2026-01-01") for line in text.splitlines())
+
+
+def test_further_lines_of_a_message_are_indented(app_log, capsys):
+    set_up_logging(0)
+    app_log.error("2 problems:\n  one\ntwo")
+    assert capsys.readouterr().err.splitlines()[1:] == ["      one", "    two"]

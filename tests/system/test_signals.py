@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a process with their exit codes and leave no temporary file, also in a long call."""
+"""SIGTERM, SIGINT and SIGHUP end a process with their codes and no temporary file, also in a long call."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ BEGIN = (
     "import hashlib, pathlib, signal, sys, time\n"
     "from bidsapp.system import signals; from bidsapp.storage.atomic import atomic_path\n"
     "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # nohup ignores it
 )
 PATIENT = BEGIN + (
     "with signals.ending_cleanly(), atomic_path(pathlib.Path(sys.argv[1]) / 'a.txt') as path:\n"
@@ -35,7 +36,9 @@ DEAF = BEGIN + (
 
 
 @pytest.mark.parametrize("code", [PATIENT, DEAF], ids=["between instructions", "within a long call"])
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_ends_the_process_without_leftovers(tmp_path: Path, code: str, number: int, expected: int):
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -126,3 +129,11 @@ def test_a_signal_after_the_run_does_not_change_the_exit_code(name: str):
     late = f"import atexit; atexit.register(signal.raise_signal, signal.{name}); signals.leave(0)"
     done = subprocess.run([sys.executable, "-c", BEGIN + late], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_lost_connection_does_not_end_a_job_started_by_nohup(tmp_path: Path):
+    code = "import os; from bidsapp.system.signals import ending_cleanly\nwith ending_cleanly():\n"
+    code += "    os.kill(os.getpid(), 1)\nprint('finished')\n"
+    command = ["nohup", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout == "finished\n"

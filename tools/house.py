@@ -17,7 +17,7 @@ MOST_ARGUMENTS, MOST_LINES = 6, 400
 #: The limit that holds today, and the goal. Lower a limit when a count has come down; never raise one.
 LIMITS = {
     "modules at the top of bidsapp/": (8, 8),
-    "lines in bidsapp/": (31_600, 28_000),
+    "lines in bidsapp/": (31_200, 28_000),
     "import layers": (12, 12),
     "layer contracts that are not exhaustive": (0, 0),
     f"functions of more than {MOST_ARGUMENTS} arguments": (0, 0),

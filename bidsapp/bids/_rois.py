@@ -61,7 +61,6 @@ def find_roi(
 
     Parameters
     ----------
-    name, subject : str
     files : iterable of IndexedFile
         The subject's masks and segmentations that pass the filters.
     base : Path

@@ -147,7 +147,6 @@ def update_participants(
 
     Parameters
     ----------
-    out_dir : path
     labels : iterable of str
         With or without ``sub-``.
     source_dir : path, optional

@@ -186,10 +186,8 @@ def write_mask(
 
     Parameters
     ----------
-    tree : OutputTree
     roi : str
         Name of the ROI; see :func:`roi_label` for several.
-    mask : Mask
     sources : sequence of str
         BIDS URIs of the masks that it comes from; see :func:`source_uri`.
     spatial_reference : str, optional
@@ -225,7 +223,6 @@ def write_metrics(
 
     Parameters
     ----------
-    tree : OutputTree
     columns : mapping of str to sequence
         ``stimulus_id`` first; see :func:`bidsapp.storage.text.write_tsv`.
     meta : mapping
@@ -252,7 +249,6 @@ def write_images(
 
     Parameters
     ----------
-    tree : OutputTree
     stimuli : sequence of str, length n
         Ids without ``stim-``.
     images : ndarray of uint8, shape (n, H, W, 3)

@@ -57,7 +57,6 @@ def find_problems(
 
     Parameters
     ----------
-    dataset : Dataset
     stimuli, split : StimulusSet and Split (or mapping of subject label to Split), or None
         None if reading or making them has already given problems of its own.
     captions : bool

@@ -27,8 +27,6 @@ def region_masks(dataset: Dataset, subject: str, shape: tuple[int, ...]) -> dict
 
     Parameters
     ----------
-    dataset : Dataset
-    subject : str
     shape : tuple of int
         (x, y, z) of the betas; images of another shape are left out.
 

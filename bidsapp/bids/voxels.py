@@ -21,7 +21,6 @@ def choose_voxels(dataset: Dataset, subject: str, min_noise_ceiling: float | Non
 
     Parameters
     ----------
-    dataset : Dataset
     subject : str
         Label of a subject with at least one ROI.
     min_noise_ceiling : float, optional

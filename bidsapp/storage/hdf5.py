@@ -35,7 +35,6 @@ def open_array(path: Path, name: str = BETAS, n_axes: int = 4, *, sparse: bool =
 
     Parameters
     ----------
-    path : Path
     name : str
         The array's name at the top of the file.
     n_axes : int
@@ -88,7 +87,6 @@ def find_array(group: Any, path: Path, name: str, n_axes: int, *, sparse: bool =
 
     Parameters
     ----------
-    group : h5py.File or h5py.Group
     path : Path
         The file, for messages.
     name : str

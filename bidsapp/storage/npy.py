@@ -37,7 +37,6 @@ def row_writer(
 
     Parameters
     ----------
-    path : Path
     shape : tuple of int
         (rows, ...).
     dtype : dtype-like

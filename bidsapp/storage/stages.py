@@ -74,7 +74,6 @@ class Stages:
 
         Parameters
         ----------
-        name : str
         inputs : mapping
             Everything that the result depends on, as values that JSON can hold.
         compute : callable

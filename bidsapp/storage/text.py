@@ -138,7 +138,6 @@ def write_tsv(path: str | os.PathLike[str], columns: Mapping[str, Sequence[Any]]
 
     Parameters
     ----------
-    path : path
     columns : mapping of str to sequence
         Name of each column and its cells, all of the same length. None, NaN and empty strings become
         ``n/a``; floats have six significant digits; booleans are ``true`` and ``false``. Tabs and line ends

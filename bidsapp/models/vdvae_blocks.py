@@ -6,7 +6,7 @@ Module names are those of the published checkpoints (openai/vdvae).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +22,7 @@ _IMAGENET64 = Path(__file__).with_name("imagenet64.json")
 _LIMITS = {"image_size": 64, "width": 512, "shift": 255, "scale": 255}
 #: Most blocks of a path and largest number of a block string, a little above the published 75.
 _MOST_BLOCKS = 100
+_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "str": (str,), "float": (int, float)}
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,12 @@ def read_config(folder: Path) -> VDVAEConfig:
     content = read_configuration(path, _LIMITS)
     try:
         config = VDVAEConfig(**content)
+        for field in fields(config):
+            value = getattr(config, field.name)
+            if not isinstance(value, _TYPES[str(field.type)]) or isinstance(value, bool):
+                raise TypeError(f"{field.name} is {value!r}")
+            if not isinstance(value, str) and (value < 0 or (value == 0 and field.name != "shift")):
+                raise ValueError(f"{field.name} is {value}")
         for name, text in (("enc_blocks", config.enc_blocks), ("dec_blocks", config.dec_blocks)):
             numbers = [int(number) for number in re.findall("[0-9]+", text)]
             if max(numbers, default=0) > _MOST_BLOCKS or len(parse_blocks(text)) > _MOST_BLOCKS:

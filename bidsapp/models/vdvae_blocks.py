@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,10 +96,11 @@ def read_config(folder: Path) -> VDVAEConfig:
     try:
         config = VDVAEConfig(**content)
         for field in fields(config):
-            value = getattr(config, field.name)
+            value: Any = getattr(config, field.name)
             if not isinstance(value, _TYPES[str(field.type)]) or isinstance(value, bool):
                 raise TypeError(f"{field.name} is {value!r}")
-            if not isinstance(value, str) and (value < 0 or (value == 0 and field.name != "shift")):
+            number = 1.0 if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+            if number < 0 or (number == 0 and field.name != "shift"):
                 raise ValueError(f"{field.name} is {value}")
         for name, text in (("enc_blocks", config.enc_blocks), ("dec_blocks", config.dec_blocks)):
             numbers = [int(number) for number in re.findall("[0-9]+", text)]

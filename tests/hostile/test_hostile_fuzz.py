@@ -81,7 +81,9 @@ READERS = {
     ),
     "sidecar": Reader("x.json", read_json, b'{"ScaleFactor": 300, "Sources": ["bids::a"], "x": {"y": 1.5}}'),
     "lock": Reader(
-        LOCK, lambda p: Lock.read(p.parent), b'{"files": {"a/b": {"sha256": "00"}}, "canaries": {}}'
+        LOCK,
+        lambda p: Lock.read(p.parent),
+        b'{"files": {"a/b": {"sha256": "' + b"0f" * 32 + b'"}}, "canaries": {}}',
     ),
     "recipe": Reader("x.toml", lambda p: load_recipe(str(p)), (RECIPES / "embedded.toml").read_bytes()),
     "scores": Reader(

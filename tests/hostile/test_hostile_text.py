@@ -70,7 +70,8 @@ def test_no_message_and_no_log_steers_a_terminal(tmp_path):
         assert as_shown(str(error)) == str(error)
     with log_to_file(tmp_path / "run.log"):
         logging.getLogger("bidsapp").warning("sub-%s", words)
-    assert shown in (tmp_path / "run.log").read_text(encoding="utf-8")
+    # Lines of a message are indented, so that no name of a file looks like an entry of the log.
+    assert shown.replace("\n", "\n    ") in (tmp_path / "run.log").read_text(encoding="utf-8")
 
 
 def test_a_long_line_is_cut_in_its_middle_and_others_stay():

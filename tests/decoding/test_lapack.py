@@ -36,7 +36,7 @@ def test_the_bits_are_those_of_scipys_wrappers(gram):
         same(np.tril(_lapack.add_syrk(gram.copy("F"), block, of_rows=of_rows)), np.tril(expected))
 
 
-def test_what_was_given_is_left_alone_or_overwritten_as_said(gram):
+def test_what_was_given_is_left_alone_or_overwritten_as_documented(gram):
     factor, right = _lapack.cholesky(gram.copy("F")), np.ones((70, 2), gram.dtype)
     _lapack.solve_cholesky(factor, right)
     assert (right == 1).all()

@@ -133,7 +133,7 @@ def test_float32_is_kept_where_sixteen_bits_are_not_enough(tmp_path, monkeypatch
     np.testing.assert_allclose(got, expected["vdvae"][0], rtol=1e-5, atol=1e-5)
 
 
-def test_a_late_block_that_is_too_coarse_is_told(tmp_path, monkeypatch, caplog):
+def test_a_late_block_that_is_too_coarse_is_reported(tmp_path, monkeypatch, caplog):
     from bidsapp.decoding import model_writer
 
     path, test, _, expected, _, _ = make(tmp_path, block=1)

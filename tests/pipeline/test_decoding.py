@@ -87,7 +87,7 @@ def test_a_second_run_finds_the_choice(tmp_path, caplog):
     assert "found from an earlier run" not in caplog.text
 
 
-def test_the_end_of_a_list_is_told(tmp_path, caplog):
+def test_an_end_of_the_list_is_reported(tmp_path, caplog):
     responses, targets = data()
     with caplog.at_level("WARNING", logger="bidsapp"):
         choose_alphas(Stages(tmp_path), responses, targets, "t", config(tmp_path))
@@ -102,7 +102,7 @@ def test_the_end_of_a_list_is_told(tmp_path, caplog):
         ({"lists": LISTS | {"vdvae": (1e-15, 1.0)}}, "too small"),
     ],
 )
-def test_what_can_not_be_chosen_is_said(settings, match, tmp_path):
+def test_impossible_choices_are_refused(settings, match, tmp_path):
     responses, targets = data()
     with pytest.raises(AppError, match=match) as caught:
         choose_alphas(Stages(tmp_path), responses, targets, "t", config(tmp_path, **settings))

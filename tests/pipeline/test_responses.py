@@ -32,7 +32,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_the_number_of_cpus_changes_nothing_and_is_no_reason_to_compute_again(inputs, tmp_path, caplog):
+def test_the_number_of_cpus_does_not_change_results_or_recompute_them(inputs, tmp_path, caplog):
     subject, mask = inputs
     made = {}
     for n_cpus in (1, 3):

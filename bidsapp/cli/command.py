@@ -19,6 +19,7 @@ from click.shell_completion import get_completion_class
 
 from bidsapp.cli.bids_app import SUBCOMMANDS, app
 from bidsapp.errors import AppError, ExitCode, InputProblems, as_shown, did_you_mean
+from bidsapp.system.limits import limit_reached
 from bidsapp.system.signals import AGAIN, Stopped, ending_cleanly, leave
 from bidsapp.system.streams import tolerate_closed_streams
 from bidsapp.system.write_errors import cannot_write, reason
@@ -100,6 +101,7 @@ def _complete(instruction: str) -> int:
 
 def _explain(error: Exception) -> tuple[str, ExitCode]:
     """Word an error for the user, and choose its exit code."""
+    error = limit_reached(error) or error
     if isinstance(error, InputProblems):
         width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
         return error.as_text(width), error.exit_code

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bidsapp.errors import AppError, ExitCode
-from bidsapp.models.devices import empty_cache, free_memory, is_out_of_memory
+from bidsapp.models.devices import empty_cache, free_memory
+from bidsapp.system.limits import is_out_of_memory
 from bidsapp.system.logging import counter
 from bidsapp.system.resources import as_text
 

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 #: Relative drift of an answer, and by how much each format rounds more than float32 on the CPU.
 _TOLERANCE = {"float32": 1e-2, "float16": 3e-2, "bfloat16": 1e-1}
 
-#: How MPS, cuBLAS, cuDNN and the CPU's allocator report that memory has run out.
-_NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory", "cannot allocate memory")
-
 
 @dataclass(frozen=True)
 class Numerics:
@@ -162,16 +159,6 @@ def free_memory(device: str, limit: int | None = None) -> int | None:
 def fuses_attention(device: str) -> bool:
     """Whether torch has attention kernels that never hold a whole matrix of scores."""
     return _kind(device) in ("cpu", "cuda")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out; some devices have no type of error for it."""
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
 
 
 def empty_cache(device: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from bidsapp.config import RunConfig
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.participant.lock import Busy
+from bidsapp.system.limits import limit_reached
 from bidsapp.system.signals import Stopped, received
 from bidsapp.system.write_errors import CannotWrite
 
@@ -38,8 +39,9 @@ class Outcomes:
                 raise stopped from error  # a library turned the signal into an error
             self.failed.append(label)
             self.unwritable = error if isinstance(error, CannotWrite) else None
-            known = isinstance(error, AppError)
-            text = str(error) if known else f"{type(error).__name__}: {error}"
+            folders = (self.config.work_dir, self.config.work_dir / f"sub-{label}", self.config.output_dir)
+            known = limit_reached(error, folders) or (error if isinstance(error, AppError) else None)
+            text = str(known) if known else f"{type(error).__name__}: {error}"
             trace = error if not known or self.config.verbose > 0 else None
             LOG.error("sub-%s failed: %s", label, text, exc_info=trace)
             on_failure(text)

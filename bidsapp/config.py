@@ -135,7 +135,8 @@ class RunConfig:
         "--captions", INPUT, "Captions: TSV or CSV.", None, kind="file", shown="those of the stimuli folder"
     )
     skip_bids_validation: bool = _setting(
-        "--skip-bids-validation", INPUT, "Do not run the BIDS validator on the input.", False,
+        "--skip-bids-validation", INPUT,
+        "Do not run the BIDS validator on the input (the extra 'validator' installs one).", False,
         kind="flag", effect="run",
     )  # fmt: skip
     roi: tuple[str, ...] = _setting(

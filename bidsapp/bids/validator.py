@@ -58,7 +58,10 @@ def validate_input(bids_dir: Path, participants: Sequence[str] = ()) -> bool:
     found = [shutil.which(n, path=str(beside)) or shutil.which(n) for n in _NAMES]
     command = next((f for f in found if f), None)
     if command is None:
-        LOG.info("BIDS validation of the input skipped: no bids-validator is installed")
+        LOG.info(
+            "BIDS validation of the input skipped: no BIDS validator is installed. Install it with: "
+            'pip install "bidsapp-recon[validator]". --skip-bids-validation hides this line.'
+        )
         return False
     try:
         done = subprocess.run(

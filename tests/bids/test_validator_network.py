@@ -12,6 +12,7 @@ import pytest
 
 from bidsapp.bids import validator
 from bidsapp.bids.validator import validate_input
+from bidsapp.config import OPTIONS
 
 
 @pytest.fixture
@@ -51,3 +52,21 @@ def test_what_it_would_fetch_goes_nowhere(asking, monkeypatch, caplog):
     assert "SCHEMA_LOAD_FAILED" not in said
     assert any(b"githubusercontent" in request for request in heard)
     assert "HED annotations of the input were not checked" in caplog.text
+
+
+def test_without_a_validator_the_log_states_how_to_install_it(tiny_dataset, monkeypatch, caplog):
+    monkeypatch.setattr(validator, "_NAMES", ("no-such-program",))
+    with caplog.at_level(logging.INFO, "bidsapp"):
+        assert not validate_input(tiny_dataset(n_subjects=1, n_sessions=1, n_trials=6))
+    (said,) = caplog.messages
+    assert 'pip install "bidsapp-recon[validator]"' in said
+    assert "--skip-bids-validation" in said
+
+
+def test_help_and_documentation_name_the_extra_with_the_validator():
+    root = Path(__file__).parents[2]
+    pages = ("README.md", "docs/getting-started.md", "docs/reference/inputs.md", "docs/tutorials/own-data.md")
+    for page in pages:
+        text = (root / page).read_text(encoding="utf-8")
+        assert 'pip install "bidsapp-recon[validator]"' in text, page
+    assert "extra 'validator'" in OPTIONS["skip_bids_validation"].help

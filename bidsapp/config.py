@@ -200,10 +200,10 @@ class RunConfig:
         "--prepare", PERFORMANCE, "Do everything that precedes stage 2, and stop.", False,
         kind="flag", effect="none", reason=_NO_RECORD,
     )  # fmt: skip
-    #: (K, N), K from 1: make the K-th of N shares of stage 2's blocks, and stop
+    #: (K, N), K from 1: make the K-th of N parts of stage 2's blocks, and stop
     shard: tuple[int, int] | None = _setting(
         "--shard", PERFORMANCE,
-        "Compute the K-th of N shares of stage 2, and stop; the command without it collects them.", None,
+        "Compute the K-th of N parts of stage 2, and stop. The same command without it collects them.", None,
         kind="shard", effect="none", reason=_NO_RECORD,
     )  # fmt: skip
     stop_on_first_crash: bool = _setting(

@@ -1,4 +1,4 @@
-"""What options' values may be: amounts of memory, percentages, shares of the work, named datasets."""
+"""What options' values may be: amounts of memory, percentages, parts of stage 2, named datasets."""
 
 from __future__ import annotations
 

@@ -154,6 +154,15 @@ def test_pages_named_by_the_package_exist() -> None:
             assert (ROOT / found).is_file(), f"{path}: {found}"
 
 
+@pytest.mark.parametrize("page", sorted({*PAGES, *ROOT.glob("*.md")}), ids=name)
+def test_files_named_by_a_page_exist(page: Path) -> None:
+    kept = (
+        r"`((?:bidsapp|tests|tools|benchmarks|container|models|report|metrics)/[\w./-]*\.(?:py|toml|sh|txt))`"
+    )
+    for found in re.findall(kept, page.read_text(encoding="utf-8")):
+        assert (ROOT / found).exists() or (ROOT / "bidsapp" / found).exists(), found
+
+
 def test_public_names() -> None:
     assert sorted(bidsapp._HOMES) == sorted(set(bidsapp.__all__) - {"__version__"})
     for public in bidsapp.__all__:

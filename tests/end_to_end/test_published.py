@@ -91,7 +91,7 @@ def test_the_same_images_are_scored_by_each_published_protocol(out):
 def test_the_models_answers_are_recorded(out, models):
     lock = json.loads((models / LOCK).read_text())
     names = {"evaluation#alexnet2", "evaluation#alexnet5"}
-    names |= {f"vdvae-imagenet64#VDVAE {part} (3 layers)" for part in ("encoder", "picture", "decoder")}
+    names |= {f"vdvae-imagenet64#VDVAE {part} (3 layers)" for part in ("encoder", "image", "decoder")}
     names |= {f"versatile-diffusion#{w}" for w in ("image encoder", "text encoder", "diffusion")}
     assert set(lock["canaries"]) == names
     assert all(answer["device"] == "cpu" for answer in lock["canaries"].values())

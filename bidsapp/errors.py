@@ -69,6 +69,15 @@ def _cut(line: str) -> str:
     return f"{line[:half]} ... {left_out} characters ... {line[-half:]}" if left_out > 0 else line
 
 
+#: How to fix a path that is not UTF-8.
+RENAME = "Give the folder or file another name, for example with letters, digits and hyphens only."
+
+
+def is_utf8(text: str) -> bool:
+    """Whether text from the command line, or a path, is valid UTF-8."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Suggest known names that a mistyped word resembles: " Did you mean 'demo'?"; "" if there is none."""
     from difflib import get_close_matches

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bidsapp.bids.descriptions import refuse_foreign_dataset
-from bidsapp.errors import AppError, ExitCode, Problem
+from bidsapp.errors import RENAME, AppError, ExitCode, Problem, is_utf8
 
 #: First letters of the names that the app uses in an output folder, and in a work folder.
 _OF_OUTPUT = ("sub-", "logs", "phenotype")
@@ -31,12 +31,12 @@ def check_folders(inputs: Iterable[Path], out_dir: Path, work_dir: Path) -> list
 
     ``inputs`` are the roots of the datasets that are read. Nothing is left behind: a temporary folder is
     created next to the new one and removed, because only the file system knows all its reasons to refuse.
-    The problems have exit code 73.
+    Paths that are not UTF-8 are refused too. The problems have exit code 73.
     """
     problems = []
     roots = dict.fromkeys(Path(os.path.realpath(root)) for root in inputs)
     for path, name in ((out_dir, "output"), (work_dir, "work")):
-        problem = _inside_input(path, name, roots) or _unwritable(path, name)
+        problem = _not_utf8(path, name) or _inside_input(path, name, roots) or _unwritable(path, name)
         if problem is not None:
             problems.append(problem)
     if not problems and _would_mix(out_dir, work_dir):
@@ -117,6 +117,14 @@ def _inner_parts(path: Path, root: Path) -> tuple[str, ...] | None:
         if same:
             return real.relative_to(folder).parts
     return None
+
+
+def _not_utf8(path: Path, name: str) -> Problem | None:
+    """Refuse a path that no text file of the output could hold."""
+    if is_utf8(str(path.absolute())):
+        return None
+    what = f"The path of the {name} folder is not UTF-8: {path.absolute()}."
+    return Problem(str(path), what, RENAME, ExitCode.CANNOT_CREATE)
 
 
 def _unwritable(path: Path, name: str) -> Problem | None:

@@ -18,7 +18,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from bidsapp.cli.bids_app import SUBCOMMANDS, app
-from bidsapp.errors import AppError, ExitCode, InputProblems, as_shown, did_you_mean
+from bidsapp.errors import RENAME, AppError, ExitCode, InputProblems, as_shown, did_you_mean, is_utf8
 from bidsapp.system.limits import limit_reached
 from bidsapp.system.signals import AGAIN, Stopped, ending_cleanly, leave
 from bidsapp.system.streams import tolerate_closed_streams
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words and words[0] in SUBCOMMANDS:
         command, name, rest = subcommand(words[0]), f"{_NAME} {words[0]}", words[1:]
     try:
+        _refuse_other_encodings(words)
         with ending_cleanly():
             return int(command.main(args=rest, prog_name=name, standalone_mode=False) or 0)
     except Stopped as stop:
@@ -70,6 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code == ExitCode.UNKNOWN_LEVEL:
             _suggest_subcommand(words, command)
         return int(code)
+
+
+def _refuse_other_encodings(words: Sequence[str]) -> None:
+    """Refuse arguments that no text file of the output could hold (exit code 64)."""
+    for word in words:
+        if not is_utf8(word):
+            raise AppError(f"{word}: this argument is not UTF-8. {RENAME}", exit_code=ExitCode.USAGE)
 
 
 def _suggest_subcommand(words: Sequence[str], command: click.Command) -> None:

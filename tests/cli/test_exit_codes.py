@@ -104,6 +104,35 @@ def test_not_bids(tmp_path, dataset, capsys):
     assert "dataset_description.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("BIDS", "caf\udce9", "participant"),
+        ("caf\udce9", "OUT", "participant"),
+        ("BIDS", "OUT", "participant", "-w", "caf\udce9"),
+        ("BIDS", "caf\udce9", "group"),
+        ("demo", "caf\udce9", "--simulate-only"),
+        ("slurm", "BIDS", "caf\udce9", "--", "--seed", "1"),
+    ],
+)
+def test_arguments_that_are_not_utf_8_are_refused_at_once(words, tmp_path, dataset, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(*(str(dataset) if word == "BIDS" else word for word in words)) == 64
+    said = capsys.readouterr().err
+    assert r"caf\udce9" in said
+    assert "not UTF-8" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_working_folder_that_is_not_utf_8(tmp_path, dataset, monkeypatch, capsys):
+    place = tmp_path / "caf\udce9"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    assert run(dataset, "out", "participant", "--skip-bids-validation") == 73
+    assert "not UTF-8" in capsys.readouterr().err
+    assert list(place.iterdir()) == []
+
+
 def test_the_validator_runs_unless_told_not_to(tmp_path, tiny_dataset, validate, capsys):
     wrong = tiny_dataset(n_subjects=1, n_trials=6)
     (wrong / "sub-01" / "func" / "holiday.txt").write_text("not BIDS")

@@ -54,18 +54,24 @@ def options_in(path: Path, command: click.Command) -> dict[str, Any]:
             f"--config-file {path}: not a TOML file: {error}", exit_code=ExitCode.BAD_DATA, path=path
         ) from error
     table = content["run"] if isinstance(content.get("run"), dict) else content
-    params = {str(p.name): p for p in command.params if isinstance(p, click.Option)}
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    params = {_key(opt): p for p in options for opt in p.opts} | {str(p.name): p for p in options}
     found = {}
     for key, value in table.items():
-        name = key.removeprefix("--").replace("-", "_")
+        name = _key(key)
         if name in _POSITIONALS:
             continue
-        option = params.get(name) or next((p for p in params.values() if f"--{key}" in p.opts), None)
+        option = params.get(name)
         if option is None:
             hint = did_you_mean(name, params)
             raise click.UsageError(f"--config-file {path}: there is no option {as_shown(key)!r}.{hint}")
-        found[str(option.name)] = _value(option, value, f"--config-file {path}: {as_shown(key)}")
+        words = _value(option, value, f"--config-file {path}: {as_shown(key)}")
+        found[str(option.name)] = f"{words}MB" if name == "mem_mb" and words.isdecimal() else words
     return found
+
+
+def _key(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
 
 
 def _value(option: click.Option, value: Any, where: str) -> Any:

@@ -170,6 +170,11 @@ def with_file(tmp_path: Path, text: str, *words: str) -> dict:
     return parse(*IO, "--config-file", str(path), *words)
 
 
+@pytest.mark.parametrize("line", ["mem_mb = 8000", "mem-mb = 8000", "mem_mb = '8000'", "mem_mb = '8GB'"])
+def test_memory_in_a_file_as_in_fmriprep(line, tmp_path):
+    assert with_file(tmp_path, line)["mem"] == 8_000_000_000
+
+
 def test_options_from_a_file(tmp_path):
     text = """
         n_cpus = 3
@@ -193,6 +198,7 @@ def test_options_from_a_file(tmp_path):
     ("text", "message"),
     [
         ("sed = 1", "Did you mean 'seed'"),
+        ("mem_m = 1", "Did you mean 'mem_mb'"),
         ("seed = true", "seed should be a text or a number"),
         ("seed = 1.5", "1.5"),
         ("roi = 'V1'", "roi should be a list"),

@@ -196,14 +196,14 @@ def _reconstructions(evidence: Evidence, ladder: _Ladder) -> _Verdict:
         return None
     if few := _too_few(brain.n_images):
         return few
-    scores = f"{_two_way(brain.value)}, {null.value.mean:.2f} for shuffled pairs"
+    scores = f"{brain.n_images} images, {_two_way(brain.value)}; null {null.value.mean:.2f}"
     low = brain.value.low if brain.value.low is not None else brain.value.mean
     if low <= 0.5 and brain.value.mean <= max(null.value.mean, 0.5) + thresholds()["limit"]["gain_above"]:
         return "broken", (
-            f"Latents are predicted, but reconstructions are no better than chance ({scores}): check the "
+            f"Latents are predicted, but stage-1 images are no better than chance ({scores}): check the "
             "calibration, and stage 1 with predicted latents."
         )
-    return "ok", f"Reconstructions are better than chance ({scores})."
+    return "ok", f"Stage-1 images are better than chance ({scores})."
 
 
 def _limit(evidence: Evidence, ladder: _Ladder) -> _Verdict:
@@ -212,7 +212,7 @@ def _limit(evidence: Evidence, ladder: _Ladder) -> _Verdict:
     if "brain" not in rows or "oracle" not in rows:
         return None
     brain = rows["brain"]
-    scores = f"{_two_way(brain.value)}; oracle {rows['oracle'].value.mean:.2f}"
+    scores = f"{brain.n_images} images, {_two_way(brain.value)}; oracle {rows['oracle'].value.mean:.2f}"
     if brain.share:
         share = _percent(brain.share)
         sentence = f"Reconstructions recover {share} of the range between null and oracle ({scores})."

@@ -141,7 +141,7 @@ def run_group(
         versions={"bidsapp-recon": __version__, "Python": platform.python_version(), "NumPy": np.__version__},
     )
     write_group_report(page, report)
-    log.info("group: %d subjects, %d missing; %s", len(scores), len(missing), page)
+    log.info("group: %d finished, %d missing; %s", len(scores), len(missing), page)
     return GroupOutcome(tuple(scores), tuple(missing), table, page, means)
 
 

@@ -186,8 +186,8 @@ def _evaluation(metrics: tuple[str, ...], conditions: tuple[str, ...]) -> str:
     if any(is_two_way(m) for m in metrics):
         text += (
             "In two-way identification, a reconstruction's features are correlated with those of its own "
-            "stimulus and of every other test stimulus; the score is the share of the others that correlate "
-            "less than its own (Ozcelik & VanRullen, 2023; Scotti et al., 2023). "
+            "stimulus and of every other test stimulus; the score is the proportion of the others that "
+            "correlate less than its own (Ozcelik & VanRullen, 2023; Scotti et al., 2023). "
         )
     if "null" in conditions:
         text += "The null is the same pipeline with responses and images shuffled in training. "

@@ -31,12 +31,7 @@ config_file_option = click.option(
 
 
 def options_in(path: Path, command: click.Command) -> dict[str, Any]:
-    """Read options from a file, as click's ``default_map``.
-
-    Parameters
-    ----------
-    path : Path
-        Options at the top, or in a table ``[run]``.
+    """Read options, at the top of a file or in its table ``[run]``, as click's ``default_map``.
 
     Raises
     ------
@@ -54,8 +49,8 @@ def options_in(path: Path, command: click.Command) -> dict[str, Any]:
             f"--config-file {path}: not a TOML file: {error}", exit_code=ExitCode.BAD_DATA, path=path
         ) from error
     table = content["run"] if isinstance(content.get("run"), dict) else content
-    options = [p for p in command.params if isinstance(p, click.Option)]
-    params = {_key(opt): p for p in options for opt in p.opts} | {str(p.name): p for p in options}
+    options = (p for p in command.params if isinstance(p, click.Option))
+    params = {_key(spelling): p for p in options for spelling in (*p.opts, str(p.name))}
     found = {}
     for key, value in table.items():
         name = _key(key)

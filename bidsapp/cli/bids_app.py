@@ -107,13 +107,16 @@ def app(**options: Any) -> int:
         click.echo("\n".join(map(str, rewrite_reports(config))))
         return ExitCode.OK
     from bidsapp.participant.level import run_participants
+    from bidsapp.participant.summary import summary
     from bidsapp.planning.check import check_run
     from bidsapp.planning.describe import describe_run
 
     if options["dry_run"]:
         click.echo(as_shown(describe_run(check_run(config), config)))
         return ExitCode.OK
-    code, _ = run_participants(config)
+    code, done = run_participants(config)
+    if done:
+        click.echo(summary(done))
     return code
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from bidsapp.errors import ExitCode
 if TYPE_CHECKING:
     from bidsapp.config import RunConfig
     from bidsapp.demo.design import DatasetDesign
-    from bidsapp.report.records import ScoreRow
 
 
 def run_demo(config: RunConfig, design: DatasetDesign) -> int:
@@ -30,33 +29,17 @@ def run_demo(config: RunConfig, design: DatasetDesign) -> int:
     from bidsapp.demo.simulate import write_dataset
     from bidsapp.group.level import run_group
     from bidsapp.participant.level import run_participants
+    from bidsapp.participant.summary import summary
 
     start = time.monotonic()
     write_dataset(config.bids_dir, design, n_cpus=config.n_cpus)
-    code, scores = run_participants(config)
-    if not scores:
+    code, done = run_participants(config)
+    if not done:
         return code
     outcome = run_group(config.output_dir, command=config.command)
-    click.echo(score_table(scores))
-    for subject in scores:
-        click.echo(f"Report: {config.output_dir / f'sub-{subject}.html'}")
+    click.echo(summary(done))
     click.echo(f"Group report: {outcome.report} (whole demo: {time.monotonic() - start:.0f} s)")
     return code
-
-
-def score_table(scores: Mapping[str, Sequence[ScoreRow]]) -> str:
-    """Write mean scores as text: one line per subject, stage and metric."""
-    lines = [f"{'subject':8} {'stage':7} {'metric':28} {'brain':>7} {'chance':>7} {'null':>7} {'oracle':>7}"]
-    for subject, rows in scores.items():
-        by_key = {(r.condition, r.stage, r.metric): r for r in rows}
-        for (condition, stage, metric), row in by_key.items():
-            if condition != "brain":
-                continue
-            others = [by_key.get((c, stage, metric)) for c in ("null", "oracle")]
-            cells = [row.mean, row.chance, *(r.mean if r else None for r in others)]
-            text = " ".join(f"{c:7.3f}" if c is not None else f"{'n/a':>7}" for c in cells)
-            lines.append(f"{'sub-' + subject:8} {stage:7} {metric:28} {text}")
-    return "\n".join(lines)
 
 
 def _option(flag: str, **about: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -16,6 +16,7 @@ from bidsapp.config import RunConfig
 from bidsapp.errors import ExitCode
 from bidsapp.participant.lock import Busy, clear_leftovers, subject_lock
 from bidsapp.participant.outcomes import Outcomes
+from bidsapp.participant.summary import FinishedSubject
 from bidsapp.planning.check import (
     CheckedRun,
     check_run,
@@ -39,7 +40,7 @@ LOG = logging.getLogger("bidsapp")
 
 
 @caches_in_work
-def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreRow]]]:
+def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, FinishedSubject]]:
     """Run the participant level for every subject.
 
     Returns
@@ -48,8 +49,8 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
         OK if every subject is done; SUBJECT_FAILED if one failed; TRY_AGAIN if others were left to other jobs
         and none failed. If the output or work folder cannot be written (a full disk), no further subject is
         begun, and the code is that of the error (IO_ERROR, CANNOT_CREATE).
-    scores : dict of list of ScoreRow
-        Summary table of each subject that is done.
+    done : dict of FinishedSubject
+        Subjects that are done, by label.
     """
     run = check_run(config)
 
@@ -63,7 +64,7 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
 
         return run_parts(run, models, config, models_check), {}
     _write_dataset_files(run, config)
-    done: dict[str, list[ScoreRow]] = {}
+    done: dict[str, FinishedSubject] = {}
     outcomes = Outcomes(config)
     for label, subject in run.subjects.items():
         tree = OutputTree(config.output_dir, label, subject.inputs.task, subject.inputs.space)
@@ -75,7 +76,8 @@ def run_participants(config: RunConfig) -> tuple[ExitCode, dict[str, list[ScoreR
                 outcomes.of(label, partial(_report_failure, tree, config)),
             ):
                 LOG.info(models_check)
-                done[label] = _finish_subject(run, tree, run_id, models, config)
+                rows = _finish_subject(run, tree, run_id, models, config)
+                done[label] = FinishedSubject(tree, rows)
         except Busy as error:
             outcomes.leave(label, error)
         if outcomes.end_the_run:

@@ -18,6 +18,7 @@ import numpy as np
 from bidsapp import __version__
 from bidsapp.storage.atomic import PARTIAL, clear_partials
 from bidsapp.storage.files import sha256_file
+from bidsapp.system.logging import ROUTINE
 from bidsapp.system.processes import here, temporary
 from bidsapp.system.write_errors import writing
 
@@ -116,7 +117,7 @@ class Stages:
             self.drop(name)
             partial.replace(final)
         self.seconds[name] = time.monotonic() - start
-        LOG.info("%s: done in %.1f s", name, self.seconds[name])
+        LOG.info("%s: done in %.1f s", name, self.seconds[name], extra=ROUTINE)
         try:
             return _open(final, key, record, read=False)
         except (OSError, ValueError) as error:
@@ -144,7 +145,7 @@ class Stages:
         """Load what is cached if it matches; otherwise None, and the log states why."""
         folder = self.folder / name
         if not (folder / "done.json").exists():
-            LOG.info("%s: computing", name)
+            LOG.info("%s: computing", name, extra=ROUTINE)
             return None
         try:
             record = json.loads((folder / "done.json").read_text(encoding="utf-8"))

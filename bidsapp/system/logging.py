@@ -16,6 +16,8 @@ from bidsapp.system.write_errors import reason, writing
 
 LOG = logging.getLogger("bidsapp")
 T = TypeVar("T")
+#: ``extra`` of a line that a terminal shows with ``-v`` only; log files and batch logs always have it.
+ROUTINE = {"routine": True}
 
 
 def new_run_id() -> str:
@@ -34,8 +36,13 @@ class _Plain(logging.Formatter):
 
 
 def set_up_logging(verbose: int) -> None:
-    """Log plain lines to standard error; ``-v`` adds warnings of libraries, ``-vv`` debugging lines."""
+    """Log plain lines to standard error; ``-v`` adds warnings of libraries, ``-vv`` debugging lines.
+
+    In a terminal, ``-v`` also adds the lines of :data:`ROUTINE`.
+    """
     handler = logging.StreamHandler()
+    if not verbose and sys.stderr.isatty():
+        handler.addFilter(lambda record: not getattr(record, "routine", False))
     handler.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]

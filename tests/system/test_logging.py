@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from enum import IntEnum
 from pathlib import Path
@@ -139,3 +142,30 @@ def test_further_lines_of_a_message_are_indented(app_log, capsys):
     set_up_logging(0)
     app_log.error("2 problems:\n  one\ntwo")
     assert capsys.readouterr().err.splitlines()[1:] == ["      one", "    two"]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "verbose", "shown"), [(True, 0, False), (True, 1, True), (False, 0, True)]
+)
+def test_a_terminal_shows_the_beginning_and_end_of_stages_only_if_asked(tmp_path, terminal, verbose, shown):
+    code = (
+        "import pathlib, sys, numpy as np\n"
+        "from bidsapp.storage.stages import Stages\n"
+        "from bidsapp.system.logging import log_to_file, set_up_logging\n"
+        "set_up_logging(int(sys.argv[1])); out = pathlib.Path(sys.argv[2])\n"
+        "with log_to_file(out / 'run.log'):\n"
+        "    for seed in 0, 1:\n"
+        "        Stages(out / 'work').run('mean', {'seed': seed}, lambda _: {'a': np.zeros(2)})\n"
+    )
+    ours, theirs = os.openpty() if terminal else os.pipe()
+    command = [sys.executable, "-c", code, str(verbose), str(tmp_path)]
+    subprocess.run(command, stderr=theirs, check=True)
+    said = os.read(ours, 10_000).decode()
+    os.close(theirs)
+    os.close(ours)
+    assert ("mean: computing" in said) == shown
+    assert ("mean: done in" in said) == shown
+    assert "mean: recomputing, changed since an earlier run: seed (0, now 1)" in said
+    log = (tmp_path / "run.log").read_text()
+    assert "mean: computing" in log
+    assert log.count("mean: done in") == 2

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import io
 import os
+import stat
 import sys
 from typing import Any, TextIO
 
 
 class _Tolerant(io.FileIO):
-    """A standard stream that ignores errors of writing: all of them, or those of a closed stream.
+    """A standard stream that ignores errors of writing: all of them, or those of a closed stream or terminal.
 
     Another error is raised once; buffered data are not tried again when the process ends.
     """
@@ -18,13 +19,15 @@ class _Tolerant(io.FileIO):
     def __init__(self, number: int, *, all_errors: bool) -> None:
         super().__init__(number, "w", closefd=False)
         self._all = all_errors
+        terminal = stat.S_ISCHR(os.fstat(number).st_mode)  # isatty() is False once a terminal is closed
+        self._ignored = {errno.EPIPE, errno.EBADF, *([errno.EIO] if terminal else [])}
 
     def write(self, data: Any, /) -> int:
         """Write; data that an ignored error concerns count as written."""
         try:
             return super().write(data)
         except OSError as error:
-            if not self._all and error.errno not in (errno.EPIPE, errno.EBADF):
+            if not self._all and error.errno not in self._ignored:
                 self._all = True
                 raise
             return memoryview(data).nbytes

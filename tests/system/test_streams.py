@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -43,3 +44,22 @@ def test_output_that_cannot_be_written_is_an_error(tmp_path):
     )
     assert done.returncode == ExitCode.IO_ERROR
     assert "No space left" in done.stderr
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_terminal_that_was_closed_changes_no_exit_code(stream, tmp_path):
+    ours, theirs = os.openpty()
+    code = (
+        "import os, sys\nos.read(0, 1)\nsys.argv[1:] = ['--help']\nfrom bidsapp.cli import entry\nentry()\n"
+    )
+    other = {"stdout": "stderr", "stderr": "stdout"}[stream]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        **{stream: theirs, other: subprocess.PIPE},
+    )
+    os.close(theirs)
+    os.close(ours)
+    _, said = process.communicate(b"x")
+    assert process.returncode == ExitCode.OK, said

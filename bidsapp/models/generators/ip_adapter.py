@@ -68,6 +68,11 @@ class IPAdapterDiffusion(LatentDiffusion):
             Exit code 65 if a file is damaged, or the adapter is of another kind or made for another image
             encoder or UNet; 66 or 75 if a file is missing.
         """
+        with readable(folder, "these models"):  # configurations whose parts do not fit fail in many ways
+            return cls(cls._assemble(folder, device, dtype))
+
+    @staticmethod
+    def _assemble(folder: Path, device: str, dtype: torch.dtype) -> Any:
         with quiet_libraries():
             from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
                 StableDiffusionImg2ImgPipeline,
@@ -102,7 +107,7 @@ class IPAdapterDiffusion(LatentDiffusion):
         pipeline.set_progress_bar_config(disable=True)
         for part in ("vae", "text_encoder", "unet", "image_encoder"):
             getattr(pipeline, part).to(device).eval()
-        return cls(pipeline)
+        return pipeline
 
     @torch.no_grad()
     def image_to_image(

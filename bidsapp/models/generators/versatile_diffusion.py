@@ -66,9 +66,9 @@ class VersatileDiffusion(LatentDiffusion):
             Exit code 65 if a file is damaged or of another model; 66 or 75 if one is missing.
         """
         unet, vae = load_unet_and_vae(folder, "image_unet", dtype)
-        add_text_path(unet, n_vision)
         text = folder / "text_unet"
         with readable(weights_file(text)):
+            add_text_path(unet, n_vision)
             load_text_path(unet, read_weights(text))
         # for keys that the file leaves out, the library's own defaults would be wrong
         scheduler = load_ddim(folder / "scheduler", **SCHEDULE)

@@ -99,7 +99,7 @@ class TargetQuality:
         Share of test images whose own target is more similar to the prediction than that of every training
         image.
     median_rank : float or None
-        Median over test images of the own target's rank among those of the training images (1 is first).
+        Median over test images: rank of an image's own target among the training images' (1 is first).
     n_dims, n_images, n_training : int
         ``n_dims`` includes dimensions that do not vary.
     """

@@ -30,7 +30,7 @@ def write_voxels_used(found: Reconstruction, tree: OutputTree) -> ExtraFigure:
     write_mosaic(path, Slices(used, mask.affine, background, ceiling, "Noise ceiling, %"))
     n = f"{int(kept.sum()):,}"
     colour = "" if ceiling is None else ", coloured by their noise ceiling in percent"
-    beneath = "over the mean size of the first responses" if background.any() else "on black"
+    beneath = "over the mean amplitude of the first responses" if background.any() else "on black"
     return ExtraFigure(
         "data",
         path.relative_to(tree.out_dir).as_posix(),

@@ -60,7 +60,7 @@ QUALITY_COLUMNS = {
     "two_way": "Identification of test images by their predicted targets (whole targets only).",
     "two_way_p": "Permutation p of two_way.",
     "among_training": "Share of images whose own target is more similar than every training image's.",
-    "median_rank": "Median rank of the own target among the training images' (1 is first).",
+    "median_rank": "Median rank of an image's own target among the training images' (1 is first).",
 }
 
 FINDING_COLUMNS = {

@@ -40,8 +40,10 @@ _TWO_WAY = (
     "How often the reconstruction is more similar to its own stimulus than to the stimulus of another test "
     "image, on the features of {net}."
 )
-_TOP1 = "How often a reconstruction's own stimulus is the most similar of all test images, on the features "
-    "of {net}."
+_TOP1 = (
+    "How often a reconstruction's own stimulus is the most similar of all test images, on the features of "
+    "{net}."
+)
 _DISTANCE = (
     "Mean correlation distance of stimulus and reconstruction on the features of {net}; lower is better."
 )

@@ -133,7 +133,7 @@ class Problem:
         what, fix = str(error).removesuffix(f" {error.fix}"), error.fix or fix
         if what.startswith((f"{where}:", f"{where},")):
             what = what.removeprefix(where).lstrip(":, ")
-        if os.sep not in what.partition(" ")[0]:  # a path keeps its spelling
+        if not re.search(r"/|\.\w", what.partition(" ")[0]):  # a path keeps its spelling
             what = what[:1].upper() + what[1:]
         return cls(where, what, fix, error.exit_code, subject)
 

@@ -92,6 +92,8 @@ def test_a_path_is_cut_off_the_message_only_where_it_is_the_whole_path() -> None
     message = "bids/stimuli/stimuli.tsv, line 3: is odd."
     assert Problem.of(AppError(message), "bids/stimuli").what == message
     assert Problem.of(AppError(message), "bids/stimuli/stimuli.tsv").what == "Line 3: is odd."
+    bare = "stimuli.tsv is missing."
+    assert Problem.of(AppError(bare), ".").what == bare, "the name of a file keeps its case"
     own = Problem.of(AppError(message, path="bids/stimuli/stimuli.tsv"), "bids/stimuli")
     assert (own.path, own.what) == ("bids/stimuli/stimuli.tsv", "Line 3: is odd.")
 

@@ -13,6 +13,7 @@ from bidsapp import __version__
 from bidsapp.cli.config_file import config_file_option
 from bidsapp.cli.help import Command, GroupedOption
 from bidsapp.cli.options import check_parts, command_line, run_options, set_up
+from bidsapp.cli.types import PathOf
 from bidsapp.cli.words import LEVELS
 from bidsapp.config import INPUT, OPTIONS, OTHER, RunConfig, setting_name
 from bidsapp.errors import AppError, ExitCode, as_shown, did_you_mean
@@ -51,8 +52,8 @@ def _levels(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     examples=_EXAMPLES,
     options_metavar="[OPTIONS]",
 )
-@click.argument("bids_dir", type=click.Path(path_type=Path), shell_complete=_first_words)
-@click.argument("output_dir", type=click.Path(path_type=Path))
+@click.argument("bids_dir", type=PathOf(), shell_complete=_first_words)
+@click.argument("output_dir", type=PathOf())
 @click.argument("analysis_level", metavar="{participant|group}", shell_complete=_levels)
 @run_options()
 @click.option(

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from bidsapp.cli.help import GroupedOption
+from bidsapp.cli.types import PathOf
 from bidsapp.config import OTHER
 from bidsapp.errors import AppError, ExitCode, as_shown, did_you_mean
 
@@ -24,7 +25,7 @@ def _read(ctx: click.Context, param: click.Parameter, path: Path | None) -> None
 #: Decorator for a command that takes ``--config-file``.
 config_file_option = click.option(
     "--config-file", cls=GroupedOption, group=OTHER, callback=_read, is_eager=True, expose_value=False,
-    type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    type=PathOf(dir_okay=False), metavar="FILE",
     help="TOML file of options (n_cpus = 8, roi = ['V1', 'hV4']), or the run.toml of an earlier run. "
     "Options on the command line take precedence.",
 )  # fmt: skip

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bidsapp.cli.help import Command, GroupedOption
 from bidsapp.cli.options import command_line, run_options, set_up
+from bidsapp.cli.types import PathOf
 from bidsapp.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _option(flag: str, **about: Any) -> Callable[[Callable[..., Any]], Callable[
 
 
 @click.command("demo", cls=Command, examples=["bidsapp-recon demo ~/recon-demo --n-subjects 1"])
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", metavar="DIR", type=PathOf(file_okay=False))
 @_option("--simulate-only", is_flag=True, help="Write DIR/bids, and stop.")
 @_option("--n-subjects", type=click.IntRange(min=1, max=8), default=2, help="Subjects.")
 @_option("--n-train", type=click.IntRange(min=20), default=1000, help="Training images of each subject.")

@@ -9,6 +9,7 @@ import click
 
 from bidsapp.cli.help import Command
 from bidsapp.cli.options import run_options
+from bidsapp.cli.types import PathOf
 from bidsapp.errors import ExitCode
 from bidsapp.nsd.layout import BETAS, LINKS, SPACES, STIMULI
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     cls=Command,
     examples=["bidsapp-recon nsd2bids ~/nsd ~/nsd-bids --participant-label 01 02 --dry-run"],
 )
-@click.argument("nsd_dir", type=click.Path(path_type=Path))
-@click.argument("bids_dir", type=click.Path(path_type=Path))
+@click.argument("nsd_dir", type=PathOf())
+@click.argument("bids_dir", type=PathOf())
 @click.option(
     "--participant-label", multiple=True, metavar="LABEL...", help="Subjects.  [default: all with betas]"
 )
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     help="NSD's HDF5 file of all images, or one PNG for each image shown.",
 )  # fmt: skip
 @click.option(
-    "--captions", multiple=True, metavar="COCO_JSON...", type=click.Path(path_type=Path, dir_okay=False),
+    "--captions", multiple=True, metavar="COCO_JSON...", type=PathOf(dir_okay=False),
     help="COCO's captions_train2017.json and captions_val2017.json.  [default: those in NSD_DIR]",
 )  # fmt: skip
 @click.option(

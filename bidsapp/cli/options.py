@@ -8,22 +8,21 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from pathlib import Path
 from typing import Any
 
 import click
 
 from bidsapp.cli.help import GroupedOption
-from bidsapp.cli.types import MEMORY, NAMED_FOLDER, PERCENT, RECIPE, SHARD
+from bidsapp.cli.types import MEMORY, NAMED_FOLDER, PERCENT, RECIPE, SHARD, PathOf
 from bidsapp.config import GROUPS, OPTIONS, Option, RunConfig
 from bidsapp.system.resources import available_cpus
 
 #: Types of options by :attr:`bidsapp.config.Option.kind`; ``number``, ``flag`` and ``count`` are click's.
 KINDS: dict[str, click.ParamType[Any]] = {
     "text": click.STRING,
-    "path": click.Path(path_type=Path),
-    "file": click.Path(path_type=Path, dir_okay=False),
-    "folder": click.Path(path_type=Path, file_okay=False),
+    "path": PathOf(),
+    "file": PathOf(dir_okay=False),
+    "folder": PathOf(file_okay=False),
     "memory": MEMORY,
     "percent": PERCENT,
     "recipe": RECIPE,

@@ -20,7 +20,7 @@ from bidsapp.cli.bids_app import app, make_config
 from bidsapp.cli.forwarding import given, parse_run, recipe_file, written_again
 from bidsapp.cli.help import Command, GroupedOption
 from bidsapp.cli.options import run_options
-from bidsapp.cli.types import MEMORY, Parsed, text
+from bidsapp.cli.types import MEMORY, Parsed, PathOf, text
 from bidsapp.errors import AppError, ExitCode
 from bidsapp.slurm.directives import in_place_of
 from bidsapp.slurm.resources import asks_for_gpu, is_time, most_shards
@@ -86,8 +86,8 @@ def _option(
         "bidsapp-recon slurm BIDS_DIR OUTPUT_DIR --sif app.sif --shards 8 --submit",
     ],
 )
-@click.argument("bids_dir", type=click.Path(path_type=Path))
-@click.argument("output_dir", type=click.Path(path_type=Path))
+@click.argument("bids_dir", type=PathOf())
+@click.argument("output_dir", type=PathOf())
 @click.argument("run_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF THE RUN]")
 @_option("--submit", is_flag=True, help="Submit the jobs. Without it, only the scripts are written.")
 @_option(
@@ -132,11 +132,11 @@ def _option(
 )  # fmt: skip
 @_option("--gres", type=_WORD, group="Resources of a task", help="Generic resources, in place of --gpus.")
 @_option(
-    "--sif", type=click.Path(path_type=Path, dir_okay=False), group="Environment", metavar="FILE",
+    "--sif", type=PathOf(dir_okay=False), group="Environment", metavar="FILE",
     help="Apptainer image to run in.  [default: this installation]",
 )  # fmt: skip
 @_option(
-    "--bind", type=click.Path(path_type=Path, exists=True), group="Environment", multiple=True, metavar="DIR",
+    "--bind", type=PathOf(exists=True), group="Environment", multiple=True, metavar="DIR",
     help="Further folder to bind into the container (repeatable).",
 )  # fmt: skip
 @_option(

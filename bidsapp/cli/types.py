@@ -84,6 +84,19 @@ def _named_folder(value: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
+class PathOf(click.Path):
+    """A path; an empty one (a shell variable that is not set) is not the current folder."""
+
+    def __init__(self, **kinds: bool) -> None:
+        super().__init__(path_type=Path, **kinds)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse an empty path."""
+        if value == "":
+            self.fail("the path is empty. Is a shell variable not set?", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class _RecipeName(click.ParamType[str]):
     """The name of a recipe, or the path of a TOML file."""
 

@@ -124,6 +124,22 @@ def test_arguments_that_are_not_utf_8_are_refused_at_once(words, tmp_path, datas
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("", "OUT", "participant"),
+        ("BIDS", "", "participant", "--dry-run"),
+        ("BIDS", "OUT", "participant", "--work-dir="),
+        ("demo", "", "--simulate-only"),
+    ],
+)
+def test_an_empty_argument_is_not_the_current_folder(words, tmp_path, dataset, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(*(str(dataset) if word == "BIDS" else word for word in words)) == 64
+    assert "is empty" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_working_folder_that_is_not_utf_8(tmp_path, dataset, monkeypatch, capsys):
     place = tmp_path / "caf\udce9"
     place.mkdir()

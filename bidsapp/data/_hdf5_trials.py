@@ -53,7 +53,6 @@ def iterate_hdf5(
 
     Parameters
     ----------
-    path : Path
     shape : tuple of int
         (x, y, z) of the mask.
     flat_index : ndarray of int64, (voxels,)

@@ -107,7 +107,6 @@ def mask_session(
     ----------
     session : Session
         Its ``betas`` must have one volume for each of ``stimulus_ids``.
-    mask : Mask
     out : Path
         ``.npy`` file to write; it appears under this name only when complete.
     before_row : callable, optional

@@ -34,7 +34,6 @@ class StimulusSet:
 
     Attributes
     ----------
-    table : Path
     ids : tuple of str
         Ids without ``stim-``, in the table's order. Stimuli whose column ``present`` is 0, false or
         no are left out.
@@ -115,7 +114,6 @@ class StimulusSet:
 
         Parameters
         ----------
-        ids : sequence of str
         size : int, optional
             Side in pixels of the square that every image is resized to (PIL's bilinear filter). By
             default the images are not resized and must all have the same size.

@@ -35,12 +35,10 @@ class RidgeModel:
 
     Attributes
     ----------
-    path : Path
     targets : tuple of str
         Names of the targets that it predicts.
     voxel_index : ndarray of int64, (v,)
         Positions of the voxels in the volume, flattened in Fortran order.
-    volume_shape : tuple of int
     """
 
     def __init__(self, path: Path, file: Any) -> None:

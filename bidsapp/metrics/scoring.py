@@ -85,7 +85,6 @@ class Scores:
     per_image : dict of str to ndarray of float64, (n,)
     summary : dict of str to Summary
         Same keys, in the same order.
-    protocol : str
     skipped : tuple of str
         Metrics of the protocol that were not computed because their network was not given.
     """

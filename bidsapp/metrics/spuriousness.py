@@ -52,7 +52,6 @@ def clusters(features: npt.ArrayLike, n_clusters: int, seed: int) -> npt.NDArray
     ----------
     features : array-like of float, (n, d)
         One row per stimulus, such as its mean CLIP text token.
-    n_clusters, seed : int
 
     Returns
     -------

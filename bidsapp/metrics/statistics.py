@@ -44,7 +44,6 @@ def bootstrap_interval(
     ----------
     values : array-like of float, (n,)
         One value per image.
-    seed, n_resamples : int
     level : float
         Between 0 and 1.
 
@@ -87,7 +86,6 @@ def share_of_range(
     ----------
     values, null, oracle : array-like of float, (n,)
         One metric of the same images in three conditions.
-    seed : int
 
     Returns
     -------
@@ -115,7 +113,6 @@ def pairing_null(scores: npt.NDArray[Any], seed: int, n_permutations: int = 1000
     ----------
     scores : ndarray, (n, n)
         ``scores[i, j]``: the score of reconstruction j if i were its stimulus.
-    seed, n_permutations : int
 
     Returns
     -------

@@ -77,7 +77,6 @@ class Batches:
 
         Parameters
         ----------
-        work : Workload
         n : int
             Number of images.
         call : callable

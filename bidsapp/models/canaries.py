@@ -177,7 +177,6 @@ def check(
 
     Parameters
     ----------
-    canary : Canary
     answer : callable
         Gives the model's answer to the fixed input, on ``device`` in ``dtype``.
     lock : Lock or None

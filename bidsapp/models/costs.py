@@ -83,7 +83,6 @@ def target_sizes(recipe: Recipe, root: Path) -> dict[str, int]:
 
     Parameters
     ----------
-    recipe : Recipe
     root : Path
         The folder that holds the recipe's model folders.
 

@@ -45,7 +45,6 @@ class Models:
 
     Parameters
     ----------
-    recipe : Recipe
     models_dir : Path or None
         Where downloaded weights are; not used by recipes whose weights are in the package.
     device : str

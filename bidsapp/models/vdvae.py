@@ -228,7 +228,6 @@ def load_vdvae(folder: Path, device: str = "cpu", dtype: str = "auto") -> VDVAE:
     folder : Path
         Holds weights under one of :data:`NAMES`, and their ``config.json``; without one they are the
         published weights of ImageNet 64 x 64.
-    device : str
     dtype : str
         As :func:`~bidsapp.models.devices.numerics` takes it.
 

@@ -50,7 +50,6 @@ def convert(nsd_dir: Path, bids_dir: Path, settings: Settings, *, dry_run: bool 
         NSD's download: the folder that holds ``nsddata``, ``nsddata_betas`` and ``nsddata_stimuli``.
     bids_dir : Path
         The dataset; created, or completed if an earlier run left something out.
-    settings : Settings
     dry_run : bool
         Write nothing.
 

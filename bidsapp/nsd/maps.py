@@ -77,7 +77,6 @@ def noise_ceiling(ncsnr: NDArray[np.float64], repeats: Repeats) -> NDArray[np.fl
     ----------
     ncsnr : ndarray of float64
         Standard deviation of the signal divided by that of a single trial's noise.
-    repeats : Repeats
 
     Returns
     -------

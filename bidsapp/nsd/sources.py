@@ -77,7 +77,6 @@ class Sources:
 
     Parameters
     ----------
-    nsd : Nsd
     bids_dir : Path
         The dataset.
     inventory : Inventory

@@ -51,7 +51,6 @@ class SubjectRun:
 
     Attributes
     ----------
-    dataset, stimuli, config : Dataset, StimulusSet, RunConfig
     run_id : str
         Folder of the run in ``logs``.
     seconds : float

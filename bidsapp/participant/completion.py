@@ -33,8 +33,6 @@ class Completion:
     ----------
     tree : OutputTree
         Of the subject.
-    run : CheckedRun
-    models : Models
     config : RunConfig
         With the device and number format that are used.
     """
@@ -96,7 +94,6 @@ class Completion:
         ----------
         rows : sequence of ScoreRow
             The summary table.
-        run_id : str
         written : collection of Path
             Files that the run wrote; those in the subject's folder must exist now.
 

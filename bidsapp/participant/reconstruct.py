@@ -48,13 +48,10 @@ class PreparedSubject:
     ----------
     averaged : StageResult
         Mean response to each image.
-    done : Decoded
     rows : tuple of int
         Test images of the ladder.
-    rungs : dict of str to Start
     seeds : dict of str to Refinement
         Further seeds of the generator.
-    regions : RegionsStart or None
     seed : int
         Of the run.
     """

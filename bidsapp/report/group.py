@@ -31,7 +31,6 @@ def write_group_report(path: str | Path, report: GroupReport) -> Path:
     ----------
     path : path
         The HTML file; its folder is the root of the output dataset.
-    report : GroupReport
 
     Returns
     -------

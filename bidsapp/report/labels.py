@@ -20,7 +20,6 @@ class MetricLabel:
         Chance level where it does not depend on the data.
     percent : bool
         Shown in percent.
-    higher_is_better : bool
     levels : tuple of float
         Smallest and largest possible value.
     """

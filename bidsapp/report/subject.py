@@ -46,7 +46,6 @@ def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
     ----------
     path : path
         The HTML file; its folder is the root of the output dataset.
-    report : SubjectReport
 
     Returns
     -------

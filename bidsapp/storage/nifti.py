@@ -123,7 +123,6 @@ def open_volumes(path: Path) -> Iterator[tuple[Header, Iterator[NDArray[Any]]]]:
 
     Yields
     ------
-    header : Header
     volumes : iterator of ndarray, (x * y * z,)
         Each volume flat in Fortran order, as stored (unscaled, the file's byte order, read-only).
 

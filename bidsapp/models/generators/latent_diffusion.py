@@ -136,7 +136,6 @@ class LatentDiffusion:
             Stage-1 images; a TypeError otherwise.
         generators : sequence of n torch.Generator
             One per image, on the CPU: for the draw from AutoKL's posterior, then the noise.
-        settings : DiffusionSettings
         condition : mapping of str to tensors
             What the UNet takes besides latents and timestep, 2n rows: the unguided condition's first,
             the wanted one's second.

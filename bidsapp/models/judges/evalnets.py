@@ -44,10 +44,8 @@ def load_networks(
 
     Parameters
     ----------
-    names : tuple of str
     clip : ClipTokens or None
         Whose image embedding ``small_clip`` is; needed for that network only.
-    device : str
     batches : Batches, optional
         Decides how many images go through a network at once.
 

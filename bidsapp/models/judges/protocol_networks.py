@@ -58,12 +58,10 @@ def load_protocol_networks(
 
     Parameters
     ----------
-    uses : mapping of str to NetworkUse
     folder : Path
         Holds the checkpoints under their published names, or converted to ``.safetensors``.
     clip_vision : transformers CLIPVisionModelWithProjection, optional
         OpenAI's ViT-L/14; without it the protocol's CLIP is left out.
-    device : str
     batches : Batches, optional
         Decides how many images go through a network at once.
 

@@ -148,8 +148,6 @@ def load_strictly(
 
     Parameters
     ----------
-    model : nn.Module
-    path : Path
     unused : sequence of str
         Beginnings of names (without ``prefix``) that the checkpoint may hold and the model does not use,
         such as a classifier.

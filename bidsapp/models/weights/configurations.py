@@ -67,7 +67,6 @@ def read_configuration(
 
     Parameters
     ----------
-    file : Path
     limits : mapping of str to number
         Largest value by key, at any depth.
     classes : mapping of str to collection of str, optional

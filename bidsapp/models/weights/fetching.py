@@ -57,7 +57,6 @@ def fetch(
 
     Parameters
     ----------
-    required : sequence of RequiredFile
     root : Path
         The models folder. It may be read-only if nothing is missing.
     hub : str, optional

@@ -143,8 +143,6 @@ def missing_models(
 
     Parameters
     ----------
-    recipe : Recipe
-    models_dir : Path or None
     uses : mapping of str to NetworkUse, optional
         Evaluation networks of a published protocol.
     asked : str, optional

@@ -56,6 +56,8 @@ def compare_seeds(
 ) -> tuple[SeedSpread, ...]:
     """Compare scores of the ladder's brain images between seeds.
 
+    Returns one per metric and stage; empty with one seed, or without a ladder.
+
     Parameters
     ----------
     brain : Rung or None
@@ -63,11 +65,6 @@ def compare_seeds(
     starts, finals : mapping
         The other seeds' stage 1, from :func:`start_seeds`, and their stage 2.
     shown : ndarray of uint8, shape (ladder's images, H, W, 3)
-
-    Returns
-    -------
-    tuple of SeedSpread
-        One per metric and stage; empty with one seed, or without a ladder.
     """
     if config.generator_seeds < 2:
         return ()

@@ -59,6 +59,8 @@ def start_regions(
 ) -> RegionsStart | None:
     """Make stage 1 of the regions' synthetic activations (``--roi-analysis``).
 
+    Returns None without the option, and where no region is left.
+
     Parameters
     ----------
     mask : Mask
@@ -66,11 +68,6 @@ def start_regions(
     regions : mapping of str to ndarray of bool, (x, y, z)
         On the mask's grid. Left out are regions that hold none or all of the decoded voxels, or the same
         ones as another region.
-
-    Returns
-    -------
-    RegionsStart or None
-        None without the option, and where no region is left.
     """
     if not config.roi_analysis:
         return None

@@ -144,6 +144,7 @@ def update_participants(
     """Add subjects to ``participants.tsv``; existing rows and columns are kept.
 
     Jobs of several subjects may do this at the same time (there is a lock file at the dataset's root).
+    Returns the table: ``participant_id`` first, in natural order of labels.
 
     Parameters
     ----------
@@ -151,11 +152,6 @@ def update_participants(
         With or without ``sub-``.
     source_dir : path, optional
         Input dataset whose ``participants.tsv`` (and ``.json``) give the other columns of new rows.
-
-    Returns
-    -------
-    Path
-        The table: ``participant_id`` first, in natural order of labels.
     """
     path = Path(out_dir) / "participants.tsv"
     names, known = _source_participants(Path(source_dir)) if source_dir is not None else ([], {})

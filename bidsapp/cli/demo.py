@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def run_demo(config: RunConfig, design: DatasetDesign) -> int:
-    """Simulate ``config.bids_dir``, reconstruct it into ``config.output_dir``, and print a table of scores."""
+    """Simulate ``config.bids_dir``, reconstruct it into ``config.output_dir``, and print the scores."""
     from bidsapp.demo.simulate import write_dataset
     from bidsapp.group.level import run_group
     from bidsapp.participant.level import run_participants

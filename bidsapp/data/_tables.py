@@ -18,11 +18,7 @@ def read_table(path: Path) -> dict[str, list[str]]:
     """Read a table with a header, every cell as text: CSV (RFC 4180) if its suffix is ``.csv``, else TSV.
 
     The first column of a CSV is left out if it has no name: pandas writes row numbers there.
-
-    Returns
-    -------
-    dict of str to list of str
-        Columns in file order.
+    Columns are in file order.
 
     Raises
     ------

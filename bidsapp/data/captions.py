@@ -24,6 +24,8 @@ _IMAGE_SUFFIX = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp)$", re.IGNORECASE)
 def read_captions(path: Path, ids: Iterable[str] = ()) -> dict[str, tuple[str, ...]]:
     """Read a table of captions.
 
+    Returns captions in file order by stimulus id, without ``stim-``.
+
     Parameters
     ----------
     path : Path
@@ -32,11 +34,6 @@ def read_captions(path: Path, ids: Iterable[str] = ()) -> dict[str, tuple[str, .
         that a spreadsheet or pandas put around a whole caption are removed.
     ids : iterable of str
         Stimuli of the dataset. Either these or the ids of the captions may lack the image's suffix.
-
-    Returns
-    -------
-    dict of str to tuple of str
-        Stimulus id without ``stim-`` -> its captions in file order.
 
     Raises
     ------
@@ -71,16 +68,13 @@ def read_captions(path: Path, ids: Iterable[str] = ()) -> dict[str, tuple[str, .
 def same_ids(given: Iterable[str], known: Iterable[str]) -> dict[str, str]:
     """Match the ids of another file to the stimuli of a dataset.
 
+    Returns the given ids that are known, as the dataset spells them; ambiguous ones are left out.
+
     Parameters
     ----------
     given, known : iterable of str
         Ids without ``stim-``. One of two matching ids may lack the suffix of an image file; ``a.jpg``
         and ``a.png`` are two stimuli.
-
-    Returns
-    -------
-    dict of str to str
-        The given ids that are known, as the dataset spells them; ambiguous ones are left out.
     """
     exact = set(known)
     bare: dict[str, list[str]] = {}

@@ -26,11 +26,7 @@ def check_images(places: Sequence[Place], n_decoded: int = N_DECODED) -> list[Pr
     For a PNG or JPEG file, the header and the mark at its end are read: a truncated file lacks the mark.
     A file without it is decoded, and counts as damaged only if that fails. A brick must have the rows.
     In addition, a sample is decoded.
-
-    Returns
-    -------
-    list of Problem
-        One for each damaged file up to ten, and one for the rest.
+    Returns one problem for each damaged file up to ten, and one for the rest.
     """
     existing = [place for place in dict.fromkeys(places) if place.path.is_file()]
     decoded = set(range(0, len(existing), max(1, len(existing) // n_decoded))) if n_decoded else set()

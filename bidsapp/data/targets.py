@@ -195,6 +195,7 @@ class TargetStore:
         """Compute the targets that are missing or damaged, in parallel with other jobs that do the same.
 
         Existing parts are read completely, to compare their checksums.
+        Returns how many stimuli this call computed.
 
         Parameters
         ----------
@@ -204,11 +205,6 @@ class TargetStore:
             Takes positions in ``digests`` and returns the targets of those stimuli.
         block : int
             Stimuli per part; a killed job loses one part at most.
-
-        Returns
-        -------
-        int
-            How many stimuli this call computed.
 
         Raises
         ------

@@ -223,15 +223,12 @@ class RidgeModel:
 def load(path: str | os.PathLike[str]) -> RidgeModel:
     """Open a model file.
 
+    Close the model, or use it in a ``with`` block.
+
     Parameters
     ----------
     path : path
         A ``*_desc-ridge_model.h5`` file.
-
-    Returns
-    -------
-    RidgeModel
-        Close it, or use it in a ``with`` block.
 
     Raises
     ------

@@ -43,6 +43,7 @@ def write_dataset(
 
     The same design gives the same bytes, whatever the number of threads. A folder that already holds this
     dataset is left unchanged; one that is incomplete is written again.
+    Returns ``bids_dir``.
 
     Parameters
     ----------
@@ -51,11 +52,6 @@ def write_dataset(
     design : DatasetDesign, optional
     n_cpus : int
         Number of threads.
-
-    Returns
-    -------
-    Path
-        ``bids_dir``.
 
     Raises
     ------

@@ -66,6 +66,8 @@ def run_group(
 ) -> GroupOutcome:
     """Write the group's table, its description, ``participants.tsv`` and ``group.html``.
 
+    Subjects without scores are listed in the outcome, the log and the report; they are not an error.
+
     Parameters
     ----------
     output_dir : path
@@ -76,11 +78,6 @@ def run_group(
         Command line, for the report.
     dry_run : bool
         Only list the subjects; nothing is written.
-
-    Returns
-    -------
-    GroupOutcome
-        Subjects without scores are listed in it, in the log and in the report; they are not an error.
 
     Raises
     ------
@@ -148,17 +145,14 @@ def run_group(
 def remove_group_results(root: Path, label: str = "") -> bool:
     """Remove the table and report of an earlier group run, which scores that were removed are still part of.
 
+    Returns whether there was anything to remove.
+
     Parameters
     ----------
     root : Path
         The output dataset.
     label : str
         Only if this subject is in the table.
-
-    Returns
-    -------
-    bool
-        Whether there was anything to remove.
     """
     table, page = _files(root)
     files = [path for path in (table, table.with_suffix(".json"), page) if path.is_file()]

@@ -62,11 +62,7 @@ def check_models(models: Models, work_dir: Path) -> str:
     """Ask all models of a recipe that have not passed with the same weights, device and versions.
 
     Then the hashes of weights that have no record are recorded: all of them work.
-
-    Returns
-    -------
-    str
-        Which models passed now and which had passed before (as recorded in the work folder), for the log.
+    Returns a line for the log: which models passed now, and which before (as the work folder records).
 
     Raises
     ------

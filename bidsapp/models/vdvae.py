@@ -223,6 +223,8 @@ class VDVAE(nn.Module):
 def load_vdvae(folder: Path, device: str = "cpu", dtype: str = "auto") -> VDVAE:
     """Load a VDVAE, strictly, with the number formats of its device.
 
+    The model is in evaluation mode, with float32 weights.
+
     Parameters
     ----------
     folder : Path
@@ -230,11 +232,6 @@ def load_vdvae(folder: Path, device: str = "cpu", dtype: str = "auto") -> VDVAE:
         published weights of ImageNet 64 x 64.
     dtype : str
         As :func:`~bidsapp.models.devices.numerics` takes it.
-
-    Returns
-    -------
-    VDVAE
-        In evaluation mode, float32 weights.
 
     Raises
     ------

@@ -40,10 +40,7 @@ def labels_of(path: Path, values: NDArray[np.float64]) -> NDArray[np.int16]:
 def read_label_table(path: Path) -> dict[int, str]:
     """Read a FreeSurfer colour table (``.ctab``): one number and name per line, optionally with a colour.
 
-    Returns
-    -------
-    dict of int to str
-        Labels above 0, sorted.
+    Returns labels above 0, sorted.
 
     Raises
     ------

@@ -166,10 +166,7 @@ def png_name(image: int) -> str:
 def read_captions(paths: Sequence[Path]) -> dict[int, list[str]]:
     """Read COCO's caption files.
 
-    Returns
-    -------
-    dict of int to list of str
-        COCO ID to the image's captions, in the order of the annotation ids.
+    Returns captions by COCO ID, in the order of the annotation ids.
 
     Raises
     ------

@@ -70,10 +70,7 @@ class SubjectRun:
 def write_subject(found: Reconstruction, tree: OutputTree, run: SubjectRun) -> list[ScoreRow]:
     """Write all outputs of one subject; its report is last, so that a report means complete outputs.
 
-    Returns
-    -------
-    list of ScoreRow
-        The summary table.
+    Returns the summary table.
     """
     config = run.config
     sources = [source_uri(s.betas, run.dataset.links) for s in found.subject.sessions]

@@ -27,15 +27,12 @@ _SECTIONS = ("Summary", "Subjects", "Scores", "Table", "About", "Methods", "Erro
 def write_group_report(path: str | Path, report: GroupReport) -> Path:
     """Write ``group.html``; its links and images are those of the subjects' reports.
 
+    Returns the HTML file's path.
+
     Parameters
     ----------
     path : path
         The HTML file; its folder is the root of the output dataset.
-
-    Returns
-    -------
-    Path
-        The HTML file.
     """
     path = Path(path)
     headline, sentences = summaries.group_summary(report)

@@ -39,10 +39,7 @@ class Strips:
 def write_strips(root: Path, report: SubjectReport) -> Strips | None:
     """Write one strip per rung into ``root/sub-XX/figures``, and remove those of an earlier report.
 
-    Returns
-    -------
-    Strips or None
-        None without a control ladder.
+    Returns None without a control ladder.
     """
     folder, stem = figure_stem(root, report)
     found, rows, written = report.ladder, [], set()

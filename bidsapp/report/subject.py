@@ -42,15 +42,12 @@ _FIGURE_SECTIONS = ("reconstructions", "scores", "regions", "data")
 def write_subject_report(path: str | Path, report: SubjectReport) -> Path:
     """Write ``sub-XX.html``, and its images into ``sub-XX/figures`` in the same folder.
 
+    Returns the HTML file's path.
+
     Parameters
     ----------
     path : path
         The HTML file; its folder is the root of the output dataset.
-
-    Returns
-    -------
-    Path
-        The HTML file.
 
     Raises
     ------

@@ -84,11 +84,7 @@ def clear_partials(folder: str | os.PathLike[str], *, max_age: float = _DAY) -> 
 
     Those of a process that may still run are kept: on this machine the system knows; those of another
     machine are kept while younger than ``max_age`` seconds.
-
-    Returns
-    -------
-    list of Path
-        What was removed, sorted.
+    Returns what was removed, sorted.
     """
     removed = []
     for path in sorted(Path(folder).glob(f"*{PARTIAL}*")):

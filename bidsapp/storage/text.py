@@ -182,11 +182,7 @@ def read_tsv(path: str | os.PathLike[str]) -> dict[str, list[str]]:
     A byte-order mark, line ends of Windows and of old Macs, blanks around the names of columns, and blank
     lines at the end are tolerated. Accented letters are composed (:func:`normalized`). Quotes have no
     special meaning, as in BIDS.
-
-    Returns
-    -------
-    dict of str to list of str
-        Columns in file order.
+    Columns are in file order.
 
     Raises
     ------

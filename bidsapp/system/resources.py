@@ -20,6 +20,7 @@ def available_cpus(environ: Mapping[str, str] | None = None, root: Path = Path("
 
     No single source is enough: a scheduler's variables do not reach into a container with a clean
     environment, SLURM without cgroups does not set the affinity, and ``docker --cpus`` sets only a quota.
+    Returns the smallest of the scheduler's allocation, the affinity and the quota (rounded up); at least 1.
 
     Parameters
     ----------
@@ -27,11 +28,6 @@ def available_cpus(environ: Mapping[str, str] | None = None, root: Path = Path("
         Environment variables; those of this process by default.
     root : Path
         Where ``proc`` and ``sys`` are.
-
-    Returns
-    -------
-    int
-        The smallest of the scheduler's allocation, the affinity and the quota (rounded up); at least 1.
     """
     environ = os.environ if environ is None else environ
     allowed = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]

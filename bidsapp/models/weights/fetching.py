@@ -55,6 +55,8 @@ def fetch(
 ) -> int:
     """Verify existing files, reading every byte, and fetch missing ones.
 
+    Returns the number of files fetched now.
+
     Parameters
     ----------
     root : Path
@@ -63,11 +65,6 @@ def fetch(
         Address of the Hugging Face hub.
     report : callable
         Takes one line per file.
-
-    Returns
-    -------
-    int
-        Number of files fetched now.
 
     Raises
     ------

@@ -72,10 +72,7 @@ class Lock:
     def record_files(self, entries: Mapping[str, Mapping[str, Any]]) -> Path | None:
         """Record files.
 
-        Returns
-        -------
-        Path or None
-            Where they are recorded now; None if no place is writable.
+        Returns where they are recorded now; None if no place is writable.
 
         Raises
         ------

@@ -44,6 +44,8 @@ _STAND_INS = {
 def verify(required: Sequence[RequiredFile], root: Path, *, full: bool = False) -> dict[str, str]:
     """Compare the files that exist with what is recorded.
 
+    Returns the SHA-256 by path in the folder.
+
     Parameters
     ----------
     required : sequence of RequiredFile
@@ -52,11 +54,6 @@ def verify(required: Sequence[RequiredFile], root: Path, *, full: bool = False) 
         The models folder.
     full : bool
         Hash every file, even if it looks unchanged, and refuse files that are not the published ones.
-
-    Returns
-    -------
-    dict of str to str
-        SHA-256 by path in the folder.
 
     Raises
     ------

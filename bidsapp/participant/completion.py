@@ -110,7 +110,7 @@ class Completion:
             what = "empty" if path.exists() else "missing"
             raise AppError(
                 f"{path}: {what}, although it was written. Is the disk full, or does another program change "
-                "the output folder? Run again.",
+                "the output folder? Run the same command again.",
                 exit_code=ExitCode.IO_ERROR,
             )
         record: dict[str, Any] = {"run": run_id, "inputs": self.inputs}

@@ -197,7 +197,7 @@ def lose(case: Case, pattern: str, do: str) -> Path:
     what = {"text": "sub-01: done in", "pattern": pattern, "do": do, "out": str(folder / "out")}
     run = case.start(folder, "--keep-work", "--participant-label", "01", at_line=what)
     assert run.wait() == 1, (pattern, run.said())
-    assert "Run it again" in run.said()
+    assert "Run the same command again" in run.said()
     return folder
 
 

@@ -29,6 +29,8 @@ def check_trial_order(
 ) -> tuple[TrialOrder, ...]:
     """Correlate each session's trials with responses to the same images in the other sessions.
 
+    ``n_trials`` is 0 and correlations are NaN for a session whose images were not shown in another.
+
     Parameters
     ----------
     betas : sequence of ndarray of float32, (trials of the session, voxels)
@@ -37,11 +39,6 @@ def check_trial_order(
         The stimulus of each trial of each session.
     labels : sequence of str
         Of the sessions.
-
-    Returns
-    -------
-    tuple of TrialOrder
-        One per session; ``n_trials`` is 0 and correlations are NaN where no image was shown in another.
     """
     voxels = _usable_voxels(betas)
     sessions = [_Session(array, voxels) for array in betas]

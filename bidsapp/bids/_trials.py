@@ -17,11 +17,7 @@ def read_trials(path: Path) -> tuple[str, ...]:
 
     ``*_trials.tsv`` has one row per volume. With a column ``beta_index`` (from 0) the rows may be in any
     order; without it they are in volume order.
-
-    Returns
-    -------
-    tuple of str
-        Stimulus ids without ``stim-``, in volume order; "" for a trial without a stimulus (``n/a``).
+    Returns stimulus ids without ``stim-``, in volume order; "" for a trial without a stimulus (``n/a``).
 
     Raises
     ------

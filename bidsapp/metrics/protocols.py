@@ -40,7 +40,6 @@ class NetworkUse:
         Normalization of the input.
     file : str
         Name of the published checkpoint; empty for CLIP, which is a folder.
-    resizing : Resizing
     """
 
     architecture: str
@@ -57,12 +56,10 @@ class PublishedProtocol:
 
     Attributes
     ----------
-    name, title : str
     pixels : Resizing
         Of both images, before the pixel metrics.
     pixel_metrics : tuple of str
         Names of functions of :mod:`bidsapp.metrics.pixel`.
-    networks : dict of str to NetworkUse
     """
 
     name: str

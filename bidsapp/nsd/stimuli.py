@@ -36,7 +36,6 @@ class StimulusInfo:
 
     Attributes
     ----------
-    coco_id : tuple of int
     coco_split : tuple of str
         ``train2017`` or ``val2017``.
     crop_box : tuple of str

@@ -30,7 +30,6 @@ class Sizes:
 
     Attributes
     ----------
-    n_sessions, n_trials, n_train, n_test, n_voxels : int
     betas_bytes : int
         Betas of all sessions, decompressed.
     targets : mapping of str to int
@@ -76,7 +75,6 @@ class ResourceEstimate:
         keep.
     output : int
         Bytes in the output folder, including ``model_file``.
-    model_file : int
     vram : int
         Bytes of the models' parameters on an accelerator; 0 on the CPU.
     image_cost : int

@@ -35,17 +35,15 @@ def row_writer(
 ) -> Iterator[Callable[[npt.NDArray[Any]], None]]:
     """Write a ``.npy`` file row by row; it appears under its name only when complete.
 
+    Yields a callable that takes the next row or rows, of any type that can be converted. Together they must
+    fill ``shape``.
+
     Parameters
     ----------
     shape : tuple of int
         (rows, ...).
     dtype : dtype-like
         Of the file.
-
-    Yields
-    ------
-    callable
-        Takes the next row or rows, of any type that can be converted. Together they must fill ``shape``.
 
     Raises
     ------

@@ -1,1 +1,1 @@
-"""What a run finds out about itself: control ladder, checks, optional analyses, findings."""
+"""Analyses of a run: control ladder, checks, optional analyses, findings."""

@@ -52,7 +52,7 @@ def gather_evidence(
     ladder: Sequence[LadderRow],
     config: RunConfig,
 ) -> Evidence:
-    """Check a subject's run, and put in words what is broken or limits it.
+    """Check a subject's run, and describe what is broken or limits it.
 
     ``second`` is the brain's stage 2.
     """

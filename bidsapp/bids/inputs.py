@@ -240,6 +240,8 @@ def _choose_participants(asked: Sequence[str] | None, found: list[str], base: Pa
         return sorted(labels, key=natural_key)
     near = [f for f in found for u in unknown if f.lstrip("0").lower() == u.lstrip("0").lower()]
     hint = f" Did you mean {', '.join(near)}?" if near else ""
+    if any("," in label for label in labels):
+        hint = f" Separate labels by spaces: {' '.join(labels).replace(',', ' ')}."
     message = (
         f"No betas of participant{'s' if len(unknown) > 1 else ''} {', '.join(unknown)} in {base}. "
         f"Participants found: {_listed(found)}.{hint} {_MOUNTS}"

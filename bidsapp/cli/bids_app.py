@@ -137,7 +137,7 @@ def _run_group(options: dict[str, Any]) -> ExitCode:
 
 
 def make_config(options: dict[str, Any]) -> RunConfig:
-    """Make a run's settings of the command's parameters."""
+    """Make a run's settings from the command's parameters."""
     from bidsapp.config import load_recipe
 
     given = {name: options[setting_name(name)] for name, option in OPTIONS.items() if option.flags}

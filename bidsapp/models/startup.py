@@ -59,7 +59,7 @@ class Trial:
 
 
 def check_models(models: Models, work_dir: Path) -> str:
-    """Ask all models of a recipe that have not passed with the same weights, device and versions.
+    """Check all models of a recipe, except those that passed with the same weights, device and versions.
 
     Then the hashes of weights that have no record are recorded: all of them work.
     Returns a line for the log: which models passed now, and which before (as the work folder records).

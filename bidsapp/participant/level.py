@@ -117,7 +117,7 @@ def _write_dataset_files(run: CheckedRun, config: RunConfig) -> None:
 def _finish_subject(
     run: CheckedRun, tree: OutputTree, run_id: str, models: Models, config: RunConfig
 ) -> list[ScoreRow]:
-    """Compute a subject, unless that is done already, and give its summary table."""
+    """Process a subject unless it is already done, and return its summary table."""
     from bidsapp.bids.descriptions import update_participants
     from bidsapp.participant.completion import Completion
 

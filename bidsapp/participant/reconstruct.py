@@ -122,7 +122,7 @@ def prepare_stage2(
 
 
 def reconstruct(run: CheckedRun, label: str, models: Models, config: RunConfig) -> Reconstruction:
-    """Reconstruct and score the test images of the subject of a label."""
+    """Reconstruct and score the test images of one subject."""
     subject, stimuli = run.subjects[label], run.stimuli
     stages = Stages(config.work_dir / f"sub-{label}", config.force)
 

@@ -104,7 +104,7 @@ def first_stage(stages: Stages, condition: Condition, subject: str, models: Mode
 
 
 def second_stage(stages: Stages, work: Refinement, subject: str, models: Models) -> StageResult:
-    """Stage 2: latent diffusion from stage 1 under the tokens, ``images`` uint8 (n, S, S, 3).
+    """Stage 2: latent diffusion from stage 1, guided by the tokens: ``images`` uint8 (n, S, S, 3).
 
     Blocks left by an interrupted run or by shards are used, and removed when the stage is complete.
     """

@@ -82,6 +82,7 @@ def test_the_first_sessions_of_each_subject(tiny_dataset: Make) -> None:
     ("options", "code", "words"),
     [
         ({"participants": ["1"]}, ExitCode.NOTHING_MATCHED, ["01, 02", "Did you mean 01", "docker run -v"]),
+        ({"participants": ["01,02"]}, ExitCode.NOTHING_MATCHED, ["Separate labels by spaces: 01 02"]),
         ({"sessions": ["s9"]}, ExitCode.NOTHING_MATCHED, ["s9", "s1, s2"]),
         ({"task": "other"}, ExitCode.NOTHING_MATCHED, ["task-other", "tiny"]),
         ({"space": "MNI"}, ExitCode.NOTHING_MATCHED, ["space-MNI", "func3mm"]),

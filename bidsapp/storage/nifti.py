@@ -53,10 +53,6 @@ class Header:
         Values are ``stored * slope + intercept``; 1 and 0 where the header has none.
     affine : ndarray of float64, (4, 4)
         Voxel indices to mm; invertible.
-    zooms : tuple of float
-        Voxel sizes, mm.
-    sform_code, qform_code : int
-        NIfTI's codes of the space.
     offset : int
         Byte at which the data begin.
     """
@@ -67,9 +63,6 @@ class Header:
     slope: float
     intercept: float
     affine: NDArray[np.float64]
-    zooms: tuple[float, float, float]
-    sform_code: int
-    qform_code: int
     offset: int
 
     @property
@@ -238,7 +231,6 @@ def _read_header(stream: IO[bytes], path: Path) -> Header:
         dims = tuple(int(n) for n in header.get_data_shape())
         offset = float(header["vox_offset"])
         affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-        zooms = tuple(float(z) for z in header.get_zooms()[:3])
     except Exception as error:  # nibabel raises a dozen kinds on damaged headers
         refuse(path, f"The NIfTI header is damaged ({error or type(error).__name__}).")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
@@ -258,9 +250,6 @@ def _read_header(stream: IO[bytes], path: Path) -> Header:
         slope=1.0 if slope is None else float(slope),
         intercept=0.0 if intercept is None else float(intercept),
         affine=affine,
-        zooms=(zooms[0], zooms[1], zooms[2]),
-        sform_code=int(header["sform_code"]),
-        qform_code=int(header["qform_code"]),
         offset=int(offset),
     )
 

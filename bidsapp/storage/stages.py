@@ -63,7 +63,6 @@ class Stages:
     def __init__(self, folder: Path, force: Collection[str] = ()) -> None:
         self.folder = folder
         self.force = frozenset(force)
-        self.seconds: dict[str, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
         for path in clear_partials(folder):
             LOG.info("%s: removed, left unfinished by a killed run", path)
@@ -116,8 +115,7 @@ class Stages:
             final = self.folder / name
             self.drop(name)
             partial.replace(final)
-        self.seconds[name] = time.monotonic() - start
-        LOG.info("%s: done in %.1f s", name, self.seconds[name], extra=ROUTINE)
+        LOG.info("%s: done in %.1f s", name, time.monotonic() - start, extra=ROUTINE)
         try:
             return _open(final, key, record, read=False)
         except (OSError, ValueError) as error:
@@ -191,7 +189,6 @@ class Survey(Stages):
     def __init__(self, folder: Path, *, read: bool = False) -> None:
         self.folder, self._read = folder, read
         self.force = frozenset()
-        self.seconds = {}
         self.found: set[str] = set()
 
     def run(

@@ -211,15 +211,6 @@ def test_a_stage_may_write_its_arrays_itself(tmp_path):
     assert got["small"] == 1
 
 
-def test_seconds_are_those_of_what_was_computed(tmp_path, counted):
-    first = Stages(tmp_path)
-    first.run("mean", {}, counted)
-    again = Stages(tmp_path)
-    again.run("mean", {}, counted)
-    assert list(first.seconds) == ["mean"]
-    assert again.seconds == {}
-
-
 @given(st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3), max_size=4))
 def test_keys_depend_on_content_not_order(inputs):
     backwards = dict(reversed(inputs.items()))

@@ -52,7 +52,7 @@ RGB = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a scene: what it is, its colour, size and place (x, y in shares of the image)."""
+    """One object of a scene: what it is, its colour, size and place (x, y as fractions of the image)."""
 
     kind: str
     colour: str

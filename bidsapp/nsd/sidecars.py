@@ -154,7 +154,7 @@ _STIMULI_COLUMNS: dict[str, Any] = {
     "COCO_split": {"Description": "The COCO set that the image comes from."},
     "crop_box": {
         "Description": "Part of the COCO image that was cut off to make it square: (top, bottom, left, "
-        "right), as shares of its size. Captions describe the whole image."
+        "right), as fractions of its size. Captions describe the whole image."
     },
 }
 

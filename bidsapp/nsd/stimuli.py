@@ -39,7 +39,7 @@ class StimulusInfo:
     coco_split : tuple of str
         ``train2017`` or ``val2017``.
     crop_box : tuple of str
-        Part of the COCO image that was cut off: "(top, bottom, left, right)", as shares of its size.
+        Part of the COCO image that was cut off: "(top, bottom, left, right)", as fractions of its size.
     shared : ndarray of bool, (images,)
     shown_on : mapping of (int, int) to int
         (subject, trial), both from 1, to the 73k ID that the table plans there.

@@ -1,4 +1,4 @@
-"""Stage 2 by Versatile Diffusion: image-to-image guided by predicted image and caption tokens.
+"""Stage 2 by Versatile Diffusion: image-to-image guided by predicted image and text tokens.
 
 Versatile Diffusion (Xu et al. 2023, arXiv 2211.08332) as Brain-Diffuser uses it (arXiv 2303.05334,
 "Versatile Diffusion for final reconstruction").
@@ -93,7 +93,7 @@ class VersatileDiffusion(LatentDiffusion):
         vision, text : ndarray of float32, shape (n, tokens, dims)
             A ValueError if the number of tokens is not the UNet's.
         unconditional : pair of ndarray, shapes (1, tokens, dims)
-            Image and caption tokens of "nothing".
+            Image and text tokens of "nothing".
 
         Returns
         -------
@@ -122,7 +122,7 @@ class VersatileDiffusion(LatentDiffusion):
 
 
 class DualGuided(Generator):
-    """Versatile Diffusion with its CLIP: guided by image tokens and by caption tokens."""
+    """Versatile Diffusion with its CLIP: guided by image tokens and by text tokens."""
 
     title = "Versatile Diffusion"
     embedding_target, embedding_title = "clip_vision", "CLIP's image embedding"
@@ -131,7 +131,7 @@ class DualGuided(Generator):
 
     @classmethod
     def target_shapes(cls, folder: Path) -> dict[str, tuple[int, int]]:
-        """Shapes of CLIP's image and caption tokens."""
+        """Shapes of CLIP's image and text tokens."""
         return dict(zip(("clip_vision", "clip_text"), token_shapes(folder), strict=True))
 
     @cached_property
@@ -150,7 +150,7 @@ class DualGuided(Generator):
     def targets(
         self, images: np.ndarray, captions: Sequence[Sequence[str]], most: int
     ) -> dict[str, np.ndarray]:
-        """CLIP's image tokens, and its caption tokens averaged over each image's captions."""
+        """CLIP's image tokens, and its text tokens averaged over each image's captions."""
         clip, n = self.encoder, len(images)
         vision = Workload("CLIP-Vision", self.encoder_cost(), most)
         text = Workload("CLIP-Text", self._caption_cost() * max(map(len, captions)), most)

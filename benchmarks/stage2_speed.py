@@ -22,16 +22,11 @@ from _measure import RESULTS, megabytes, peak_memory, save, synchronise, table
 
 from bidsapp.config import load_recipe
 from bidsapp.models.batching import Batches, Workload
-from bidsapp.models.devices import (
-    choose_device,
-    choose_dtype,
-    device_name,
-    is_out_of_memory,
-    numerics,
-)
+from bidsapp.models.devices import choose_device, choose_dtype, device_name, numerics
 from bidsapp.models.generators.dual_attention import add_text_path
 from bidsapp.models.generators.latent_diffusion import DiffusionSettings
 from bidsapp.models.generators.versatile_diffusion import SCHEDULE, VersatileDiffusion
+from bidsapp.system.limits import is_out_of_memory
 
 #: What a GPU of the size that many have holds.
 SMALL_GPU = 12e9

@@ -157,6 +157,6 @@ def test_a_job_that_slurm_refuses_is_one_message(slurm, folder):
         [*map(str, command), *map(str, run)], env=slurm.environ, capture_output=True, text=True, check=False
     )
     assert done.returncode == 75
-    assert "SLURM did not take the jobs" in done.stderr
+    assert "SLURM refused the jobs" in done.stderr
     assert "invalid partition" in done.stderr
     assert "Submitted before that: nothing" in done.stderr

@@ -1,9 +1,9 @@
 """Compare the outputs of a container with those of a plain install, byte for byte.
 
-``python3 compare.py EXPECTED FOUND TYPE`` exits with 1 and names every file that differs or is missing. Left
-out is what no two runs share: the logs, the work folder, in the reports the lines of command, run, wall time
-and Python's version. ``dataset_description.json`` must be the same but for the container, whose type has to
-be TYPE (docker or apptainer).
+``python3 compare.py EXPECTED FOUND TYPE`` exits with 1 and names every file that differs or is missing. What
+no two runs share is ignored: the logs, the work folder and, in the reports, the command, folders, run,
+wall time and Python's version. ``dataset_description.json`` must be the same except for the container,
+whose type must be TYPE (docker or apptainer).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 OWN = (".work", "logs/sub-")
 LINES = (
     r"<pre>bidsapp-recon .*?</pre>",
-    r'<tr><th scope="row">(?:Run|Wall time|[Pp]ython)</th><td>.*?</td></tr>',
+    r'\s*<tr><th scope="row">(?:Run|Wall time|[Pp]ython)</th><td>.*?</td></tr>',
+    r'\s*<tr><th scope="row">run\.(?:bids|output|work|models)_dir</th><td>.*?</td></tr>',
 )
 
 

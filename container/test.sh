@@ -152,7 +152,7 @@ both_levels docker
 python3 "$repo/container/compare.py" "$work/plain" "$work/docker" docker
 say "docker: --cpus, refusals, MODELS"
 cpus=$(image_run "$image" --cpus 1 --entrypoint python -- -c \
-  'from bidsapp.cpus import available_cpus; print(available_cpus())')
+  'from bidsapp.system.resources import available_cpus; print(available_cpus())')
 if [[ $cpus != 1 ]]; then fail "with --cpus 1 the app takes $cpus CPUs"; fi
 expect 18 "participant" docker_run participant --participant-label 99 --skip-bids-validation
 expect 75 "/models" docker_run participant --recipe brain-diffuser --skip-bids-validation
@@ -161,7 +161,7 @@ if [[ $(id -u) == 0 ]]; then chown 0 "$work/docker"; fi
 expect 73 "read-write" docker_run participant --skip-bids-validation
 if said=$(image_build bidsapp-recon-models "$repo" --build-arg "MODELS=embedded no-such-recipe" 2>&1); then
   fail "an image was built with the weights of a recipe that there is not"
-elif [[ $said != *"0 files fetched"*brain-diffuser* ]]; then
+elif [[ $said != *"0 files downloaded"*brain-diffuser* ]]; then
   fail "an unknown recipe in MODELS: expected the names of those there are, got: $said"
 fi
 echo "refused, as it has to be: MODELS=\"embedded no-such-recipe\""

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from bidsapp.bids.outputs import OutputTree
 from bidsapp.errors import AppError
+from bidsapp.report.checks import SEVERITY_TITLES
 from bidsapp.storage.text import read_tsv
 
 if TYPE_CHECKING:
     from bidsapp.report.records import ScoreRow
-
-_SEVERITIES = {"broken": "broken", "limit": "limiting", "ok": "sound", "unknown": "not judged"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def _findings(tree: OutputTree) -> str:
     for severity, stage in found:
         stages[severity].append(stage)
     parts = []
-    for severity, word in _SEVERITIES.items():
+    for severity, word in SEVERITY_TITLES.items():
         if named := stages.get(severity):
             which = "" if severity == "ok" else f" ({', '.join(dict.fromkeys(named))})"
             parts.append(f"{len(named)} {word}{which}")

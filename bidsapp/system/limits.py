@@ -46,8 +46,8 @@ def limit_reached(error: BaseException, folders: Iterable[Path] = ()) -> AppErro
             if not folder.is_dir():
                 text = (
                     f"{folder}: this folder was removed during the run. Run the same command again and keep "
+                    "the folder until the run ends. What is left of finished stages is used again."
                 )
-                text += "the folder until the run ends. What is left of finished stages is used again."
                 return AppError(text, exit_code=ExitCode.IO_ERROR, path=folder)
     return None
 
